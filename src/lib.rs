@@ -1,0 +1,23 @@
+//! Flamingo-style vision-language models (OpenFlamingo, Med-Flamingo) as launches of kernels.
+//!
+//! Research software. Not a medical device; never for clinical decisions.
+//!
+//! A kernel is a C struct (`kernels/<stem>.h`), a native twin (`src/ops/<stem>.rs`) and, on a GPU,
+//! a `.cu`. A launch is data; [`device::Stream::launch`] runs it where the stream lives. The floors
+//! are strict: a module may use those below it only (`tests/house.rs` checks it).
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 7 | `convert` |
+//! | 6 | `engine` |
+//! | 5 | `model` |
+//! | 4 | `ops`, `weights`, `prompt` |
+//! | 3 | `tensor`, `text`, `image`, `checkpoint` |
+//! | 2 | `device` |
+//! | 1 | `error`, `dtype`, `contracts` |
+
+pub mod dtype;
+pub mod error;
+
+pub use dtype::DType;
+pub use error::{Error, Result};
