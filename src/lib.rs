@@ -16,6 +16,8 @@
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
+pub mod contracts;
+pub mod device;
 pub mod dtype;
 pub mod error;
 

@@ -1,0 +1,505 @@
+//! Made by bindgen from `kernels/contracts.h`; see `tests/contracts.rs`.
+#![allow(missing_docs, rustdoc::all, clippy::all)]
+
+#[doc = " `swiglu`: y = silu(gate) * up, where a row of x is \\[gate | up\\].\n\n  Source    arXiv:2002.05202 eq. 6; transformers LlamaMLP\n  Entries   swiglu_{f32,bf16,f16}\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SwigluParams {
+    #[doc = "(rows,cols) T"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(rows,2*cols) T"]
+    pub x: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SwigluParams"][::core::mem::size_of::<SwigluParams>() - 32usize];
+    ["Alignment of SwigluParams"][::core::mem::align_of::<SwigluParams>() - 8usize];
+    ["Offset of field: SwigluParams::y"][::core::mem::offset_of!(SwigluParams, y) - 0usize];
+    ["Offset of field: SwigluParams::x"][::core::mem::offset_of!(SwigluParams, x) - 8usize];
+    ["Offset of field: SwigluParams::rows"][::core::mem::offset_of!(SwigluParams, rows) - 16usize];
+    ["Offset of field: SwigluParams::cols"][::core::mem::offset_of!(SwigluParams, cols) - 24usize];
+};
+#[doc = " `attention`: O = softmax(scale * Q K^T) V per batch entry and head, every query sees every key.\n  Keys and values may come in two segments that are never concatenated in memory: the Perceiver's\n  \\[media | latents\\]; the vision tower uses the first only (k1_len = 0).\n\n  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention\n  Entries   attention_{f32,bf16,f16}\n  Limits    k0_len + k1_len >= 1\n  Numerics  one pass with a running maximum and sum in f32"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionParams {
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride o_stride"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride q_stride"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
+    pub k0: *const ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
+    pub v0: *const ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride; null if k1_len = 0"]
+    pub k1: *const ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride; null if k1_len = 0"]
+    pub v1: *const ::core::ffi::c_void,
+    pub batch: i64,
+    pub q_len: i64,
+    pub k0_len: i64,
+    pub k1_len: i64,
+    #[doc = "elements between rows"]
+    pub o_stride: i64,
+    #[doc = "elements between rows"]
+    pub q_stride: i64,
+    #[doc = "elements between rows"]
+    pub kv0_stride: i64,
+    #[doc = "elements between rows"]
+    pub kv1_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub scale: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionParams"][::core::mem::size_of::<AttentionParams>() - 128usize];
+    ["Alignment of AttentionParams"][::core::mem::align_of::<AttentionParams>() - 8usize];
+    ["Offset of field: AttentionParams::o"][::core::mem::offset_of!(AttentionParams, o) - 0usize];
+    ["Offset of field: AttentionParams::q"][::core::mem::offset_of!(AttentionParams, q) - 8usize];
+    ["Offset of field: AttentionParams::k0"]
+        [::core::mem::offset_of!(AttentionParams, k0) - 16usize];
+    ["Offset of field: AttentionParams::v0"]
+        [::core::mem::offset_of!(AttentionParams, v0) - 24usize];
+    ["Offset of field: AttentionParams::k1"]
+        [::core::mem::offset_of!(AttentionParams, k1) - 32usize];
+    ["Offset of field: AttentionParams::v1"]
+        [::core::mem::offset_of!(AttentionParams, v1) - 40usize];
+    ["Offset of field: AttentionParams::batch"]
+        [::core::mem::offset_of!(AttentionParams, batch) - 48usize];
+    ["Offset of field: AttentionParams::q_len"]
+        [::core::mem::offset_of!(AttentionParams, q_len) - 56usize];
+    ["Offset of field: AttentionParams::k0_len"]
+        [::core::mem::offset_of!(AttentionParams, k0_len) - 64usize];
+    ["Offset of field: AttentionParams::k1_len"]
+        [::core::mem::offset_of!(AttentionParams, k1_len) - 72usize];
+    ["Offset of field: AttentionParams::o_stride"]
+        [::core::mem::offset_of!(AttentionParams, o_stride) - 80usize];
+    ["Offset of field: AttentionParams::q_stride"]
+        [::core::mem::offset_of!(AttentionParams, q_stride) - 88usize];
+    ["Offset of field: AttentionParams::kv0_stride"]
+        [::core::mem::offset_of!(AttentionParams, kv0_stride) - 96usize];
+    ["Offset of field: AttentionParams::kv1_stride"]
+        [::core::mem::offset_of!(AttentionParams, kv1_stride) - 104usize];
+    ["Offset of field: AttentionParams::heads"]
+        [::core::mem::offset_of!(AttentionParams, heads) - 112usize];
+    ["Offset of field: AttentionParams::head_dim"]
+        [::core::mem::offset_of!(AttentionParams, head_dim) - 116usize];
+    ["Offset of field: AttentionParams::scale"]
+        [::core::mem::offset_of!(AttentionParams, scale) - 120usize];
+    ["Offset of field: AttentionParams::reserved"]
+        [::core::mem::offset_of!(AttentionParams, reserved) - 124usize];
+};
+#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of attending,\n  which is what the original's masked softmax does for a marker without an image."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct MediaSpan {
+    pub begin: i32,
+    pub end: i32,
+    pub uniform: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MediaSpan"][::core::mem::size_of::<MediaSpan>() - 12usize];
+    ["Alignment of MediaSpan"][::core::mem::align_of::<MediaSpan>() - 4usize];
+    ["Offset of field: MediaSpan::begin"][::core::mem::offset_of!(MediaSpan, begin) - 0usize];
+    ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
+    ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
+};
+#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head over the latents of the row's images.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys, values.\n  Masked images cost nothing: they are not visited.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossAttentionParams {
+    #[doc = "(rows, heads*head_dim) T"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(rows, heads*head_dim) T"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "(images) pointers to (latents, 2*heads*head_dim) T of this layer"]
+    pub kv: *const *const ::core::ffi::c_void,
+    #[doc = "(rows)"]
+    pub spans: *const MediaSpan,
+    pub rows: i64,
+    pub images: i64,
+    pub latents: i32,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 64usize];
+    ["Alignment of CrossAttentionParams"][::core::mem::align_of::<CrossAttentionParams>() - 8usize];
+    ["Offset of field: CrossAttentionParams::o"]
+        [::core::mem::offset_of!(CrossAttentionParams, o) - 0usize];
+    ["Offset of field: CrossAttentionParams::q"]
+        [::core::mem::offset_of!(CrossAttentionParams, q) - 8usize];
+    ["Offset of field: CrossAttentionParams::kv"]
+        [::core::mem::offset_of!(CrossAttentionParams, kv) - 16usize];
+    ["Offset of field: CrossAttentionParams::spans"]
+        [::core::mem::offset_of!(CrossAttentionParams, spans) - 24usize];
+    ["Offset of field: CrossAttentionParams::rows"]
+        [::core::mem::offset_of!(CrossAttentionParams, rows) - 32usize];
+    ["Offset of field: CrossAttentionParams::images"]
+        [::core::mem::offset_of!(CrossAttentionParams, images) - 40usize];
+    ["Offset of field: CrossAttentionParams::latents"]
+        [::core::mem::offset_of!(CrossAttentionParams, latents) - 48usize];
+    ["Offset of field: CrossAttentionParams::heads"]
+        [::core::mem::offset_of!(CrossAttentionParams, heads) - 52usize];
+    ["Offset of field: CrossAttentionParams::head_dim"]
+        [::core::mem::offset_of!(CrossAttentionParams, head_dim) - 56usize];
+    ["Offset of field: CrossAttentionParams::scale"]
+        [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
+};
+#[doc = " `embedding`: y\\[r\\] = w\\[ids\\[r\\]\\].\n\n  Entries   embedding_{f32,bf16,f16}\n  Limits    0 <= ids\\[r\\] < vocabulary, checked by the wrapper"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingParams {
+    #[doc = "(rows,cols) T"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(rows)"]
+    pub ids: *const i32,
+    #[doc = "(vocabulary,cols) T"]
+    pub w: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub vocabulary: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of EmbeddingParams"][::core::mem::size_of::<EmbeddingParams>() - 48usize];
+    ["Alignment of EmbeddingParams"][::core::mem::align_of::<EmbeddingParams>() - 8usize];
+    ["Offset of field: EmbeddingParams::y"][::core::mem::offset_of!(EmbeddingParams, y) - 0usize];
+    ["Offset of field: EmbeddingParams::ids"]
+        [::core::mem::offset_of!(EmbeddingParams, ids) - 8usize];
+    ["Offset of field: EmbeddingParams::w"][::core::mem::offset_of!(EmbeddingParams, w) - 16usize];
+    ["Offset of field: EmbeddingParams::rows"]
+        [::core::mem::offset_of!(EmbeddingParams, rows) - 24usize];
+    ["Offset of field: EmbeddingParams::cols"]
+        [::core::mem::offset_of!(EmbeddingParams, cols) - 32usize];
+    ["Offset of field: EmbeddingParams::vocabulary"]
+        [::core::mem::offset_of!(EmbeddingParams, vocabulary) - 40usize];
+};
+#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place).\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate); open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmParams {
+    #[doc = "(m,n) T or f32"]
+    pub c: *mut ::core::ffi::c_void,
+    #[doc = "(m,k) T"]
+    pub a: *const ::core::ffi::c_void,
+    #[doc = "(n,k) T, the weight"]
+    pub b: *const ::core::ffi::c_void,
+    #[doc = "(n) T or null"]
+    pub bias: *const ::core::ffi::c_void,
+    #[doc = "(m,n) T with stride ldc, or null"]
+    pub residual: *const ::core::ffi::c_void,
+    #[doc = "(1) T or null"]
+    pub gate: *const ::core::ffi::c_void,
+    pub m: i64,
+    pub n: i64,
+    pub k: i64,
+    #[doc = "row strides, elements"]
+    pub lda: i64,
+    #[doc = "row strides, elements"]
+    pub ldb: i64,
+    #[doc = "row strides, elements"]
+    pub ldc: i64,
+    pub activation: i32,
+    pub c_is_f32: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GemmParams"][::core::mem::size_of::<GemmParams>() - 104usize];
+    ["Alignment of GemmParams"][::core::mem::align_of::<GemmParams>() - 8usize];
+    ["Offset of field: GemmParams::c"][::core::mem::offset_of!(GemmParams, c) - 0usize];
+    ["Offset of field: GemmParams::a"][::core::mem::offset_of!(GemmParams, a) - 8usize];
+    ["Offset of field: GemmParams::b"][::core::mem::offset_of!(GemmParams, b) - 16usize];
+    ["Offset of field: GemmParams::bias"][::core::mem::offset_of!(GemmParams, bias) - 24usize];
+    ["Offset of field: GemmParams::residual"]
+        [::core::mem::offset_of!(GemmParams, residual) - 32usize];
+    ["Offset of field: GemmParams::gate"][::core::mem::offset_of!(GemmParams, gate) - 40usize];
+    ["Offset of field: GemmParams::m"][::core::mem::offset_of!(GemmParams, m) - 48usize];
+    ["Offset of field: GemmParams::n"][::core::mem::offset_of!(GemmParams, n) - 56usize];
+    ["Offset of field: GemmParams::k"][::core::mem::offset_of!(GemmParams, k) - 64usize];
+    ["Offset of field: GemmParams::lda"][::core::mem::offset_of!(GemmParams, lda) - 72usize];
+    ["Offset of field: GemmParams::ldb"][::core::mem::offset_of!(GemmParams, ldb) - 80usize];
+    ["Offset of field: GemmParams::ldc"][::core::mem::offset_of!(GemmParams, ldc) - 88usize];
+    ["Offset of field: GemmParams::activation"]
+        [::core::mem::offset_of!(GemmParams, activation) - 96usize];
+    ["Offset of field: GemmParams::c_is_f32"]
+        [::core::mem::offset_of!(GemmParams, c_is_f32) - 100usize];
+};
+#[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KvAppendParams {
+    #[doc = "first page of this layer"]
+    pub pages: *mut ::core::ffi::c_void,
+    #[doc = "(rows, 3*heads*head_dim) T"]
+    pub qkv: *const ::core::ffi::c_void,
+    #[doc = "(rows)"]
+    pub slots: *const i64,
+    pub rows: i64,
+    #[doc = "of qkv, elements"]
+    pub row_stride: i64,
+    #[doc = "elements between pages of this layer"]
+    pub page_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub page_tokens: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KvAppendParams"][::core::mem::size_of::<KvAppendParams>() - 64usize];
+    ["Alignment of KvAppendParams"][::core::mem::align_of::<KvAppendParams>() - 8usize];
+    ["Offset of field: KvAppendParams::pages"]
+        [::core::mem::offset_of!(KvAppendParams, pages) - 0usize];
+    ["Offset of field: KvAppendParams::qkv"][::core::mem::offset_of!(KvAppendParams, qkv) - 8usize];
+    ["Offset of field: KvAppendParams::slots"]
+        [::core::mem::offset_of!(KvAppendParams, slots) - 16usize];
+    ["Offset of field: KvAppendParams::rows"]
+        [::core::mem::offset_of!(KvAppendParams, rows) - 24usize];
+    ["Offset of field: KvAppendParams::row_stride"]
+        [::core::mem::offset_of!(KvAppendParams, row_stride) - 32usize];
+    ["Offset of field: KvAppendParams::page_stride"]
+        [::core::mem::offset_of!(KvAppendParams, page_stride) - 40usize];
+    ["Offset of field: KvAppendParams::heads"]
+        [::core::mem::offset_of!(KvAppendParams, heads) - 48usize];
+    ["Offset of field: KvAppendParams::head_dim"]
+        [::core::mem::offset_of!(KvAppendParams, head_dim) - 52usize];
+    ["Offset of field: KvAppendParams::page_tokens"]
+        [::core::mem::offset_of!(KvAppendParams, page_tokens) - 56usize];
+    ["Offset of field: KvAppendParams::reserved"]
+        [::core::mem::offset_of!(KvAppendParams, reserved) - 60usize];
+};
+#[doc = " `layernorm`: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row.\n\n  Source    arXiv:1607.06450 eq. 4; torch.nn.LayerNorm (biased variance)\n  Entries   layernorm_{f32,bf16,f16}\n  Limits    cols >= 1; b may be null (MPT has weights only)\n  Numerics  mean, then variance of the centred values, both in f32"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayernormParams {
+    #[doc = "(rows,cols) T, stride y_stride; may be x"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) T, stride x_stride"]
+    pub x: *const ::core::ffi::c_void,
+    #[doc = "(cols) T"]
+    pub w: *const ::core::ffi::c_void,
+    #[doc = "(cols) T or null"]
+    pub b: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub y_stride: i64,
+    pub x_stride: i64,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LayernormParams"][::core::mem::size_of::<LayernormParams>() - 72usize];
+    ["Alignment of LayernormParams"][::core::mem::align_of::<LayernormParams>() - 8usize];
+    ["Offset of field: LayernormParams::y"][::core::mem::offset_of!(LayernormParams, y) - 0usize];
+    ["Offset of field: LayernormParams::x"][::core::mem::offset_of!(LayernormParams, x) - 8usize];
+    ["Offset of field: LayernormParams::w"][::core::mem::offset_of!(LayernormParams, w) - 16usize];
+    ["Offset of field: LayernormParams::b"][::core::mem::offset_of!(LayernormParams, b) - 24usize];
+    ["Offset of field: LayernormParams::rows"]
+        [::core::mem::offset_of!(LayernormParams, rows) - 32usize];
+    ["Offset of field: LayernormParams::cols"]
+        [::core::mem::offset_of!(LayernormParams, cols) - 40usize];
+    ["Offset of field: LayernormParams::y_stride"]
+        [::core::mem::offset_of!(LayernormParams, y_stride) - 48usize];
+    ["Offset of field: LayernormParams::x_stride"]
+        [::core::mem::offset_of!(LayernormParams, x_stride) - 56usize];
+    ["Offset of field: LayernormParams::eps"]
+        [::core::mem::offset_of!(LayernormParams, eps) - 64usize];
+    ["Offset of field: LayernormParams::reserved"]
+        [::core::mem::offset_of!(LayernormParams, reserved) - 68usize];
+};
+#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a convolution\n  weight, so that the patch embedding is a `gemm`. Patches are row-major over the image.\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}; pixels are f32\n  Limits    side divisible by patch"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PatchifyParams {
+    #[doc = "(images * (side/patch)^2, 3*patch*patch) T"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(images, 3, side, side)"]
+    pub pixels: *const f32,
+    pub images: i64,
+    pub side: i32,
+    pub patch: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PatchifyParams"][::core::mem::size_of::<PatchifyParams>() - 32usize];
+    ["Alignment of PatchifyParams"][::core::mem::align_of::<PatchifyParams>() - 8usize];
+    ["Offset of field: PatchifyParams::y"][::core::mem::offset_of!(PatchifyParams, y) - 0usize];
+    ["Offset of field: PatchifyParams::pixels"]
+        [::core::mem::offset_of!(PatchifyParams, pixels) - 8usize];
+    ["Offset of field: PatchifyParams::images"]
+        [::core::mem::offset_of!(PatchifyParams, images) - 16usize];
+    ["Offset of field: PatchifyParams::side"]
+        [::core::mem::offset_of!(PatchifyParams, side) - 24usize];
+    ["Offset of field: PatchifyParams::patch"]
+        [::core::mem::offset_of!(PatchifyParams, patch) - 28usize];
+};
+#[doc = " `vision_tokens`: prepends the class embedding and adds positions:\n  y\\[i,0\\] = cls + pos\\[0\\]; y\\[i,1+p\\] = x\\[i,p\\] + pos\\[1+p\\].\n\n  Source    arXiv:2010.11929 eq. 1\n  Entries   vision_tokens_{f32,bf16,f16}"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct VisionTokensParams {
+    #[doc = "(images, 1+patches, cols) T"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(images, patches, cols) T"]
+    pub x: *const ::core::ffi::c_void,
+    #[doc = "(cols) T"]
+    pub cls: *const ::core::ffi::c_void,
+    #[doc = "(1+patches, cols) T"]
+    pub pos: *const ::core::ffi::c_void,
+    pub images: i64,
+    pub patches: i64,
+    pub cols: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of VisionTokensParams"][::core::mem::size_of::<VisionTokensParams>() - 56usize];
+    ["Alignment of VisionTokensParams"][::core::mem::align_of::<VisionTokensParams>() - 8usize];
+    ["Offset of field: VisionTokensParams::y"]
+        [::core::mem::offset_of!(VisionTokensParams, y) - 0usize];
+    ["Offset of field: VisionTokensParams::x"]
+        [::core::mem::offset_of!(VisionTokensParams, x) - 8usize];
+    ["Offset of field: VisionTokensParams::cls"]
+        [::core::mem::offset_of!(VisionTokensParams, cls) - 16usize];
+    ["Offset of field: VisionTokensParams::pos"]
+        [::core::mem::offset_of!(VisionTokensParams, pos) - 24usize];
+    ["Offset of field: VisionTokensParams::images"]
+        [::core::mem::offset_of!(VisionTokensParams, images) - 32usize];
+    ["Offset of field: VisionTokensParams::patches"]
+        [::core::mem::offset_of!(VisionTokensParams, patches) - 40usize];
+    ["Offset of field: VisionTokensParams::cols"]
+        [::core::mem::offset_of!(VisionTokensParams, cols) - 48usize];
+};
+#[doc = " `rmsnorm`: y = x / sqrt(mean(x^2) + eps) * w, per row.\n\n  Source    arXiv:1910.07467 eq. 4; transformers LlamaRMSNorm\n  Entries   rmsnorm_{f32,bf16,f16}\n  Limits    cols >= 1\n  Numerics  mean square in f32; x/rms is rounded to T before the weight, as LlamaRMSNorm does"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RmsnormParams {
+    #[doc = "(rows,cols) T; may be x"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) T"]
+    pub x: *const ::core::ffi::c_void,
+    #[doc = "(cols) T"]
+    pub w: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RmsnormParams"][::core::mem::size_of::<RmsnormParams>() - 48usize];
+    ["Alignment of RmsnormParams"][::core::mem::align_of::<RmsnormParams>() - 8usize];
+    ["Offset of field: RmsnormParams::y"][::core::mem::offset_of!(RmsnormParams, y) - 0usize];
+    ["Offset of field: RmsnormParams::x"][::core::mem::offset_of!(RmsnormParams, x) - 8usize];
+    ["Offset of field: RmsnormParams::w"][::core::mem::offset_of!(RmsnormParams, w) - 16usize];
+    ["Offset of field: RmsnormParams::rows"]
+        [::core::mem::offset_of!(RmsnormParams, rows) - 24usize];
+    ["Offset of field: RmsnormParams::cols"]
+        [::core::mem::offset_of!(RmsnormParams, cols) - 32usize];
+    ["Offset of field: RmsnormParams::eps"][::core::mem::offset_of!(RmsnormParams, eps) - 40usize];
+    ["Offset of field: RmsnormParams::reserved"]
+        [::core::mem::offset_of!(RmsnormParams, reserved) - 44usize];
+};
+#[doc = " `rope`: rotates the first `rotary` features of every query and key head by position * base^(-2i/rotary).\n  Pairs are (i, i + rotary/2), the rotate-half form.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RopeParams {
+    #[doc = "(rows, 3*heads*head_dim) T, changed in place: q and k parts"]
+    pub qkv: *mut ::core::ffi::c_void,
+    #[doc = "(rows)"]
+    pub positions: *const i32,
+    pub rows: i64,
+    #[doc = "elements"]
+    pub row_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub rotary: i32,
+    pub base: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RopeParams"][::core::mem::size_of::<RopeParams>() - 48usize];
+    ["Alignment of RopeParams"][::core::mem::align_of::<RopeParams>() - 8usize];
+    ["Offset of field: RopeParams::qkv"][::core::mem::offset_of!(RopeParams, qkv) - 0usize];
+    ["Offset of field: RopeParams::positions"]
+        [::core::mem::offset_of!(RopeParams, positions) - 8usize];
+    ["Offset of field: RopeParams::rows"][::core::mem::offset_of!(RopeParams, rows) - 16usize];
+    ["Offset of field: RopeParams::row_stride"]
+        [::core::mem::offset_of!(RopeParams, row_stride) - 24usize];
+    ["Offset of field: RopeParams::heads"][::core::mem::offset_of!(RopeParams, heads) - 32usize];
+    ["Offset of field: RopeParams::head_dim"]
+        [::core::mem::offset_of!(RopeParams, head_dim) - 36usize];
+    ["Offset of field: RopeParams::rotary"][::core::mem::offset_of!(RopeParams, rotary) - 40usize];
+    ["Offset of field: RopeParams::base"][::core::mem::offset_of!(RopeParams, base) - 44usize];
+};
+#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys, the\n  rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  one pass with a running maximum and sum in f32"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SelfAttentionParams {
+    #[doc = "(rows, heads*head_dim) T, dense"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(rows, ...) T: the q part of \\[q | k | v\\] rows, stride q_stride"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "first page of this layer, layout as in `kv_append`"]
+    pub pages: *const ::core::ffi::c_void,
+    #[doc = "(sequences, table_stride) page numbers"]
+    pub tables: *const i32,
+    #[doc = "(sequences+1)"]
+    pub q_begin: *const i32,
+    #[doc = "(sequences)"]
+    pub kv_len: *const i32,
+    #[doc = "(heads) ALiBi slopes, or null"]
+    pub slopes: *const f32,
+    pub sequences: i64,
+    pub table_stride: i64,
+    #[doc = "elements"]
+    pub q_stride: i64,
+    #[doc = "elements between pages of this layer"]
+    pub page_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub page_tokens: i32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 104usize];
+    ["Alignment of SelfAttentionParams"][::core::mem::align_of::<SelfAttentionParams>() - 8usize];
+    ["Offset of field: SelfAttentionParams::o"]
+        [::core::mem::offset_of!(SelfAttentionParams, o) - 0usize];
+    ["Offset of field: SelfAttentionParams::q"]
+        [::core::mem::offset_of!(SelfAttentionParams, q) - 8usize];
+    ["Offset of field: SelfAttentionParams::pages"]
+        [::core::mem::offset_of!(SelfAttentionParams, pages) - 16usize];
+    ["Offset of field: SelfAttentionParams::tables"]
+        [::core::mem::offset_of!(SelfAttentionParams, tables) - 24usize];
+    ["Offset of field: SelfAttentionParams::q_begin"]
+        [::core::mem::offset_of!(SelfAttentionParams, q_begin) - 32usize];
+    ["Offset of field: SelfAttentionParams::kv_len"]
+        [::core::mem::offset_of!(SelfAttentionParams, kv_len) - 40usize];
+    ["Offset of field: SelfAttentionParams::slopes"]
+        [::core::mem::offset_of!(SelfAttentionParams, slopes) - 48usize];
+    ["Offset of field: SelfAttentionParams::sequences"]
+        [::core::mem::offset_of!(SelfAttentionParams, sequences) - 56usize];
+    ["Offset of field: SelfAttentionParams::table_stride"]
+        [::core::mem::offset_of!(SelfAttentionParams, table_stride) - 64usize];
+    ["Offset of field: SelfAttentionParams::q_stride"]
+        [::core::mem::offset_of!(SelfAttentionParams, q_stride) - 72usize];
+    ["Offset of field: SelfAttentionParams::page_stride"]
+        [::core::mem::offset_of!(SelfAttentionParams, page_stride) - 80usize];
+    ["Offset of field: SelfAttentionParams::heads"]
+        [::core::mem::offset_of!(SelfAttentionParams, heads) - 88usize];
+    ["Offset of field: SelfAttentionParams::head_dim"]
+        [::core::mem::offset_of!(SelfAttentionParams, head_dim) - 92usize];
+    ["Offset of field: SelfAttentionParams::page_tokens"]
+        [::core::mem::offset_of!(SelfAttentionParams, page_tokens) - 96usize];
+    ["Offset of field: SelfAttentionParams::scale"]
+        [::core::mem::offset_of!(SelfAttentionParams, scale) - 100usize];
+};

@@ -1,0 +1,124 @@
+//! Bytes on a device. On the host a buffer may borrow a file mapping: weights are never copied.
+
+use crate::{Error, Result};
+use memmap2::Mmap;
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Cache lines and the widest vectors are 64 bytes.
+const ALIGN: usize = 64;
+
+enum Memory {
+    Owned { ptr: NonNull<u8>, layout: Layout },
+    Mapped { map: Arc<Mmap>, start: usize },
+}
+
+/// A fixed number of bytes that kernels can address.
+pub struct Buffer {
+    memory: Memory,
+    len: usize,
+}
+
+// SAFETY: the memory is plain bytes; sharing and exclusive use follow the borrow of the Buffer.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; `&Buffer` only reads, except through `ptr`, whose users state their own claims.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    pub(super) fn zeros(len: usize) -> Result<Self> {
+        let too_large =
+            || Error::device("cpu", format!("cannot allocate {:.1} MiB", len as f64 / 1048576.0));
+        let layout = Layout::from_size_align(len.max(ALIGN), ALIGN).map_err(|_| too_large())?;
+        // SAFETY: the layout's size is not zero.
+        let ptr =
+            NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        Ok(Buffer { memory: Memory::Owned { ptr, layout }, len })
+    }
+
+    /// Borrows `start .. start + len` of a mapping.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the range leaves the mapping.
+    pub fn mapped(map: Arc<Mmap>, start: usize, len: usize) -> Result<Self> {
+        if start.checked_add(len).is_none_or(|end| end > map.len()) {
+            let found = format!("{start} + {len}");
+            return Err(Error::invalid("mapping", format!("a range in {}", map.len()), found));
+        }
+        Ok(Buffer { memory: Memory::Mapped { map, start }, len })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if the buffer holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address kernels use. Writing through it needs a claim of exclusive use.
+    pub fn ptr(&self) -> *mut u8 {
+        match &self.memory {
+            Memory::Owned { ptr, .. } => ptr.as_ptr(),
+            Memory::Mapped { map, start } => map[*start..].as_ptr().cast_mut(),
+        }
+    }
+
+    /// Copies `bytes` to `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if they do not fit, or the buffer is a read-only mapping.
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len);
+        if !fits || matches!(self.memory, Memory::Mapped { .. }) {
+            let found = format!("{} bytes at {offset}", bytes.len());
+            return Err(Error::invalid(
+                "write",
+                format!("at most {} owned bytes", self.len),
+                found,
+            ));
+        }
+        // SAFETY: the range was checked and `&mut self` is exclusive.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len())
+        };
+        Ok(())
+    }
+
+    /// The bytes, on the host.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `len` bytes from `ptr` are initialised and live as long as self.
+        unsafe { std::slice::from_raw_parts(self.ptr(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Memory::Owned { ptr, layout } = self.memory {
+            // SAFETY: allocated in `zeros` with this layout, freed once.
+            unsafe { std::alloc::dealloc(ptr.as_ptr(), layout) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_stay_inside() {
+        let mut b = Buffer::zeros(8).unwrap();
+        b.write(6, &[1, 2]).unwrap();
+        assert!(b.write(7, &[1, 2]).is_err() && b.write(usize::MAX, &[1]).is_err());
+        assert_eq!(b.bytes(), [0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(b.ptr() as usize % ALIGN, 0);
+    }
+
+    #[test]
+    fn absurd_sizes_are_errors() {
+        assert!(Buffer::zeros(usize::MAX / 2).is_err());
+        assert!(Buffer::zeros(usize::MAX).is_err());
+    }
+}

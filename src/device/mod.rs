@@ -1,0 +1,215 @@
+//! Where launches run. A launch is data - a kernel, a dtype, a params struct - and a [`Stream`] is
+//! whatever can run it. Only this folder knows which device that is; only it uses cudarc.
+
+mod buffer;
+mod cuda;
+mod host;
+mod pool;
+
+pub use buffer::Buffer;
+pub use cuda::{CudaCard, cuda_cards};
+pub use host::{Host, Isa};
+pub use pool::Pool;
+
+use crate::{DType, Error, Result};
+use std::cell::Cell;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The device a user asks for. A closed set: portability is [`Stream::launch`], not a trait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU if this build and machine can use one, else the host.
+    Auto,
+    /// The native twins on this machine's processor.
+    Host,
+    /// The CUDA card with this ordinal.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let wrong = || Error::invalid("device", "auto, cpu, cuda or cuda:N", format!("`{s}`"));
+        match s {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Host),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => {
+                let n = s.strip_prefix("cuda:").ok_or_else(wrong)?;
+                n.parse().map(Device::Cuda).map_err(|_| wrong())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => write!(f, "auto"),
+            Device::Host => write!(f, "cpu"),
+            Device::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Device {
+    /// Opens the device. `threads` is the size of the host's pool; 0 means one per core.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a CUDA card: this build carries no GPU kernels, and saying so beats
+    /// running on the host unasked.
+    pub fn open(self, threads: usize) -> Result<Stream> {
+        match self {
+            Device::Auto | Device::Host => Ok(Stream::new(Host::new(threads))),
+            Device::Cuda(n) => Err(Error::device(
+                self,
+                match cuda_cards() {
+                    Ok(cards) if n < cards.len() => format!(
+                        "{} is present, but this build has no GPU kernels; use --device cpu",
+                        cards[n].name
+                    ),
+                    Ok(cards) => format!("no such card: this machine has {}", cards.len()),
+                    Err(why) => why.to_string(),
+                },
+            )),
+        }
+    }
+}
+
+/// Bytes that must move and operations that must be done: the roofline of a launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Bytes read and written at least once.
+    pub bytes: f64,
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: f64,
+}
+
+/// A native implementation of a kernel: the whole grid on the host.
+///
+/// # Safety
+/// Every pointer in the params is valid for the extent its contract states.
+pub type Twin<P> = unsafe fn(&P, &Host);
+
+/// The static description of an entry family.
+pub struct Kernel<P: 'static> {
+    /// The entry is `{name}_{dtype}` in `kernels/<stem>.cu`.
+    pub name: &'static str,
+    /// One function per storage type.
+    pub twins: &'static [(DType, Twin<P>)],
+    /// Bytes and operations of a launch; pure.
+    pub cost: fn(&P, DType) -> Cost,
+}
+
+/// The twins of a generic function for the three storage types.
+#[macro_export]
+macro_rules! twins {
+    ($f:ident) => {
+        &[
+            ($crate::DType::F32, $f::<f32>),
+            ($crate::DType::BF16, $f::<half::bf16>),
+            ($crate::DType::F16, $f::<half::f16>),
+        ]
+    };
+}
+
+/// An ordered queue of launches on one device, and the memory they work on.
+pub struct Stream {
+    host: Arc<Host>,
+    trace: bool,
+    launches: Cell<u64>,
+}
+
+impl Stream {
+    fn new(host: Host) -> Self {
+        let trace = std::env::var_os("MEDFLAMINGO_TRACE").is_some_and(|v| v == "1");
+        Stream { host: Arc::new(host), trace, launches: Cell::new(0) }
+    }
+
+    /// A stream on this machine's processor; `threads` 0 means one per core.
+    pub fn host(threads: usize) -> Self {
+        Stream::new(Host::new(threads))
+    }
+
+    /// Zeroed device memory. On the host untouched pages cost nothing.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is not that much memory.
+    pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
+        Buffer::zeros(bytes)
+    }
+
+    /// Device memory holding `bytes`.
+    pub fn upload(&self, bytes: &[u8]) -> Result<Buffer> {
+        let mut buffer = self.zeros(bytes.len())?;
+        buffer.write(0, bytes)?;
+        Ok(buffer)
+    }
+
+    /// Runs `kernel` with `params`. `MEDFLAMINGO_TRACE=1` prints each launch before it runs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the kernel has no entry for `dtype`.
+    ///
+    /// # Safety
+    /// Every pointer in `params` is valid on this device for the extent the contract states, and
+    /// what the kernel writes is not borrowed elsewhere. The wrappers in `ops` establish this.
+    pub unsafe fn launch<P>(&self, kernel: &Kernel<P>, dtype: DType, params: &P) -> Result<()> {
+        let twin = kernel.twins.iter().find(|(d, _)| *d == dtype);
+        let Some((_, twin)) = twin else {
+            let known: Vec<_> = kernel.twins.iter().map(|(d, _)| d.name()).collect();
+            return Err(Error::invalid(kernel.name, known.join(", "), dtype));
+        };
+        self.launches.set(self.launches.get() + 1);
+        if self.trace {
+            let cost = (kernel.cost)(params, dtype);
+            eprintln!(
+                "{:6} {}_{dtype} {:.3} MB {:.3} MFLOP",
+                self.launches.get(),
+                kernel.name,
+                cost.bytes / 1e6,
+                cost.flops / 1e6
+            );
+        }
+        // SAFETY: the caller's contract is the twin's.
+        unsafe { twin(params, &self.host) };
+        Ok(())
+    }
+
+    /// Launches since the stream was opened.
+    pub fn launches(&self) -> u64 {
+        self.launches.get()
+    }
+
+    /// What the launches run on, in words.
+    pub fn describe(&self) -> String {
+        format!("cpu, {} threads, {}", self.host.pool.threads(), self.host.isa)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_parse_and_print() {
+        for (text, device) in
+            [("auto", Device::Auto), ("cpu", Device::Host), ("cuda:3", Device::Cuda(3))]
+        {
+            assert_eq!(text.parse::<Device>().unwrap(), device);
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(bad.parse::<Device>().unwrap_err().to_string().contains("cuda:N"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_cuda_card_is_never_silently_the_host() {
+        assert_eq!(Device::Cuda(0).open(1).err().map(|e| e.exit_code()), Some(3));
+    }
+}
