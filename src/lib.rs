@@ -20,6 +20,7 @@ pub mod contracts;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod tensor;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -1,0 +1,443 @@
+//! Shapes over buffers: row-major tensors, and views of them with an optional row stride.
+
+use crate::device::{Buffer, Stream};
+use crate::dtype::Real;
+use crate::{DType, Error, Result};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Up to four sizes, last fastest. Copied freely; nothing is allocated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    sizes: [usize; 4],
+    rank: usize,
+}
+
+impl Shape {
+    /// # Panics
+    /// If there are more than four sizes, which no tensor here has.
+    pub const fn new(sizes: &[usize]) -> Self {
+        assert!(sizes.len() <= 4);
+        let (mut array, mut i) = ([1; 4], 0);
+        while i < sizes.len() {
+            array[i] = sizes[i];
+            i += 1;
+        }
+        Shape { sizes: array, rank: sizes.len() }
+    }
+
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes[..self.rank]
+    }
+
+    /// The product of the sizes.
+    pub fn elements(&self) -> usize {
+        self.sizes().iter().product()
+    }
+
+    /// Size of the last dimension; 1 for a scalar.
+    pub fn cols(&self) -> usize {
+        self.sizes().last().copied().unwrap_or(1)
+    }
+
+    /// Product of all sizes but the last.
+    pub fn rows(&self) -> usize {
+        self.sizes().split_last().map_or(1, |(_, rest)| rest.iter().product())
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes: Vec<_> = self.sizes().iter().map(usize::to_string).collect();
+        write!(f, "({})", sizes.join(", "))
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A dense tensor that owns a share of its buffer.
+pub struct Tensor {
+    buffer: Arc<Buffer>,
+    offset: usize,
+    dtype: DType,
+    shape: Shape,
+}
+
+impl Tensor {
+    /// `shape` elements of `dtype` from `offset` bytes into `buffer`.
+    ///
+    /// # Errors
+    /// If they do not fit or are not aligned to the element size.
+    pub(crate) fn new(
+        buffer: Arc<Buffer>,
+        offset: usize,
+        dtype: DType,
+        shape: Shape,
+    ) -> Result<Self> {
+        let end = shape
+            .sizes()
+            .iter()
+            .try_fold(dtype.size(), |n, &s| n.checked_mul(s))
+            .and_then(|bytes| bytes.checked_add(offset));
+        if end.is_none_or(|end| end > buffer.len()) {
+            let found = format!("{shape} {dtype} at {offset}");
+            return Err(Error::invalid("tensor", format!("at most {} bytes", buffer.len()), found));
+        }
+        if !(buffer.ptr() as usize + offset).is_multiple_of(dtype.size()) {
+            let expected = format!("{dtype} aligned to {} bytes", dtype.size());
+            return Err(Error::invalid("tensor", expected, format!("offset {offset}")));
+        }
+        Ok(Tensor { buffer, offset, dtype, shape })
+    }
+
+    /// A zeroed tensor of its own.
+    pub fn zeros(stream: &Stream, dtype: DType, shape: &[usize]) -> Result<Self> {
+        let shape = Shape::new(shape);
+        let buffer = stream.zeros(shape.elements() * dtype.size())?;
+        Tensor::new(Arc::new(buffer), 0, dtype, shape)
+    }
+
+    /// A tensor of its own holding `values`.
+    pub fn upload<T: Element>(stream: &Stream, values: &[T], shape: &[usize]) -> Result<Self> {
+        let mut tensor = Tensor::zeros(stream, T::DTYPE, shape)?;
+        tensor.view_mut().write(values)?;
+        Ok(tensor)
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Bytes.
+    pub fn bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.size()
+    }
+
+    pub fn view(&self) -> View<'_> {
+        View {
+            // Bounds were checked when the tensor was made.
+            ptr: self.buffer.ptr().wrapping_add(self.offset),
+            dtype: self.dtype,
+            shape: self.shape,
+            stride: self.shape.cols(),
+            owner: PhantomData,
+        }
+    }
+
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        let View { ptr, dtype, shape, stride, .. } = self.view();
+        ViewMut { ptr, dtype, shape, stride, owner: PhantomData }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor{} {}", self.shape, self.dtype)
+    }
+}
+
+/// A Rust type with a dtype: what can be uploaded and downloaded.
+pub trait Element: bytemuck::Pod {
+    const DTYPE: DType;
+}
+
+impl<T: Real> Element for T {
+    const DTYPE: DType = <T as Real>::DTYPE;
+}
+impl Element for i32 {
+    const DTYPE: DType = DType::I32;
+}
+impl Element for i64 {
+    const DTYPE: DType = DType::I64;
+}
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+}
+
+/// Shared borrow of a tensor or of some of its rows and columns.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    ptr: *mut u8,
+    dtype: DType,
+    shape: Shape,
+    stride: usize,
+    owner: PhantomData<&'a Buffer>,
+}
+
+/// Exclusive borrow of a tensor or of some of its rows and columns.
+pub struct ViewMut<'a> {
+    ptr: *mut u8,
+    dtype: DType,
+    shape: Shape,
+    stride: usize,
+    owner: PhantomData<&'a mut Buffer>,
+}
+
+macro_rules! view_reads {
+    () => {
+        pub fn dtype(&self) -> DType {
+            self.dtype
+        }
+
+        pub fn shape(&self) -> Shape {
+            self.shape
+        }
+
+        /// Rows: all dimensions but the last, flattened.
+        pub fn rows(&self) -> usize {
+            self.shape.rows()
+        }
+
+        pub fn cols(&self) -> usize {
+            self.shape.cols()
+        }
+
+        /// Elements between consecutive rows.
+        pub fn stride(&self) -> usize {
+            self.stride
+        }
+
+        /// Bytes that a kernel touches: the cells of the view, not the gaps between rows.
+        pub fn bytes(&self) -> usize {
+            self.shape.elements() * self.dtype.size()
+        }
+
+        fn narrowed(&self, rows: Range<usize>, cols: Range<usize>) -> Result<(*mut u8, Shape)> {
+            let inside = rows.start <= rows.end
+                && cols.start <= cols.end
+                && rows.end <= self.rows()
+                && cols.end <= self.cols();
+            if !inside {
+                let found = format!("rows {rows:?}, columns {cols:?}");
+                return Err(Error::invalid("view", format!("a part of {}", self.shape), found));
+            }
+            let offset = (rows.start * self.stride + cols.start) * self.dtype.size();
+            Ok((self.ptr.wrapping_add(offset), Shape::new(&[rows.len(), cols.len()])))
+        }
+    };
+}
+
+impl<'a> View<'a> {
+    view_reads!();
+
+    /// The address kernels read from.
+    pub fn ptr<T>(&self) -> *const T {
+        self.ptr.cast_const().cast()
+    }
+
+    /// A block of rows and columns, as a matrix.
+    pub fn block(&self, rows: Range<usize>, cols: Range<usize>) -> Result<View<'a>> {
+        let (ptr, shape) = self.narrowed(rows, cols)?;
+        Ok(View { ptr, shape, ..*self })
+    }
+
+    /// Copies the view out of the device as `T`.
+    ///
+    /// # Errors
+    /// If the dtype is not `T`'s.
+    pub fn read<T: Element>(&self) -> Result<Vec<T>> {
+        expect_dtype("read", self.dtype, T::DTYPE)?;
+        let mut out = Vec::with_capacity(self.shape.elements());
+        for row in 0..self.rows() {
+            let start = self.ptr::<T>().wrapping_add(row * self.stride);
+            out.extend_from_slice(slice_of(self, start, self.cols()));
+        }
+        Ok(out)
+    }
+
+    /// Copies the view out of the device, widened to `f32`.
+    ///
+    /// # Errors
+    /// If the dtype is not one that kernels compute with.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        fn widen<T: Real>(view: &View<'_>) -> Result<Vec<f32>> {
+            Ok(view.read::<T>()?.into_iter().map(T::to_f32).collect())
+        }
+        match self.dtype {
+            DType::F32 => self.read::<f32>(),
+            DType::BF16 => widen::<half::bf16>(self),
+            DType::F16 => widen::<half::f16>(self),
+            other => Err(Error::invalid("read", "f32, bf16 or f16", other)),
+        }
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    view_reads!();
+
+    /// The address kernels write to.
+    pub fn ptr<T>(&mut self) -> *mut T {
+        self.ptr.cast()
+    }
+
+    /// A shorter exclusive borrow of the same cells.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { owner: PhantomData, ..*self }
+    }
+
+    /// The same cells, shared for as long as this borrow lasts.
+    pub fn as_view(&self) -> View<'_> {
+        View {
+            ptr: self.ptr,
+            dtype: self.dtype,
+            shape: self.shape,
+            stride: self.stride,
+            owner: PhantomData,
+        }
+    }
+
+    /// A block of rows and columns, as a matrix.
+    pub fn block(self, rows: Range<usize>, cols: Range<usize>) -> Result<ViewMut<'a>> {
+        let (ptr, shape) = self.narrowed(rows, cols)?;
+        Ok(ViewMut { ptr, shape, ..self })
+    }
+
+    /// Copies `values` in; there must be exactly one per cell.
+    ///
+    /// # Errors
+    /// If the dtype is not `T`'s or the number of values differs.
+    pub fn write<T: Element>(&mut self, values: &[T]) -> Result<()> {
+        expect_dtype("write", self.dtype, T::DTYPE)?;
+        if values.len() != self.shape.elements() {
+            let found = format!("{} values", values.len());
+            return Err(Error::invalid("write", self.shape, found));
+        }
+        let (cols, stride) = (self.cols(), self.stride);
+        for (row, values) in values.chunks_exact(cols.max(1)).enumerate() {
+            let start = self.ptr::<T>().wrapping_add(row * stride);
+            cells_mut(self, start, cols).copy_from_slice(values);
+        }
+        Ok(())
+    }
+
+    /// Copies another view of the same shape and dtype in.
+    ///
+    /// # Errors
+    /// If shape or dtype differ.
+    pub fn copy_from(&mut self, source: View<'_>) -> Result<()> {
+        expect_dtype("copy", source.dtype, self.dtype)?;
+        if (source.rows(), source.cols()) != (self.rows(), self.cols()) {
+            return Err(Error::invalid("copy", self.shape, source.shape));
+        }
+        let bytes = self.cols() * self.dtype.size();
+        for row in 0..self.rows() {
+            let from = source.ptr.wrapping_add(row * source.stride * self.dtype.size());
+            let to = self.ptr.wrapping_add(row * self.stride * self.dtype.size());
+            let from = slice_of::<u8>(&source, from, bytes);
+            cells_mut(self, to, bytes).copy_from_slice(from);
+        }
+        Ok(())
+    }
+}
+
+fn expect_dtype(who: &str, found: DType, expected: DType) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::invalid(who, expected, found)) }
+}
+
+#[allow(unsafe_code)]
+fn slice_of<'v, T>(_: &'v View<'_>, start: *const T, len: usize) -> &'v [T] {
+    // SAFETY: callers pass rows of the view, which lie in its live, initialised, aligned buffer.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
+
+#[allow(unsafe_code)]
+fn cells_mut<'v, T>(_: &'v mut ViewMut<'_>, start: *mut T, len: usize) -> &'v mut [T] {
+    // SAFETY: callers pass rows of the view, which it borrows exclusively.
+    unsafe { std::slice::from_raw_parts_mut(start, len) }
+}
+
+/// One buffer from which a step takes its tensors. Nothing is freed before the whole arena is reset.
+pub struct Arena {
+    buffer: Arc<Buffer>,
+    used: usize,
+}
+
+impl Arena {
+    /// Tensors start on cache lines.
+    const ALIGN: usize = 64;
+
+    pub fn new(stream: &Stream, bytes: usize) -> Result<Self> {
+        Ok(Arena { buffer: Arc::new(stream.zeros(bytes)?), used: 0 })
+    }
+
+    /// Starts over with room for at least `bytes`; allocates only to grow.
+    ///
+    /// # Errors
+    /// If a tensor of the last step is still alive.
+    pub fn reset(&mut self, stream: &Stream, bytes: usize) -> Result<()> {
+        if Arc::strong_count(&self.buffer) != 1 {
+            let found = format!("{} tensors", Arc::strong_count(&self.buffer) - 1);
+            return Err(Error::invalid("arena", "no tensor of the last step", found));
+        }
+        self.used = 0;
+        if self.buffer.len() < bytes {
+            self.buffer = Arc::new(stream.zeros(bytes)?);
+        }
+        Ok(())
+    }
+
+    /// The next tensor. Its cells hold whatever the last step left there.
+    ///
+    /// # Errors
+    /// If the arena is too small; the message says by how much.
+    pub fn take(&mut self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let tensor = Tensor::new(self.buffer.clone(), self.used, dtype, Shape::new(shape))?;
+        self.used += tensor.bytes().next_multiple_of(Self::ALIGN);
+        Ok(tensor)
+    }
+
+    /// Bytes that a tensor of this size takes from an arena.
+    pub fn footprint(dtype: DType, elements: usize) -> usize {
+        (elements * dtype.size()).next_multiple_of(Self::ALIGN)
+    }
+
+    /// Capacity, bytes.
+    pub fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_keep_the_row_stride() {
+        let stream = Stream::host(1);
+        let values: Vec<i32> = (0..24).collect();
+        let mut t = Tensor::upload(&stream, &values, &[2, 3, 4]).unwrap();
+        let block = t.view().block(1..3, 1..3).unwrap();
+        assert_eq!(block.read::<i32>().unwrap(), [5, 6, 9, 10]);
+        t.view_mut().block(0..1, 0..2).unwrap().write(&[-1, -2]).unwrap();
+        assert_eq!(&t.view().read::<i32>().unwrap()[..3], [-1, -2, 2]);
+        assert!(t.view().block(0..7, 0..1).is_err() && t.view().block(0..1, 3..5).is_err());
+        assert!(t.view().read::<f32>().is_err());
+    }
+
+    #[test]
+    fn arena_hands_out_disjoint_tensors_and_refuses_a_live_reset() {
+        let stream = Stream::host(1);
+        let mut arena = Arena::new(&stream, 256).unwrap();
+        let mut a = arena.take(DType::F32, &[3]).unwrap();
+        let mut b = arena.take(DType::F32, &[4]).unwrap();
+        a.view_mut().write(&[1f32, 2.0, 3.0]).unwrap();
+        b.view_mut().write(&[4f32; 4]).unwrap();
+        assert_eq!(a.view().read::<f32>().unwrap(), [1.0, 2.0, 3.0]);
+        assert!(arena.reset(&stream, 0).is_err());
+        drop((a, b));
+        arena.reset(&stream, 512).unwrap();
+        assert_eq!(arena.bytes(), 512);
+        assert!(arena.take(DType::F32, &[129]).is_err());
+        assert!(arena.take(DType::F32, &[usize::MAX, 4]).is_err());
+    }
+}
