@@ -20,6 +20,7 @@ pub mod contracts;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod model;
 pub mod tensor;
 
 pub use dtype::DType;
