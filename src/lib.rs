@@ -16,6 +16,7 @@
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
+pub mod checkpoint;
 pub mod contracts;
 pub mod device;
 pub mod dtype;
