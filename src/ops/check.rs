@@ -1,0 +1,58 @@
+//! What wrappers check before a launch. Every failure names the kernel and the argument, such as
+//! `layernorm: w: expected (4096), found (1024)`.
+
+use crate::tensor::View;
+use crate::{DType, Error, Result};
+
+/// `view` has `rows` rows (all dimensions but the last, flattened) of `cols`.
+pub(super) fn matrix(
+    op: &str,
+    name: &str,
+    view: &View<'_>,
+    rows: usize,
+    cols: usize,
+) -> Result<()> {
+    if (view.rows(), view.cols()) == (rows, cols) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{op}: {name}"), format!("({rows}, {cols})"), view.shape()))
+}
+
+/// `view` holds `cols` consecutive elements, as (cols) or (1, cols).
+pub(super) fn vector(op: &str, name: &str, view: &View<'_>, cols: usize) -> Result<()> {
+    if (view.rows(), view.cols()) == (1, cols) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{op}: {name}"), format!("({cols})"), view.shape()))
+}
+
+pub(super) fn dtype(op: &str, name: &str, view: &View<'_>, expected: DType) -> Result<()> {
+    if view.dtype() == expected {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{op}: {name}"), expected, view.dtype()))
+}
+
+/// Rows of `view` follow each other without gaps.
+pub(super) fn dense(op: &str, name: &str, view: &View<'_>) -> Result<()> {
+    if view.stride() == view.cols() || view.rows() <= 1 {
+        return Ok(());
+    }
+    let found = format!("a row stride of {}", view.stride());
+    Err(Error::invalid(format!("{op}: {name}"), format!("dense rows of {}", view.cols()), found))
+}
+
+/// A size that the contract stores as `int32_t`.
+pub(super) fn small(op: &str, name: &str, value: usize) -> Result<i32> {
+    i32::try_from(value)
+        .map_err(|_| Error::invalid(format!("{op}: {name}"), "less than 2^31", value))
+}
+
+/// The width of one of `heads` heads of `cols` features together.
+pub(super) fn head_dim(op: &str, name: &str, cols: usize, heads: usize) -> Result<usize> {
+    if heads > 0 && cols > 0 && cols.is_multiple_of(heads) {
+        return Ok(cols / heads);
+    }
+    let expected = format!("{heads} heads of equal width");
+    Err(Error::invalid(format!("{op}: {name}"), expected, format!("{cols} columns")))
+}

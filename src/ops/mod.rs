@@ -1,0 +1,66 @@
+//! Checked launches: one file per kernel stem, with its wrapper, its static and its native twin.
+//!
+//! A wrapper checks every shape, stride and dtype and then launches; index data on the device is
+//! checked when it is made ([`Ragged`], [`TokenIds`], [`MediaSpans`], [`Media`]). So everything
+//! above this floor is safe code. This floor is the only caller of
+//! [`Stream::launch`](crate::device::Stream::launch).
+
+mod activation;
+mod attention;
+mod batch;
+mod check;
+mod cross_attention;
+mod embedding;
+mod kv_append;
+mod layernorm;
+mod patchify;
+mod rmsnorm;
+mod rope;
+mod rows;
+mod self_attention;
+mod softmax;
+
+pub use crate::contracts::MediaSpan;
+pub use activation::{SWIGLU, swiglu};
+pub use attention::{ATTENTION, attention};
+pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
+pub use cross_attention::{CROSS_ATTENTION, cross_attention};
+pub use embedding::{EMBEDDING, embedding};
+pub use kv_append::{KV_APPEND, kv_append};
+pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
+pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
+pub use rmsnorm::{RMSNORM, rmsnorm};
+pub use rope::{ROPE, rope};
+pub use self_attention::{SELF_ATTENTION, self_attention};
+
+use crate::DType;
+use crate::device::Kernel;
+
+/// A kernel's name and the storage types it has entries for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// As in `{name}_{dtype}`.
+    pub name: &'static str,
+    /// One entry each.
+    pub dtypes: [DType; 3],
+}
+
+const fn entries<P>(kernel: &Kernel<P>) -> Entries {
+    let twins = kernel.twins;
+    Entries { name: kernel.name, dtypes: [twins[0].0, twins[1].0, twins[2].0] }
+}
+
+/// Every kernel: the one list for reports, benches and, with a GPU, module loading.
+pub static ALL: &[Entries] = &[
+    entries(&ATTENTION),
+    entries(&CROSS_ATTENTION),
+    entries(&EMBEDDING),
+    entries(&KV_APPEND),
+    entries(&LAYERNORM),
+    entries(&PATCHIFY),
+    entries(&RMSNORM),
+    entries(&ROPE),
+    entries(&SELF_ATTENTION),
+    entries(&SWIGLU),
+    entries(&VISION_TOKENS),
+];

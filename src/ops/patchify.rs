@@ -1,0 +1,145 @@
+//! `patchify`: images to rows of patches; `vision_tokens`: class embedding and positions.
+
+use super::check;
+use super::rows::{Rows, for_row_ranges};
+use crate::contracts::{PatchifyParams, VisionTokensParams};
+use crate::device::{Cost, Host, Kernel, Stream};
+use crate::dtype::Real;
+use crate::tensor::{View, ViewMut};
+use crate::{DType, Error, Result, twins};
+
+/// See `kernels/patchify.h`.
+pub static PATCHIFY: Kernel<PatchifyParams> =
+    Kernel { name: "patchify", twins: twins!(patchify_twin), cost: patchify_cost };
+
+/// See `kernels/patchify.h`.
+pub static VISION_TOKENS: Kernel<VisionTokensParams> =
+    Kernel { name: "vision_tokens", twins: twins!(vision_tokens_twin), cost: vision_tokens_cost };
+
+/// Cuts pixels (images, 3, side, side) f32 into rows y (images*(side/patch)^2, 3*patch*patch) in
+/// the order (channel, y, x).
+///
+/// # Errors
+/// If the pixels are no such tensor, `side` is not a multiple of `patch`, or y does not fit.
+pub fn patchify(stream: &Stream, mut y: ViewMut<'_>, pixels: View<'_>, patch: usize) -> Result<()> {
+    check::dtype("patchify", "pixels", &pixels, DType::F32)?;
+    check::dense("patchify", "pixels", &pixels)?;
+    let shape = pixels.shape();
+    let &[images, 3, side, width] = shape.sizes() else {
+        return Err(Error::invalid("patchify: pixels", "(images, 3, side, side)", shape));
+    };
+    if width != side || patch == 0 || !side.is_multiple_of(patch) {
+        let expected = format!("(images, 3, side, side) with side a multiple of {patch}");
+        return Err(Error::invalid("patchify: pixels", expected, shape));
+    }
+    let per_image = (side / patch) * (side / patch);
+    check::matrix("patchify", "y", &y.as_view(), images * per_image, 3 * patch * patch)?;
+    check::dense("patchify", "y", &y.as_view())?;
+    let params = PatchifyParams {
+        y: y.ptr(),
+        pixels: pixels.ptr(),
+        images: images as i64,
+        side: check::small("patchify", "side", side)?,
+        patch: check::small("patchify", "patch", patch)?,
+    };
+    // SAFETY: shapes, strides and dtypes were checked; y is borrowed exclusively.
+    unsafe { stream.launch(&PATCHIFY, y.dtype(), &params) }
+}
+
+/// y[i,0] = cls + pos[0]; y[i,1+p] = x[i,p] + pos[1+p]; y (images, 1+patches, cols),
+/// x (images, patches, cols), cls (cols), pos (1+patches, cols); all dense.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn vision_tokens(
+    stream: &Stream,
+    mut y: ViewMut<'_>,
+    x: View<'_>,
+    cls: View<'_>,
+    pos: View<'_>,
+) -> Result<()> {
+    let op = "vision_tokens";
+    let (tokens, cols) = (pos.rows(), pos.cols());
+    if tokens < 2 || !x.rows().is_multiple_of(tokens - 1) {
+        let expected = format!("(images * {}, {cols}) for pos {}", tokens.max(1) - 1, pos.shape());
+        return Err(Error::invalid("vision_tokens: x", expected, x.shape()));
+    }
+    let images = x.rows() / (tokens - 1);
+    check::matrix(op, "y", &y.as_view(), images * tokens, cols)?;
+    check::matrix(op, "x", &x, images * (tokens - 1), cols)?;
+    check::vector(op, "cls", &cls, cols)?;
+    for (name, view) in [("y", &y.as_view()), ("x", &x), ("cls", &cls), ("pos", &pos)] {
+        check::dtype(op, name, view, x.dtype())?;
+        check::dense(op, name, view)?;
+    }
+    let params = VisionTokensParams {
+        y: y.ptr(),
+        x: x.ptr(),
+        cls: cls.ptr(),
+        pos: pos.ptr(),
+        images: images as i64,
+        patches: (tokens - 1) as i64,
+        cols: cols as i64,
+    };
+    // SAFETY: shapes, strides and dtypes were checked; y is borrowed exclusively.
+    unsafe { stream.launch(&VISION_TOKENS, x.dtype(), &params) }
+}
+
+fn patchify_cost(p: &PatchifyParams, dtype: DType) -> Cost {
+    let pixels = p.images as f64 * 3.0 * (p.side as f64).powi(2);
+    Cost { bytes: pixels * (4.0 + dtype.size() as f64), flops: 0.0 }
+}
+
+fn vision_tokens_cost(p: &VisionTokensParams, dtype: DType) -> Cost {
+    let (images, patches, cols) = (p.images as f64, p.patches as f64, p.cols as f64);
+    let rows = images * (2.0 * patches + 1.0) + patches + 2.0;
+    Cost { bytes: rows * cols * dtype.size() as f64, flops: images * (patches + 1.0) * cols }
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn patchify_twin<T: Real>(p: &PatchifyParams, host: &Host) {
+    let (side, patch) = (p.side as usize, p.patch as usize);
+    let across = side / patch;
+    let rows = p.images as usize * across * across;
+    let y = Rows::<T>::dense(p.y, 3 * patch * patch);
+    let lines = Rows::<f32>::dense(p.pixels.cast(), side);
+    for_row_ranges(host, rows, 3 * patch * patch, |range| {
+        for r in range {
+            let (image, down, right) = (r / (across * across), r / across % across, r % across);
+            // SAFETY: each row of y is of one task only.
+            let y = unsafe { y.get_mut(r) };
+            for (piece, y) in y.chunks_exact_mut(patch).enumerate() {
+                let (channel, dy) = (piece / patch, piece % patch);
+                let line = (image * 3 + channel) * side + down * patch + dy;
+                // SAFETY: `line` is one of the images' 3 * side lines.
+                let line = unsafe { lines.get(line) };
+                for (y, &x) in y.iter_mut().zip(&line[right * patch..(right + 1) * patch]) {
+                    *y = T::from_f32(x);
+                }
+            }
+        }
+    });
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn vision_tokens_twin<T: Real>(p: &VisionTokensParams, host: &Host) {
+    let (patches, cols) = (p.patches as usize, p.cols as usize);
+    let tokens = patches + 1;
+    let (y, x) = (Rows::<T>::dense(p.y, cols), Rows::<T>::dense(p.x, cols));
+    let (cls, pos) = (Rows::<T>::dense(p.cls, cols), Rows::<T>::dense(p.pos, cols));
+    for_row_ranges(host, p.images as usize * tokens, cols, |range| {
+        for r in range {
+            let (image, token) = (r / tokens, r % tokens);
+            // SAFETY: rows inside the contract's extent; each row of y is of one task only.
+            let (y, pos) = unsafe { (y.get_mut(r), pos.get(token)) };
+            // SAFETY: as above.
+            let x =
+                unsafe { if token == 0 { cls.get(0) } else { x.get(image * patches + token - 1) } };
+            for ((y, x), pos) in y.iter_mut().zip(x).zip(pos) {
+                *y = T::from_f32(x.to_f32() + pos.to_f32());
+            }
+        }
+    });
+}
