@@ -23,7 +23,9 @@ pub mod dtype;
 pub mod error;
 pub mod model;
 pub mod ops;
+pub mod prompt;
 pub mod tensor;
+pub mod text;
 
 pub use dtype::DType;
 pub use error::{Error, Result};
