@@ -135,7 +135,7 @@ def save_tokenizer(folder: Path):
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module, round_bf16: bool):
-    """Unit-variance matrices, norms near 1, gates of 0.3..1.2 with either sign: no part is inert."""
+    """Unit-variance matrices, norms near 1, gates of 0.3..1.2 with either sign."""
     for name, p in module.named_parameters():
         if p.ndim == 0:  # logit_scale of CLIP
             continue
