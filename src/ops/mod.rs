@@ -11,6 +11,7 @@ mod batch;
 mod check;
 mod cross_attention;
 mod embedding;
+mod gemm;
 mod kv_append;
 mod layernorm;
 mod patchify;
@@ -26,6 +27,7 @@ pub use attention::{ATTENTION, attention};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
+pub use gemm::GEMM;
 pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
@@ -55,6 +57,7 @@ pub static ALL: &[Entries] = &[
     entries(&ATTENTION),
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),
+    entries(&GEMM),
     entries(&KV_APPEND),
     entries(&LAYERNORM),
     entries(&PATCHIFY),

@@ -1,0 +1,377 @@
+//! `gemm`: C = residual + tanh(gate) * f(A B^T + bias).
+
+use crate::guarded::Guarded;
+use half::{bf16, f16};
+use medflamingo::DType;
+use medflamingo::contracts::GemmParams;
+use medflamingo::device::{Host, Isa, Pool};
+use medflamingo::dtype::Real;
+use medflamingo::ops::GEMM;
+use std::ptr::{null, null_mut};
+
+const NONE: i32 = 0;
+const GELU: i32 = 1;
+const QUICK_GELU: i32 = 2;
+
+/// A launch by its shape and parts. `pads` are what the row strides exceed the widths by.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    name: &'static str,
+    shape: (usize, usize, usize),
+    pads: (usize, usize, usize),
+    bias: bool,
+    activation: i32,
+    gate: Option<f32>,
+    residual: bool,
+    in_place: bool,
+    f32_out: bool,
+    mean: f32,
+}
+
+/// A plain product.
+const fn case(name: &'static str, m: usize, n: usize, k: usize) -> Case {
+    Case {
+        name,
+        shape: (m, n, k),
+        pads: (0, 0, 0),
+        bias: false,
+        activation: NONE,
+        gate: None,
+        residual: false,
+        in_place: false,
+        f32_out: false,
+        mean: 0.0,
+    }
+}
+
+/// Each case for a reason; rows on both sides of where the regimes change.
+fn cases() -> Vec<Case> {
+    let every =
+        |name, m, n, k| Case { bias: true, gate: Some(0.7), residual: true, ..case(name, m, n, k) };
+    vec![
+        case("smallest", 1, 1, 1),
+        case("nothing_to_do", 0, 5, 7),
+        case("no_columns", 3, 0, 7),
+        case("ragged", 7, 13, 37),
+        case("ragged", 17, 131, 333),
+        case("one_row_too_many", 9, 33, 65),
+        Case { bias: true, activation: GELU, ..case("patch_embedding_k_588", 33, 48, 588) },
+        case("k_tail", 2, 5, 127),
+        case("k_tail", 30, 70, 1025),
+        case("several_k_blocks", 15, 40, 2113),
+        Case { f32_out: true, ..case("logits_of_a_row", 1, 1003, 512) },
+        Case { bias: true, activation: QUICK_GELU, ..case("vision_mlp", 65, 256, 1024) },
+        Case { bias: true, activation: GELU, ..case("decode_mlp", 1, 256, 1024) },
+        case("decode_width_4096", 1, 64, 4096),
+        case("beams_width_4096", 8, 34, 4096),
+        case("resampler_latents", 64, 512, 1024),
+        Case { gate: Some(0.0), residual: true, ..case("gate_zero", 12, 20, 30) },
+        Case { gate: Some(-2.0), residual: true, in_place: true, ..case("gate", 1, 20, 30) },
+        Case { mean: 30.0, ..case("far_mean", 20, 30, 500) },
+        Case { mean: 30.0, ..case("far_mean", 3, 30, 500) },
+        Case { pads: (3, 5, 7), ..every("strided", 21, 45, 67) },
+        Case { pads: (1, 3, 1), ..every("strided_unaligned_rows", 4, 45, 67) },
+        Case { in_place: true, ..every("in_place_residual", 40, 300, 96) },
+        Case { in_place: true, ..every("in_place_residual", 2, 300, 96) },
+        Case { f32_out: true, in_place: false, ..every("f32_out_with_residual", 11, 23, 64) },
+        every("zero_k", 3, 17, 0),
+        every("zero_k", 19, 40, 0),
+        Case { activation: GELU, ..every("every_part_gelu", 5, 70, 48) },
+        Case { activation: QUICK_GELU, ..every("every_part_quick_gelu", 50, 70, 48) },
+    ]
+}
+
+/// Uniform in (-1, 1), from splitmix64.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ z >> 31) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn take<T: Real>(&mut self, n: usize, scale: f32, mean: f32) -> Vec<T> {
+        (0..n).map(|_| T::from_f32(mean + scale * self.next())).collect()
+    }
+}
+
+/// The operands of a case. C's cells between rows hold a mark that must survive.
+struct Operands<T> {
+    a: Vec<T>,
+    b: Vec<T>,
+    bias: Vec<T>,
+    residual: Vec<T>,
+    gate: Option<T>,
+}
+
+/// Length of a matrix whose last row has no padding behind it.
+fn extent(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+impl<T: Real> Operands<T> {
+    fn new(c: &Case) -> Self {
+        let (m, n, k) = c.shape;
+        let (lda, ldb, ldc) = c.strides();
+        let mut noise = Noise(m as u64 * 31 + n as u64 * 17 + k as u64);
+        let scale = 1.5 / (k.max(1) as f32).sqrt();
+        Operands {
+            a: noise.take(extent(m, k, lda), 1.0, c.mean),
+            b: noise.take(extent(n, k, ldb), scale, c.mean * scale),
+            bias: noise.take(n, 1.0, 0.0),
+            residual: noise.take(extent(m, n, ldc), 2.0, 0.0),
+            gate: c.gate.map(T::from_f32),
+        }
+    }
+}
+
+/// erf by its series or erfc's continued fraction.
+fn erf(x: f64) -> f64 {
+    let z = x.abs();
+    if z > 2.5 {
+        let fraction = (1..=100).rev().fold(z, |f, i| z + f64::from(i) / 2.0 / f);
+        return x.signum() * (1.0 - (-z * z).exp() / fraction / std::f64::consts::PI.sqrt());
+    }
+    let (mut term, mut sum) = (x, x);
+    for i in 1..80 {
+        term *= -x * x / f64::from(i);
+        sum += term / f64::from(2 * i + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+impl Case {
+    fn strides(&self) -> (usize, usize, usize) {
+        let (_, n, k) = self.shape;
+        (k + self.pads.0, k + self.pads.1, n + self.pads.2)
+    }
+
+    /// C exactly, and what f32 sums of these products may be off by.
+    fn oracle<T: Real>(&self, o: &Operands<T>) -> Vec<(f64, f64)> {
+        let (m, n, k) = self.shape;
+        let (lda, ldb, ldc) = self.strides();
+        let wide = |x: &T| f64::from(x.to_f32());
+        // Terms are added one after the other, in blocks of at most 512: a random walk of half
+        // roundings, and two for what is added to the sum.
+        let roundings = 2.0 + (k.min(512) as f64).sqrt() / 2.0;
+        let mut c = Vec::new();
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let (a, b) = (&o.a[i * lda..][..k], &o.b[j * ldb..][..k]);
+            let products = || a.iter().zip(b).map(|(a, b)| wide(a) * wide(b));
+            let mut x: f64 = products().sum();
+            let mut size: f64 = products().map(f64::abs).sum();
+            if self.bias {
+                x += wide(&o.bias[j]);
+                size += wide(&o.bias[j]).abs();
+            }
+            x = match self.activation {
+                GELU => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+                QUICK_GELU => x / (1.0 + (-1.702 * x).exp()),
+                _ => x,
+            };
+            if let Some(gate) = &o.gate {
+                x *= wide(gate).tanh();
+            }
+            if self.residual {
+                x += wide(&o.residual[i * ldc + j]);
+                size += wide(&o.residual[i * ldc + j]).abs();
+            }
+            c.push((x, roundings * f64::from(f32::EPSILON) * size));
+        }
+        c
+    }
+
+    /// The whole buffer of C, widened.
+    fn run<T: Real>(&self, o: &Operands<T>, host: &Host) -> Vec<f64> {
+        if self.f32_out { self.run_as::<T, f32>(o, host) } else { self.run_as::<T, T>(o, host) }
+    }
+
+    fn run_as<T: Real, C: Real>(&self, o: &Operands<T>, host: &Host) -> Vec<f64> {
+        let (m, n, k) = self.shape;
+        let (lda, ldb, ldc) = self.strides();
+        let (a, b) = (Guarded::new(&o.a), Guarded::new(&o.b));
+        let (bias, residual) = (Guarded::new(&o.bias), Guarded::new(&o.residual));
+        let mark = vec![C::from_f32(MARK); extent(m, n, ldc)];
+        let mut c = if self.in_place {
+            let mut start = o.residual.clone();
+            for (_, x) in start.iter_mut().enumerate().filter(|(i, _)| i % ldc >= n) {
+                *x = T::from_f32(MARK);
+            }
+            Guarded::new(bytemuck::cast_slice::<T, C>(&start))
+        } else {
+            Guarded::new(&mark)
+        };
+        let gate = o.gate.map(|g| [g]);
+        let params = GemmParams {
+            c: c.as_mut_ptr(),
+            a: a.as_ptr(),
+            b: b.as_ptr(),
+            bias: if self.bias { bias.as_ptr() } else { null() },
+            residual: match (self.residual, self.in_place) {
+                (false, _) => null(),
+                (true, true) => c.as_ptr(),
+                (true, false) => residual.as_ptr(),
+            },
+            gate: gate.as_ref().map_or(null(), |g| g.as_ptr().cast()),
+            m: m as i64,
+            n: n as i64,
+            k: k as i64,
+            lda: lda as i64,
+            ldb: ldb as i64,
+            ldc: ldc as i64,
+            activation: self.activation,
+            c_is_f32: i32::from(self.f32_out),
+        };
+        launch::<T>(&params, host);
+        c.values().iter().map(|x| f64::from(x.to_f32())).collect()
+    }
+}
+
+/// What C's cells between rows hold; exact in every storage type.
+const MARK: f32 = -96.0;
+
+fn launch<T: Real>(params: &GemmParams, host: &Host) {
+    let (_, twin) = GEMM.twins.iter().find(|(dtype, _)| *dtype == T::DTYPE).unwrap();
+    // SAFETY: the params describe guarded memory of the right extents, and the host was made for
+    // an instruction set of this machine.
+    unsafe { twin(params, host) }
+}
+
+/// Every instruction set of this machine.
+fn isas() -> impl Iterator<Item = Isa> {
+    [Isa::Portable, Isa::Avx2, Isa::Avx512Bf16].into_iter().filter(|&isa| isa <= Isa::detect())
+}
+
+/// Relative distance between neighbours of the storage type.
+fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 2f64.powi(-7),
+        DType::F16 => 2f64.powi(-10),
+        _ => f64::from(f32::EPSILON),
+    }
+}
+
+fn check<T: Real>(case: &Case) {
+    let operands = Operands::<T>::new(case);
+    let oracle = case.oracle(&operands);
+    let (_, n, _) = case.shape;
+    let (_, _, ldc) = case.strides();
+    let out = if case.f32_out { DType::F32 } else { T::DTYPE };
+    for isa in isas() {
+        let [alone, together] =
+            [1, 3].map(|threads| case.run(&operands, &Host { pool: Pool::new(threads), isa }));
+        let what = format!("{} {:?} {} {isa}", case.name, case.shape, T::DTYPE);
+        assert!(alone == together, "{what}: depends on the number of threads");
+        for (at, &found) in alone.iter().enumerate() {
+            let (i, j) = (at / ldc, at % ldc);
+            if j >= n {
+                assert_eq!(found, f64::from(MARK), "{what}: wrote between rows at ({i}, {j})");
+                continue;
+            }
+            let (exact, sums) = oracle[i * n + j];
+            // Twice the rounding to the storage type, which is half of epsilon, and the sums.
+            let tolerance = epsilon(out) * exact.abs() + sums + 1e-7;
+            let error = (found - exact).abs();
+            assert!(error <= tolerance, "{what} ({i}, {j}): {found}, not {exact} ({error:e})");
+        }
+    }
+}
+
+#[test]
+fn every_case_in_f32() {
+    cases().iter().for_each(check::<f32>);
+}
+
+#[test]
+fn every_case_in_bf16() {
+    cases().iter().for_each(check::<bf16>);
+}
+
+#[test]
+fn every_case_in_f16() {
+    cases().iter().for_each(check::<f16>);
+}
+
+/// Every number of rows over both regimes, every kind of tail in n and k.
+#[test]
+fn every_height_and_tail() {
+    for m in (1..=31).chain([57, 113]) {
+        let (n, k) = (1 + m * 7 % 67, 1 + m * 29 % 133);
+        let case = Case { bias: true, pads: (m % 3, m % 2, m % 5), ..case("tails", m, n, k) };
+        check::<f32>(&case);
+        check::<bf16>(&case);
+        check::<f16>(&case);
+    }
+}
+
+fn special<T: Real>(m: usize) {
+    let case = case("special", m, 40, 70);
+    let mut operands = Operands::<T>::new(&case);
+    operands.a[0] = T::from_f32(f32::NAN);
+    operands.b[3 * 70 + 69] = T::from_f32(f32::INFINITY);
+    for isa in isas() {
+        let c = case.run(&operands, &Host { pool: Pool::new(2), isa });
+        for (i, j) in (0..m).flat_map(|i| (0..40).map(move |j| (i, j))) {
+            let x = c[i * 40 + j];
+            let right = match (i, j) {
+                (0, _) => x.is_nan(),
+                (_, 3) => x.is_infinite(),
+                _ => x.is_finite(),
+            };
+            assert!(right, "{} {isa} m {m}: ({i}, {j}) is {x}", T::DTYPE);
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_their_rows_and_columns_and_no_others() {
+    for m in [2, 5, 20] {
+        special::<f32>(m);
+        special::<bf16>(m);
+        special::<f16>(m);
+    }
+}
+
+/// A row's result does not depend on the rows that happen to share its launch.
+#[test]
+fn rows_of_a_regime_are_independent() {
+    for (few, many) in [(1, 8), (9, 120)] {
+        let large = case("independent", many, 50, 1100);
+        let mut operands = Operands::<bf16>::new(&large);
+        for isa in isas() {
+            let host = Host { pool: Pool::new(2), isa };
+            let all = large.run(&operands, &host);
+            let kept = operands.a.clone();
+            operands.a.truncate(few * 1100);
+            let some = Case { shape: (few, 50, 1100), ..large }.run(&operands, &host);
+            operands.a = kept;
+            assert!(all[..few * 50] == some[..], "{isa}: {few} of {many}");
+        }
+    }
+}
+
+#[test]
+fn cost_counts_operands_once() {
+    let mut p = GemmParams {
+        c: null_mut(),
+        a: null(),
+        b: null(),
+        bias: null(),
+        residual: null(),
+        gate: null(),
+        m: 2,
+        n: 3,
+        k: 5,
+        lda: 5,
+        ldb: 5,
+        ldc: 3,
+        activation: 0,
+        c_is_f32: 1,
+    };
+    let cost = (GEMM.cost)(&p, DType::BF16);
+    assert_eq!((cost.flops, cost.bytes), (60.0, 2.0 * 25.0 + 4.0 * 6.0));
+    p.bias = std::ptr::dangling();
+    assert_eq!((GEMM.cost)(&p, DType::F32).bytes, 4.0 * (25.0 + 6.0 + 3.0));
+}
