@@ -21,6 +21,7 @@ pub mod contracts;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod image;
 pub mod model;
 pub mod ops;
 pub mod prompt;
