@@ -25,12 +25,12 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// The table of `file`, whose tokens by id are `tokens`.
+    /// The table of `file`.
     ///
     /// # Errors
-    /// A vocabulary that lacks one of the 256 byte tokens: some text could not be encoded.
-    pub fn new(file: &TokenizerFile, tokens: &[&str]) -> Result<Self> {
-        let family = file.family()?;
+    /// Ids that are not one to a token without gaps, or a vocabulary that lacks one of the 256 byte tokens: some text could not be encoded.
+    pub fn new(file: &TokenizerFile) -> Result<Self> {
+        let (family, tokens) = (file.family()?, file.tokens()?);
         let mut pieces = Pieces {
             family,
             bytes: Vec::with_capacity(8 * tokens.len()),
@@ -42,12 +42,16 @@ impl Pieces {
             pieces.is_special[added.id as usize] = true;
         }
         let alphabet = Alphabet::new();
-        pieces.check_bytes(&alphabet, tokens)?;
+        pieces.check_bytes(&alphabet, &tokens)?;
         for token in tokens {
             match family {
                 Family::ByteLevel { .. } => alphabet.decode(token, &mut pieces.bytes),
                 Family::SentencePiece => {
-                    pieces.bytes.extend_from_slice(token.replace('▁', " ").as_bytes());
+                    for part in token.split('▁') {
+                        pieces.bytes.extend_from_slice(part.as_bytes());
+                        pieces.bytes.push(b' ');
+                    }
+                    pieces.bytes.pop();
                 }
             }
             pieces.ends.push(pieces.bytes.len());

@@ -75,12 +75,13 @@ pub fn prepare(folder: &Path) -> Result<Prepared> {
 }
 
 fn finish(mut file: TokenizerFile, mut names: Names, source: &'static str) -> Result<Prepared> {
+    file.tokens()?;
     let (leading, reason) = decide_leading(&file, &names)?;
     add_named(&mut file, &names)?;
-    let base_len = file.tokens()?.len();
+    let base_len = next_id(&file) as usize;
     let specials = add_flamingo_specials(&mut file, &mut names)?;
     set_template(&mut file, leading)?;
-    let tokenizer = Tokenizer::new(&file, &names)?;
+    let tokenizer = Tokenizer::new(file.clone(), &names)?;
     let len = tokenizer.vocab_size();
     Ok(Prepared { file, names, tokenizer, specials, leading, base_len, len, reason, source })
 }
@@ -141,7 +142,7 @@ pub(super) fn find(file: &TokenizerFile, token: &str) -> Option<u32> {
 /// The id after the last; a file that was read has no gaps.
 fn next_id(file: &TokenizerFile) -> u32 {
     let added = file.added_tokens.iter().map(|a| a.id);
-    file.model.vocab.iter().map(|v| v.1).chain(added).max().map_or(0, |last| last + 1)
+    file.model.vocab.iter().map(|v| v.1).chain(added).max().map_or(0, |last| last.saturating_add(1))
 }
 
 /// The tokens that `names` names become special, as transformers makes them when it loads a folder.
@@ -250,7 +251,7 @@ fn read_template(file: &TokenizerFile, template: &Value) -> Result<Option<u32>> 
     let name = first.pointer("/SpecialToken/id").and_then(Value::as_str).ok_or_else(wrong)?;
     let ids = template.get("special_tokens").and_then(|t| t.get(name)).and_then(|t| t.get("ids"));
     let ids = ids.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let known = file.tokens()?.len() as u64;
+    let known = u64::from(next_id(file));
     match ids {
         [id] if id.as_u64().is_some_and(|id| id < known) => Ok(id.as_u64().map(|id| id as u32)),
         _ => Err(Error::invalid("post_processor.special_tokens", "one id of the vocabulary", name)),

@@ -1,7 +1,7 @@
 //! The tokenizer of one model folder.
 
 use super::bytes::{Piece, Pieces};
-use super::file::{Added, Family, TokenizerFile};
+use super::file::{Added, Bpe, Family, TokenizerFile};
 use super::prepare::{find, leading_of_template, read_names};
 use super::{END_OF_CHUNK, IMAGE, Names, PAD, Specials, TokenStream};
 use crate::error::{Error, Result};
@@ -38,17 +38,19 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         let file = TokenizerFile::read(&path)?;
         let names = read_names(folder)?;
-        Self::new(&file, &names).map_err(|e| e.within(path.display()))
+        Self::new(file, &names).map_err(|e| e.within(path.display()))
     }
 
     /// The tokenizer that `file` describes. The leading id is the one in the file's
     /// `TemplateProcessing`; [`Tokenizer::with_leading`] replaces it.
-    pub fn new(file: &TokenizerFile, names: &Names) -> Result<Self> {
-        let tokens = file.tokens()?;
-        let specials = find_specials(file, names)?;
-        let pieces = Pieces::new(file, &tokens)?;
-        let encoder = build_encoder(file, &tokens, &pieces)?;
-        let leading = leading_of_template(file)?;
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`], but for reading files.
+    pub fn new(file: TokenizerFile, names: &Names) -> Result<Self> {
+        let specials = find_specials(&file, names)?;
+        let leading = leading_of_template(&file)?;
+        let pieces = Pieces::new(&file)?;
+        let encoder = build_encoder(file, &pieces)?;
         Ok(Tokenizer { encoder: Arc::new(encoder), pieces: Arc::new(pieces), specials, leading })
     }
 
@@ -233,13 +235,10 @@ pub(super) fn find_specials(file: &TokenizerFile, names: &Names) -> Result<Speci
 }
 
 /// The crate's tokenizer with special tokens known but never matched in text.
-fn build_encoder(
-    file: &TokenizerFile,
-    tokens: &[&str],
-    pieces: &Pieces,
-) -> Result<tokenizers::Tokenizer> {
+fn build_encoder(file: TokenizerFile, pieces: &Pieces) -> Result<tokenizers::Tokenizer> {
     let bad = |e: tokenizers::Error| Error::invalid("model", "a BPE vocabulary and merges", e);
-    let mut encoder = tokenizers::Tokenizer::new(build_bpe(file, pieces)?);
+    let TokenizerFile { model, added_tokens: mut added, .. } = file;
+    let mut encoder = tokenizers::Tokenizer::new(build_bpe(model, &added, pieces)?);
     match pieces.family() {
         Family::SentencePiece => {
             let replace = Replace::new(" ", "▁").map_err(bad)?;
@@ -254,9 +253,8 @@ fn build_encoder(
             encoder.with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(pre)));
         }
     }
-    let mut added: Vec<&Added> = file.added_tokens.iter().collect();
     added.sort_by_key(|a| a.id);
-    let convert = |a: &&Added| {
+    let convert = |a: &Added| {
         AddedToken::from(a.content.clone(), a.special)
             .single_word(a.single_word)
             .lstrip(a.lstrip)
@@ -264,10 +262,10 @@ fn build_encoder(
             .normalized(a.normalized)
     };
     encoder.add_tokens(added.iter().map(convert)).map_err(bad)?;
-    for a in added {
+    for a in &added {
         if encoder.token_to_id(&a.content) != Some(a.id) {
             let expected = "ids that follow the vocabulary in order";
-            let found = format!("{:?} with id {} of {}", a.content, a.id, tokens.len());
+            let found = format!("{:?} with id {}", a.content, a.id);
             return Err(Error::invalid("added_tokens", expected, found));
         }
     }
@@ -276,29 +274,24 @@ fn build_encoder(
 }
 
 /// The model, less the merges whose result is a special token: text cannot be merged into one.
-fn build_bpe(file: &TokenizerFile, pieces: &Pieces) -> Result<BPE> {
-    let vocab: Vocab = file.model.vocab.iter().cloned().collect();
-    let mut merges = Vec::with_capacity(file.model.merges.len());
-    let mut joined = String::new();
-    for (a, b) in &file.model.merges {
-        joined.clear();
-        joined.push_str(a);
-        joined.push_str(b);
-        for token in [a, b, &joined] {
-            if !vocab.contains_key(token) {
-                let found = format!("no {token:?}, which merge {a:?} {b:?} needs");
-                return Err(Error::invalid("model.merges", "parts and results in vocab", found));
-            }
-        }
-        if !pieces.is_special(vocab[&joined]) {
-            merges.push((a.clone(), b.clone()));
-        }
+fn build_bpe(model: Bpe, added: &[Added], pieces: &Pieces) -> Result<BPE> {
+    let longest = pieces.longest();
+    if let Some((a, b)) = model.merges.iter().find(|(a, b)| a.len() + b.len() > longest) {
+        let found = format!("merge {a:?} {b:?}, longer than any token");
+        return Err(Error::invalid("model.merges", "results in vocab", found));
     }
+    let special: Vec<&str> =
+        added.iter().filter(|a| a.special).map(|a| a.content.as_str()).collect();
+    let makes_special = |(a, b): &(String, String)| {
+        special.iter().any(|s| s.strip_prefix(a.as_str()) == Some(b.as_str()))
+    };
+    let mut merges = model.merges;
+    merges.retain(|merge| !makes_special(merge));
     BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .fuse_unk(file.model.fuse_unk)
-        .byte_fallback(file.model.byte_fallback)
-        .ignore_merges(file.model.ignore_merges)
+        .vocab_and_merges(model.vocab.into_iter().collect::<Vocab>(), merges)
+        .fuse_unk(model.fuse_unk)
+        .byte_fallback(model.byte_fallback)
+        .ignore_merges(model.ignore_merges)
         .build()
-        .map_err(|e| Error::invalid("model", "a BPE vocabulary and merges", e))
+        .map_err(|e| Error::invalid("model.merges", "parts and results in vocab", e))
 }
