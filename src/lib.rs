@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod contracts;
 pub mod device;
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod image;
 pub mod model;

@@ -1,0 +1,220 @@
+//! One row of logits: its maximum, its softmax normaliser, its best entries.
+//!
+//! Only IEEE additions, multiplications and comparisons in a fixed order decide anything here, so
+//! equal logits give equal results on every machine. Refuses NaN, +inf and rows of -inf.
+
+use crate::{Error, Result};
+
+/// Numbers added side by side, so that a compiler can keep them in one register.
+const LANES: usize = 8;
+
+/// What log-softmax needs to know of a row: log p(i) = (x_i - maximum) - log_sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    pub maximum: f32,
+    /// The first index that has it.
+    pub argmax: u32,
+    /// ln sum_i exp(x_i - maximum), at least 0.
+    pub log_sum: f32,
+}
+
+impl Summary {
+    /// Summarises `logits` (V) f32.
+    ///
+    /// # Errors
+    /// Empty rows, NaN, +inf, nothing but -inf.
+    pub fn of(logits: &[f32]) -> Result<Summary> {
+        let (maximum, argmax) = first_maximum(logits)?;
+        let log_sum = sum_of_exponentials(logits, maximum).ln() as f32;
+        Ok(Summary { maximum, argmax, log_sum })
+    }
+
+    /// The log-probability of an entry with logit `x`.
+    pub fn logprob(&self, x: f32) -> f32 {
+        (x - self.maximum) - self.log_sum
+    }
+}
+
+/// The largest of `logits` and the first index that has it.
+///
+/// # Errors
+/// Empty rows, NaN, +inf, nothing but -inf.
+pub fn first_maximum(logits: &[f32]) -> Result<(f32, u32)> {
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let mut nans = [0u32; LANES];
+    let mut chunks = logits.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for lane in 0..LANES {
+            let x = chunk[lane];
+            maxima[lane] = if x > maxima[lane] { x } else { maxima[lane] };
+            nans[lane] |= u32::from(x.is_nan());
+        }
+    }
+    let mut maximum = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut has_nan = nans.into_iter().any(|n| n != 0);
+    for &x in chunks.remainder() {
+        maximum = maximum.max(x);
+        has_nan |= x.is_nan();
+    }
+    if has_nan || !maximum.is_finite() {
+        return Err(unusable(logits));
+    }
+    let argmax = logits.iter().position(|&x| x == maximum).unwrap_or(0);
+    Ok((maximum, argmax as u32))
+}
+
+/// Says which entry makes a row unusable.
+fn unusable(logits: &[f32]) -> Error {
+    let expected = "finite numbers or -inf, not all -inf";
+    match logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+        Some(i) => Error::invalid("logits", expected, format!("{} at token {i}", logits[i])),
+        None => Error::invalid("logits", expected, format!("{} times -inf", logits.len())),
+    }
+}
+
+/// sum_i exp(x_i - maximum): f32 within chunks, f64 over them.
+fn sum_of_exponentials(logits: &[f32], maximum: f32) -> f64 {
+    let mut sum = 0.0f64;
+    for chunk in logits.chunks(64 * LANES) {
+        let mut lanes = [0.0f32; LANES];
+        let mut groups = chunk.chunks_exact(LANES);
+        for group in &mut groups {
+            for lane in 0..LANES {
+                lanes[lane] += exp_nonpositive(group[lane] - maximum);
+            }
+        }
+        let rest: f32 = groups.remainder().iter().map(|&x| exp_nonpositive(x - maximum)).sum();
+        sum += lanes.into_iter().map(f64::from).sum::<f64>() + f64::from(rest);
+    }
+    sum
+}
+
+/// exp(x) for x <= 0, within 2e-7 relative; below -87, where the true value is under 2e-38, it
+/// stays at exp(-87). exp(0) is exactly 1.
+///
+/// Written out because the system's `exp` differs between systems, and because a compiler can
+/// make this one wide: exp(x) = 2^k exp(r), k = round(x / ln 2), |r| <= ln 2 / 2, Taylor in r.
+#[inline]
+pub(super) fn exp_nonpositive(x: f32) -> f32 {
+    /// 1.5 * 2^23: adding it rounds to an integer, which then sits in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts; the first has few enough bits for k * LN2_HIGH to be exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = if x > -87.0 { x } else { -87.0 };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let k = shifted - ROUND;
+    let r = (x - k * LN2_HIGH) - k * LN2_LOW;
+    let mut p = 1.0 / 5040.0;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + coefficient;
+    }
+    let scale = (shifted.to_bits() << 23).wrapping_add(127 << 23);
+    p * f32::from_bits(scale)
+}
+
+/// The n best of the entries offered so far, best first; of equal entries the earlier offered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Best {
+    limit: usize,
+    items: Vec<(f32, u32)>,
+}
+
+impl Best {
+    /// Forgets everything and keeps `limit` entries from now on.
+    pub fn restart(&mut self, limit: usize) {
+        self.limit = limit;
+        self.items.clear();
+        self.items.reserve(limit);
+    }
+
+    /// Offers `scores`, numbered from `first`.
+    pub fn offer(&mut self, scores: &[f32], first: u32) {
+        if self.limit == 0 {
+            return;
+        }
+        let mut worst = self.worst();
+        for (i, &score) in scores.iter().enumerate() {
+            if self.items.len() < self.limit || score > worst {
+                let place = self.items.partition_point(|item| item.0 >= score);
+                self.items.truncate(self.limit - 1);
+                self.items.insert(place, (score, first + i as u32));
+                worst = self.worst();
+            }
+        }
+    }
+
+    pub fn items(&self) -> &[(f32, u32)] {
+        &self.items
+    }
+
+    fn worst(&self) -> f32 {
+        self.items.last().map_or(f32::NEG_INFINITY, |item| item.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn exponential_is_close_everywhere() {
+        let mut worst = 0.0f64;
+        for i in 0..=870_000 {
+            let x = -(i as f32) * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp_nonpositive(x)) - exact).abs() / exact);
+        }
+        assert!(worst < 2e-7, "{worst}");
+        assert_eq!(exp_nonpositive(0.0), 1.0);
+        assert!(exp_nonpositive(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn unusable_rows_are_named() {
+        let text = |row: &[f32]| Summary::of(row).unwrap_err().to_string();
+        let inf = f32::INFINITY;
+        assert!(text(&[0.0, 1.0, f32::NAN]).ends_with("found NaN at token 2"));
+        let mut long = vec![0.0; 100];
+        long[13] = f32::NAN;
+        assert!(text(&long).ends_with("found NaN at token 13"));
+        assert!(text(&[0.0, inf]).ends_with("found inf at token 1"));
+        assert!(text(&[-inf; 9]).ends_with("found 9 times -inf"));
+        assert!(text(&[]).ends_with("found 0 times -inf"));
+    }
+
+    #[test]
+    fn of_equal_maxima_the_first_counts() {
+        let mut row = vec![0.0; 40];
+        (row[11], row[12], row[35]) = (2.0, 2.0, 2.0);
+        assert_eq!(first_maximum(&row).unwrap(), (2.0, 11));
+    }
+
+    proptest! {
+        #[test]
+        fn summary_agrees_with_f64(row in prop::collection::vec(-80.0f32..80.0, 1..700)) {
+            let s = Summary::of(&row).unwrap();
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|&x| (f64::from(x) - f64::from(top)).exp()).sum();
+            prop_assert_eq!(s.maximum, top);
+            prop_assert!((f64::from(s.log_sum) - sum.ln()).abs() < 1e-6);
+        }
+
+        #[test]
+        fn best_is_the_head_of_a_stable_sort(
+            scores in prop::collection::vec(-3i8..3, 0..60), limit in 0usize..9, cut in 0usize..60,
+        ) {
+            let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
+            let (a, b) = scores.split_at(cut.min(scores.len()));
+            let mut best = Best::default();
+            best.restart(limit);
+            best.offer(a, 0);
+            best.offer(b, a.len() as u32);
+            let mut all: Vec<_> = scores.iter().zip(0u32..).map(|(&s, i)| (s, i)).collect();
+            all.sort_by(|x, y| y.0.total_cmp(&x.0));
+            all.truncate(limit);
+            prop_assert_eq!(best.items(), &all[..]);
+        }
+    }
+}
