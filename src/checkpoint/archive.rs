@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-const MAX_MEMBERS: u64 = 1_000_000;
+const MAX_MEMBERS: u64 = 200_000;
 const MAX_NAME: usize = 4096;
 const END: u32 = 0x0605_4b50;
 const END_64: u32 = 0x0606_4b50;
@@ -47,7 +47,7 @@ impl Directory {
             let (member, next) = central_record(file, at, &central)?;
             at = next;
             if by_name.insert(member.name.clone(), members.len()).is_some() {
-                return Err(bad("each name once", format!("`{}` twice", member.name)));
+                return Err(bad("each name once", format!("{:?} twice", member.name)));
             }
             members.push(member);
         }
@@ -59,7 +59,7 @@ impl Directory {
         let ends = order.iter().skip(1).map(|m| m.header).chain([central.start]);
         for (member, limit) in order.iter().zip(ends) {
             if member.data.end > limit {
-                let found = format!("`{}` reaching into the next", member.name);
+                let found = format!("{:?} reaching into the next", member.name);
                 return Err(bad("members that do not overlap", found));
             }
         }
@@ -78,7 +78,7 @@ impl Member {
         if self.is_stored {
             return Ok(&file[self.data.clone()]);
         }
-        Err(bad("stored members", format!("`{}` compressed", self.name))
+        Err(bad("stored members", format!("{:?} compressed", self.name))
             .advise("write the file again with torch.save, which does not compress"))
     }
 
@@ -89,7 +89,7 @@ impl Member {
         if found == self.crc {
             return Ok(content);
         }
-        let expected = format!("checksum {:08x} of `{}`", self.crc, self.name);
+        let expected = format!("checksum {:08x} of {:?}", self.crc, self.name);
         Err(bad(expected, format!("{found:08x}")).advise("the file is damaged; fetch it again"))
     }
 }
@@ -199,15 +199,15 @@ fn central_record(file: &[u8], at: usize, central: &Range<usize>) -> Result<(Mem
     let extra = &file[names + name_len..names + name_len + extra_len];
     let (flags, method) = (u16_at(file, at + 8)?, u16_at(file, at + 10)?);
     if flags & 0x2041 != 0 {
-        return Err(bad("members without encryption", format!("`{name}` encrypted")));
+        return Err(bad("members without encryption", format!("{name:?} encrypted")));
     }
     let crc = u32_at(file, at + 16)?;
     let short = [u32_at(file, at + 24)?, u32_at(file, at + 20)?, u32_at(file, at + 42)?];
     let [size, packed, header] = long_fields(extra, short, &name)?;
     if u16_at(file, at + 34)? != 0 || (method == 0 && size != packed) {
-        return Err(bad("stored members of one size", format!("`{name}`: {size} and {packed}")));
+        return Err(bad("stored members of one size", format!("{name:?}: {size} and {packed}")));
     }
-    let outside = || bad(format!("`{name}` inside the archive"), format!("byte {header}"));
+    let outside = || bad(format!("{name:?} inside the archive"), format!("byte {header}"));
     let header = usize::try_from(header).ok().filter(|&h| h < central.start);
     let header = header.ok_or_else(outside)?;
     let same = [u32::from(flags), u32::from(method), crc, short[1], short[0]];
@@ -219,14 +219,14 @@ fn central_record(file: &[u8], at: usize, central: &Range<usize>) -> Result<(Mem
 
 fn member_name(bytes: &[u8]) -> Result<String> {
     match std::str::from_utf8(bytes) {
-        Ok(name) if !name.contains(['\0', '\\']) => Ok(name.to_string()),
-        _ => Err(bad("plain UTF-8 member names", String::from_utf8_lossy(bytes))),
+        Ok(name) if !name.contains(|c: char| c == '\\' || c.is_control()) => Ok(name.to_string()),
+        _ => Err(bad("plain UTF-8 member names", format!("{:?}", String::from_utf8_lossy(bytes)))),
     }
 }
 
 /// Size, packed size and header position, with the 64-bit ones taken from the extra field.
 fn long_fields(mut extra: &[u8], short: [u32; 3], name: &str) -> Result<[u64; 3]> {
-    let odd = || bad("one well-formed 64-bit size field", format!("`{name}`"));
+    let odd = || bad("one well-formed 64-bit size field", format!("{name:?}"));
     let mut long: Option<&[u8]> = None;
     while extra.len() >= 4 {
         let (id, len) = (u16_at(extra, 0)?, usize::from(u16_at(extra, 2)?));
@@ -251,10 +251,10 @@ fn long_fields(mut extra: &[u8], short: [u32; 3], name: &str) -> Result<[u64; 3]
 fn local_header(file: &[u8], at: usize, name: &[u8], same: [u32; 5]) -> Result<usize> {
     let label = String::from_utf8_lossy(name);
     let differs = |what: &str| {
-        bad(format!("local header of `{label}` equal to the directory"), format!("another {what}"))
+        bad(format!("local header of {label:?} equal to the directory"), format!("another {what}"))
     };
     if u32_at(file, at)? != LOCAL {
-        return Err(bad(format!("a local header of `{label}` at byte {at}"), "something else"));
+        return Err(bad(format!("a local header of {label:?} at byte {at}"), "something else"));
     }
     let local = [
         u32::from(u16_at(file, at + 6)?),

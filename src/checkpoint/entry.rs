@@ -25,8 +25,8 @@ pub(super) enum Source {
 impl Source {
     /// Maps `path`, which must be a regular, non-empty file.
     pub(super) fn open(path: &Path) -> Result<Arc<Self>> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
+        // Asked before opening: to open a pipe would wait for its writer.
+        let meta = path.metadata().map_err(|e| Error::io("read", path, e))?;
         let who = path.display();
         if !meta.is_file() {
             return Err(Error::invalid(who, "a regular file", "something else"));
@@ -35,6 +35,7 @@ impl Source {
             return Err(Error::invalid(who, "a checkpoint", "an empty file")
                 .advise("the download may have failed; fetch the file again"));
         }
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         // SAFETY: the mapping is private and read-only, and every offset used is checked against
         // its length. Another process that shortens the file while it is being read ends this one
         // with SIGBUS; nothing in the mapping is ever executed or trusted after a check.

@@ -1,12 +1,12 @@
 //! Safetensors files, and Hugging Face folders: one file, or shards named by an index.
 
-use super::entry::{Entry, Layout, Source, row_major};
-use super::{Checkpoint, Format, MAX_TENSORS};
+use super::entry::{Entry, Layout, MAX_DIMS, Source, row_major};
+use super::{Checkpoint, Format, MAX_TENSORS, check_name};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
@@ -35,6 +35,41 @@ fn bad(expected: impl fmt::Display, found: impl fmt::Display) -> Error {
 struct HeaderItem {
     #[serde(default)]
     data_offsets: Option<(u64, u64)>,
+    #[serde(default)]
+    #[allow(dead_code, reason = "read only to bound its length before the crate builds it")]
+    shape: Dims,
+}
+
+/// A list of numbers that is not longer than a tensor may have dimensions.
+#[derive(Default)]
+struct Dims;
+
+impl<'de> Deserialize<'de> for Dims {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Count;
+        impl<'de> Visitor<'de> for Count {
+            type Value = Dims;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "at most {MAX_DIMS} dimensions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> std::result::Result<Dims, A::Error> {
+                let mut len = 0;
+                while list.next_element::<u64>()?.is_some() {
+                    len += 1;
+                    if len > MAX_DIMS {
+                        return Err(A::Error::invalid_length(len, &self));
+                    }
+                }
+                Ok(Dims)
+            }
+        }
+        from.deserialize_seq(Count)
+    }
 }
 
 /// Reads the header of a safetensors file.
@@ -56,6 +91,7 @@ pub(super) fn read_safetensors(into: &mut Checkpoint, source: &Arc<Source>) -> R
         .map_err(|e| bad("a header that covers the file exactly", e))?;
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
+        check_name(&name)?;
         let dtype = dtype(info.dtype).ok_or_else(|| {
             bad(format!("`{name}` of a supported type"), format!("{:?}", info.dtype))
         })?;
@@ -218,10 +254,10 @@ pub(super) fn open_index(path: &Path) -> Result<Checkpoint> {
     }
     for (i, shard) in shards.iter().enumerate() {
         for name in shard.names().filter(|name| !used.contains(&(i, name))) {
-            whole.ignore(name.into(), format!("in {} but not in the index", map.shards[i]));
+            whole.ignore(name.into(), format!("in {} but not in the index", map.shards[i]))?;
         }
         for (name, reason) in shard.ignored() {
-            whole.ignore(name.clone(), format!("{reason} ({})", map.shards[i]));
+            whole.ignore(name.clone(), format!("{reason} ({})", map.shards[i]))?;
         }
     }
     whole.parts = shards;

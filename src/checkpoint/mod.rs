@@ -23,7 +23,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const MAX_TENSORS: usize = 1_000_000;
+const MAX_TENSORS: usize = 200_000;
+const MAX_IGNORED: usize = 20_000;
 const MAX_NAME: usize = 1024;
 
 /// The container that a checkpoint was read from.
@@ -179,28 +180,37 @@ impl Checkpoint {
         }
     }
 
+    /// Adds a tensor under a name that is unique, printable and of reasonable length.
     fn insert(&mut self, name: &str, entry: Entry) -> Result<()> {
-        let wrong = |found: &str| {
-            let expected = format!("unique printable names of at most {MAX_NAME} bytes");
-            Err(Error::invalid("tensor name", expected, found))
-        };
-        if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
-            let start: String = name.chars().take(80).collect();
-            return wrong(&format!("\"{}\"", start.escape_debug()));
+        if self.by_name.insert(name.to_string(), self.entries.len()).is_some() {
+            return Err(Error::invalid("tensor names", "each once", format!("`{name}` twice")));
         }
         if self.entries.len() >= MAX_TENSORS {
-            return wrong(&format!("more than {MAX_TENSORS} tensors"));
-        }
-        if self.by_name.insert(name.to_string(), self.entries.len()).is_some() {
-            return wrong(&format!("`{name}` twice"));
+            return Err(Error::invalid("tensors", format!("at most {MAX_TENSORS}"), "more"));
         }
         self.entries.push((name.to_string(), entry));
         Ok(())
     }
 
-    fn ignore(&mut self, name: String, reason: String) {
+    fn ignore(&mut self, name: String, reason: String) -> Result<()> {
+        if self.ignored.len() >= MAX_IGNORED {
+            let expected = format!("at most {MAX_IGNORED} entries that are not tensors");
+            return Err(Error::invalid("checkpoint", expected, "more"));
+        }
         self.ignored.push((name, reason));
+        Ok(())
     }
+}
+
+/// Checks that an untrusted tensor name can be stored and shown.
+fn check_name(name: &str) -> Result<()> {
+    let is_shown = name.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    if is_shown && (1..=MAX_NAME).contains(&name.len()) {
+        return Ok(());
+    }
+    let start: String = name.chars().take(80).collect();
+    let expected = format!("1 to {MAX_NAME} printable ASCII characters");
+    Err(Error::invalid("tensor name", expected, format!("\"{}\"", start.escape_debug())))
 }
 
 /// Names what the file looks like instead.

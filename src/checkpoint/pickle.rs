@@ -7,13 +7,13 @@
 
 use super::rebuild::{self, Global, Storage, Tensor};
 use crate::error::{Error, Result};
-use std::collections::HashMap;
 
 /// Limits on what one pickle may build.
 pub(super) const MAX_BYTES: usize = 64 << 20;
 const MAX_STACK: usize = 1_000_000;
+/// Memo slots are numbered from 0 up by every writer, so the last bounds their count.
 const MAX_MEMO: usize = 1_000_000;
-const MAX_CELLS: usize = 4_000_000;
+const MAX_CELLS: usize = 2_000_000;
 const MAX_STRING: usize = 16 << 20;
 const MAX_LINE: usize = 4096;
 pub(super) const MAX_DEPTH: u8 = 64;
@@ -39,7 +39,7 @@ pub(super) enum Object<'a> {
     Tuple(Vec<Value<'a>>),
     List(Vec<Value<'a>>),
     Dict(Vec<(Value<'a>, Value<'a>)>),
-    Storage(Storage<'a>),
+    Storage(Box<Storage<'a>>),
     Tensor(Box<Tensor<'a>>),
     /// An object of a TorchScript class with its attributes.
     Module(Option<Value<'a>>),
@@ -105,7 +105,7 @@ impl<'a> Pickle<'a> {
     /// All storages that a persistent id declared, in order of appearance.
     pub(super) fn storages(&self) -> impl Iterator<Item = &Storage<'a>> {
         self.objects.iter().filter_map(|object| match object {
-            Object::Storage(storage) => Some(storage),
+            Object::Storage(storage) => Some(&**storage),
             _ => None,
         })
     }
@@ -149,7 +149,8 @@ pub(super) struct Machine<'a> {
     op: usize,
     stack: Vec<Value<'a>>,
     marks: Vec<usize>,
-    memo: HashMap<u32, Value<'a>>,
+    memo: Vec<Option<Value<'a>>>,
+    memo_filled: usize,
     pub(super) objects: Vec<Object<'a>>,
     /// Nesting of each object, in the same order.
     depths: Vec<u8>,
@@ -165,7 +166,8 @@ impl<'a> Machine<'a> {
             op: 0,
             stack: Vec::new(),
             marks: Vec::new(),
-            memo: HashMap::new(),
+            memo: Vec::new(),
+            memo_filled: 0,
             objects: Vec::new(),
             depths: Vec::new(),
             cells: 0,
@@ -251,19 +253,22 @@ impl<'a> Machine<'a> {
 
     fn memory(&mut self, code: u8) -> Result<()> {
         let slot = match code {
-            b'q' | b'h' => u32::from(self.byte()?),
-            0x94 => self.memo.len() as u32,
-            _ => u32::from_le_bytes(self.array()?),
+            b'q' | b'h' => usize::from(self.byte()?),
+            0x94 => self.memo_filled,
+            _ => u32::from_le_bytes(self.array()?) as usize,
         };
         if matches!(code, b'h' | b'j') {
-            let value = self.memo.get(&slot).copied();
+            let value = self.memo.get(slot).copied().flatten();
             return self.push(value.ok_or_else(|| bad("a memo slot that was filled", slot))?);
         }
         let top = self.peek()?;
-        self.memo.insert(slot, top);
-        if self.memo.len() > MAX_MEMO {
-            return Err(bad(format!("at most {MAX_MEMO} memo slots"), "more"));
+        if slot >= MAX_MEMO {
+            return Err(bad(format!("memo slots below {MAX_MEMO}"), slot));
         }
+        if slot >= self.memo.len() {
+            self.memo.resize(slot + 1, None);
+        }
+        self.memo_filled += usize::from(self.memo[slot].replace(top).is_none());
         Ok(())
     }
 
@@ -360,7 +365,7 @@ impl<'a> Machine<'a> {
             },
             _ => return Err(bad("a persistent id tuple", kind(&self.objects, id))),
         };
-        self.build(Object::Storage(storage), 1)
+        self.build(Object::Storage(Box::new(storage)), 1)
     }
 
     /// A frame only announces bytes that follow; they must be there.
@@ -381,11 +386,13 @@ impl<'a> Machine<'a> {
     }
 
     fn build(&mut self, object: Object<'a>, depth: u8) -> Result<()> {
-        let items = match &object {
+        let inside = match &object {
             Object::Tuple(items) => items.len(),
+            Object::Tensor(tensor) => 16 + 2 * tensor.layout.shape.len(),
+            Object::Storage(_) => 4,
             _ => 0,
         };
-        self.spend(1 + items)?;
+        self.spend(1 + inside)?;
         let index = self.objects.len() as u32;
         self.objects.push(object);
         self.depths.push(depth);

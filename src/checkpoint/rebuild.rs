@@ -50,6 +50,8 @@ pub(super) struct Tensor<'a> {
     pub layout: Layout,
 }
 
+const MAX_KEY: usize = 64;
+
 const TYPES: [&str; 14] = [
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8",
     "bool", "double", "float", "half", "long",
@@ -90,7 +92,7 @@ impl<'a> Global<'a> {
             _ => None,
         };
         known.ok_or_else(|| {
-            let found = format!("`{}.{}`", module.escape_debug(), name.escape_debug());
+            let found = format!("`{}.{}`", start(module), start(name));
             bad("only names that a state dict needs", found).advise(
                 "nothing in the file was executed; save the bare state dict \
                  (torch.save(model.state_dict(), ..)) or safetensors instead",
@@ -155,11 +157,11 @@ pub(super) fn build<'a>(objects: &mut [Object<'a>], target: u32, state: Value<'a
         Some(Object::Dict(items)) => items,
         _ => return Err(bad("a dict of attributes for BUILD", "something else")),
     };
-    let other = items.iter().find(|(key, _)| !matches!(key, Value::Str("_metadata")));
-    let other = other.map(|(key, _)| match key {
-        Value::Str(name) => format!("attribute `{}`", name.escape_debug()),
-        _ => "an attribute without a name".into(),
-    });
+    let other = match items[..] {
+        [] | [(Value::Str("_metadata"), _)] => None,
+        [(Value::Str(name), _), ..] => Some(format!("attribute `{}`", start(name))),
+        _ => Some("an attribute without a name".into()),
+    };
     match (&mut objects[target as usize], other) {
         (Object::Module(attributes @ None), _) => *attributes = Some(state),
         (Object::Dict(_), None) => {}
@@ -182,6 +184,9 @@ pub(super) fn storage<'a>(objects: &[Object<'a>], id: &[Value<'a>]) -> Result<St
     let Value::Global(Global::Storage(dtype)) = of else {
         return Err(bad("a storage type in the persistent id", "something else"));
     };
+    if key.is_empty() || key.len() > MAX_KEY || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(bad(format!("a storage key of at most {MAX_KEY} letters"), start(key)));
+    }
     let numel = count(*numel, "numel")?;
     let fits = |n: usize| n.checked_mul(dtype.size()).is_some();
     let part = match view {
@@ -212,7 +217,7 @@ fn tensor<'a>(objects: &[Object<'a>], place: &[Value<'a>]) -> Result<Object<'a>>
         strides: counts(objects, place[3], "stride")?,
     };
     layout.check(storage.part.1)?;
-    Ok(Object::Tensor(Box::new(Tensor { storage: *storage, layout })))
+    Ok(Object::Tensor(Box::new(Tensor { storage: **storage, layout })))
 }
 
 fn object<'o, 'a>(objects: &'o [Object<'a>], value: Value<'a>) -> Option<&'o Object<'a>> {
@@ -220,6 +225,11 @@ fn object<'o, 'a>(objects: &'o [Object<'a>], value: Value<'a>) -> Option<&'o Obj
         Value::Object(i) => objects.get(i as usize),
         _ => None,
     }
+}
+
+/// The beginning of an untrusted text, for messages.
+fn start(text: &str) -> String {
+    text.chars().take(200).collect::<String>().escape_debug().to_string()
 }
 
 fn count(value: Value, what: &str) -> Result<usize> {

@@ -5,7 +5,7 @@ use super::archive::Directory;
 use super::entry::{Entry, Layout, Source};
 use super::pickle::{MAX_DEPTH, Object, Origin, Pickle, Value};
 use super::rebuild::{Storage, Tensor};
-use super::{Checkpoint, Format, MAX_NAME, MAX_TENSORS};
+use super::{Checkpoint, Format, MAX_NAME, MAX_TENSORS, check_name};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -34,7 +34,9 @@ pub(super) fn read_zip(into: &mut Checkpoint, source: &Arc<Source>) -> Result<()
         || directory.members.iter().any(|m| m.name.starts_with(&code));
     for member in &directory.members {
         let rest = member.name.strip_prefix(&root);
-        let rest = rest.ok_or_else(|| bad(format!("only members in `{root}`"), &member.name))?;
+        let rest = rest.ok_or_else(|| {
+            bad(format!("only members in {root:?}"), format!("{:?}", member.name))
+        })?;
         let is_unread = is_script && (rest.starts_with("code/") || rest.starts_with("extra/"));
         if !is_unread {
             member.content(file)?;
@@ -43,7 +45,7 @@ pub(super) fn read_zip(into: &mut Checkpoint, source: &Arc<Source>) -> Result<()
     if let Some(order) = directory.get(&format!("{root}byteorder")) {
         let order = order.verified(file)?;
         if order != b"little" {
-            return Err(bad("byteorder little", String::from_utf8_lossy(order)));
+            return Err(bad("byteorder little", "another"));
         }
     }
     if let Some(version) = directory.get(&format!("{root}version")) {
@@ -79,7 +81,7 @@ fn root(directory: &Directory) -> Result<String> {
         (Some(root), None) => Ok(root.to_string()),
         (None, _) => Err(bad("NAME/data.pkl in the archive", "none")
             .advise("this zip file was not written by torch.save")),
-        (Some(a), Some(b)) => Err(bad("one data.pkl", format!("`{a}` and `{b}`"))),
+        (Some(a), Some(b)) => Err(bad("one data.pkl", format!("one in {a:?} and one in {b:?}"))),
     }
 }
 
@@ -167,7 +169,8 @@ fn legacy_places<'a>(
     for key in keys {
         let Value::Str(key) = *key else { return Err(bad("storage keys that are text", "other")) };
         let storage = declared.get(key);
-        let storage = storage.ok_or_else(|| bad("a storage that a tensor uses", key))?;
+        let storage =
+            storage.ok_or_else(|| bad("a storage that a tensor uses", "an unknown key"))?;
         let count = file.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         if count != Some(storage.numel as u64) {
             let found = count.map_or("the end of the file".into(), |n| n.to_string());
@@ -224,7 +227,7 @@ impl<'a> Reader<'_, 'a> {
         for (i, (key, value)) in top.iter().enumerate() {
             if i != chosen {
                 let reason = format!("{}, not part of the model", self.describe(*value));
-                self.into.ignore(key_text(*key), reason);
+                self.into.ignore(key_text(*key), reason)?;
             }
         }
         self.tensors(pickle.dict(*model).unwrap_or_default())
@@ -239,7 +242,7 @@ impl<'a> Reader<'_, 'a> {
                 }
                 _ => {
                     let reason = format!("{}, not a tensor", self.describe(*value));
-                    self.into.ignore(key_text(*key), reason);
+                    self.into.ignore(key_text(*key), reason)?;
                 }
             }
         }
@@ -262,6 +265,7 @@ impl<'a> Reader<'_, 'a> {
     }
 
     fn tensor(&mut self, name: &str, tensor: &Tensor<'a>) -> Result<()> {
+        check_name(name)?;
         let Tensor { storage, layout } = tensor;
         let whole = self.places.get(storage.key);
         let whole = whole.ok_or_else(|| bad(format!("storage `{}`", storage.key), "none"))?;
@@ -282,7 +286,7 @@ impl<'a> Reader<'_, 'a> {
         self.module(root, "", 0)?;
         if self.plain > 0 {
             let reason = format!("{} flags and constants of the modules, not tensors", self.plain);
-            self.into.ignore("(attributes)".into(), reason);
+            self.into.ignore("(attributes)".into(), reason)?;
         }
         if self.into.is_empty() { Err(bad("parameters in the program", "none")) } else { Ok(()) }
     }
@@ -294,13 +298,16 @@ impl<'a> Reader<'_, 'a> {
             _ => &[],
         };
         self.steps += 1 + attributes.len();
-        if depth >= MAX_DEPTH || self.steps > MAX_TENSORS || prefix.len() > MAX_NAME {
+        if depth >= MAX_DEPTH || self.steps > MAX_TENSORS {
             return Err(bad("a tree of modules of reasonable size", "more"));
         }
         for (key, value) in attributes {
             let Value::Str(key) = key else {
                 return Err(bad("attributes named by text", pickle.kind(*key)));
             };
+            if prefix.len() + key.len() > MAX_NAME {
+                return Err(bad(format!("names of at most {MAX_NAME} bytes"), "longer"));
+            }
             let name = format!("{prefix}{key}");
             match pickle.object(*value) {
                 Some(Object::Tensor(tensor)) => self.tensor(&name, tensor)?,
@@ -308,7 +315,7 @@ impl<'a> Reader<'_, 'a> {
                 None => self.plain += 1,
                 Some(_) => {
                     let reason = format!("{}, not a tensor", self.describe(*value));
-                    self.into.ignore(name, reason);
+                    self.into.ignore(name, reason)?;
                 }
             }
         }
@@ -318,9 +325,7 @@ impl<'a> Reader<'_, 'a> {
 
 fn key_text(key: Value) -> String {
     match key {
-        Value::Str(text) => {
-            text.chars().take(MAX_NAME).collect::<String>().escape_debug().to_string()
-        }
+        Value::Str(text) => text.chars().take(200).collect::<String>().escape_debug().to_string(),
         Value::Int(n) => n.to_string(),
         _ => "(another key)".into(),
     }
