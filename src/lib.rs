@@ -28,6 +28,7 @@ pub mod ops;
 pub mod prompt;
 pub mod tensor;
 pub mod text;
+pub mod weights;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

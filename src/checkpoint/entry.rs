@@ -18,7 +18,7 @@ const MAX_REPEATED: usize = 1 << 20;
 /// The bytes of one file, mapped, or held in memory.
 #[derive(Debug)]
 pub(super) enum Source {
-    Mapped(Mmap),
+    Mapped(Arc<Mmap>),
     Owned(Vec<u8>),
 }
 
@@ -40,7 +40,7 @@ impl Source {
         // its length. Another process that shortens the file while it is being read ends this one
         // with SIGBUS; nothing in the mapping is ever executed or trusted after a check.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-        Ok(Arc::new(Source::Mapped(map)))
+        Ok(Arc::new(Source::Mapped(Arc::new(map))))
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -170,6 +170,14 @@ impl Entry {
     pub fn contiguous(&self) -> Option<&[u8]> {
         let whole = self.count == 0 || self.contiguous_from() == 0;
         whole.then(|| self.at(self.start, self.bytes()))
+    }
+
+    /// The mapped file and the byte position in it, if the file holds the tensor row-major.
+    pub fn mapping(&self) -> Option<(Arc<Mmap>, usize)> {
+        match &*self.source {
+            Source::Mapped(map) if self.contiguous().is_some() => Some((map.clone(), self.start)),
+            _ => None,
+        }
     }
 
     /// Passes the row-major bytes, little-endian, in the file's element type, to `out` in pieces

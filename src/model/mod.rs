@@ -4,4 +4,5 @@
 pub mod config;
 pub mod presets;
 
-pub use config::Config;
+pub use config::{Config, Family};
+pub use presets::{PRESETS, preset};
