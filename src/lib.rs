@@ -18,6 +18,7 @@
 
 pub mod checkpoint;
 pub mod contracts;
+pub mod convert;
 pub mod device;
 pub mod dtype;
 pub mod engine;

@@ -1,1 +1,36 @@
-fn main() {}
+//! `medflamingo-tools`: make, look at and check model folders.
+
+mod convert;
+mod report;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Make, look at and check model folders.
+///
+/// Results go to standard output, progress and errors to standard error. Exit status: 0 done, 2 bad
+/// input, 3 device, 130 cancelled.
+#[derive(Parser)]
+#[command(name = "medflamingo-tools", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Convert(convert::Convert),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Convert(convert) => convert.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(1))
+        }
+    }
+}
