@@ -204,7 +204,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let id = "( s:storage c:torch.FloatStorage s:9 s:cpu i:4 None t Q";
     let dict = format!("}} ( s:w {} u", view(id, "i:0", "i:4", "i:1"));
     let module = format!("c:__torch__.M ) new }} ( s:w {} s:training True u b", four());
-    let header = r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"v":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}}"#;
+    let header = r#"{"__metadata__":{"format":"pt"},
+        "w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+        "v":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}}"#;
     vec![
         ("archive", torch_with(&one(&four()))),
         ("legacy", legacy_with(&dict, "] s:9 a", &[(4, &[1; 16])])),

@@ -5,7 +5,9 @@ use super::*;
 
 /// Every case of this file.
 pub fn cases() -> Vec<Case> {
-    [archives(), legacy(), scripts(), safe(), others()].into_iter().flatten().collect()
+    let all = [members(), headers(), directories(), long_sizes(), legacy(), legacy_storages()];
+    let more = [scripts(), safe(), safe_shapes(), others()];
+    all.into_iter().chain(more).flatten().collect()
 }
 
 fn with(change: impl Fn(&mut Vec<Member>)) -> Vec<u8> {
@@ -20,12 +22,8 @@ fn edited(change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
     file
 }
 
-/// Archives on which two readers could disagree.
-fn archives() -> Vec<Case> {
-    let local = "equal to the directory";
-    let end = "an end record in the last 22 bytes";
-    let from_end = |file: &Vec<u8>, n: usize| file.len() - n;
-    let long = |size: u64| [vec![1, 0, 8, 0], size.to_le_bytes().to_vec()].concat();
+/// Archives with members that are damaged, repeated, missing or not plain.
+fn members() -> Vec<Case> {
     vec![
         case("bad CRC of data.pkl", with(|m| m[0].crc ^= 1), "checksum"),
         case("bad CRC of byteorder", with(|m| m[1].crc ^= 1), "checksum"),
@@ -53,6 +51,13 @@ fn archives() -> Vec<Case> {
             "stored members",
         ),
         case("encrypted", with(|m| (m[0].flags, m[0].local_flags) = (0x801, 0x801)), "encryption"),
+    ]
+}
+
+/// Local headers that do not say what the directory says.
+fn headers() -> Vec<Case> {
+    let local = "equal to the directory";
+    vec![
         case("other local name", with(|m| m[0].local_name[8] = b'D'), local),
         case("longer local name", with(|m| m[0].local_name.push(b'l')), local),
         case("other local method", with(|m| m[0].local_method = 8), local),
@@ -93,6 +98,14 @@ fn archives() -> Vec<Case> {
         case("NUL in a name", with(|m| m[3].name[8] = 0), "plain UTF-8 member names"),
         case("escape codes in a name", with(|m| m[3].name[8] = 27), "plain UTF-8 member names"),
         case("name that is not UTF-8", with(|m| m[3].name[8] = 0xff), "plain UTF-8 member names"),
+    ]
+}
+
+/// Directories that are not where or what the end record says.
+fn directories() -> Vec<Case> {
+    let end = "an end record in the last 22 bytes";
+    let from_end = |file: &Vec<u8>, n: usize| file.len() - n;
+    vec![
         case(
             "comment at the end",
             edited(|f| {
@@ -141,6 +154,14 @@ fn archives() -> Vec<Case> {
             }),
             "a directory of the declared size",
         ),
+    ]
+}
+
+/// Positions, extra fields and 64-bit records that lead elsewhere.
+fn long_sizes() -> Vec<Case> {
+    let long = |size: u64| [vec![1, 0, 8, 0], size.to_le_bytes().to_vec()].concat();
+    let from_end = |file: &Vec<u8>, n: usize| file.len() - n;
+    vec![
         case(
             "directory elsewhere",
             edited(|f| {
@@ -198,14 +219,16 @@ fn archives() -> Vec<Case> {
     ]
 }
 
+/// A state dict of one tensor over storage `9`.
+fn legacy_dict() -> String {
+    let id = "( s:storage c:torch.FloatStorage s:9 s:cpu i:4 None t Q";
+    format!("}} ( s:w {} u", view(id, "i:0", "i:4", "i:1"))
+}
+
 /// The layout before torch 1.6.
 fn legacy() -> Vec<Case> {
-    let data: &[u8] = &[0; 16];
-    let id = "( s:storage c:torch.FloatStorage s:9 s:cpu i:4 None t Q";
-    let dict = format!("}} ( s:w {} u", view(id, "i:0", "i:4", "i:1"));
-    let keys = "] s:9 a";
-    let good = legacy_with(&dict, keys, &[(4, data)]);
-    let prefix = |n: usize| good[..n].to_vec();
+    let (data, dict) = ([0u8; 16], legacy_dict());
+    let data: &[u8] = &data;
     let late = "proto:2 long:6cfc9c46f9206aa85019 . proto:2 m:1001 .";
     vec![
         case(
@@ -242,6 +265,16 @@ fn legacy() -> Vec<Case> {
             legacy_with(&dict, "] k:9 a", &[(4, data)]),
             "keys that are text",
         ),
+    ]
+}
+
+/// Storages of that layout that are missing, repeated, cut off or of another size.
+fn legacy_storages() -> Vec<Case> {
+    let (data, dict, keys) = ([0u8; 16], legacy_dict(), "] s:9 a");
+    let data: &[u8] = &data;
+    let good = legacy_with(&dict, keys, &[(4, data)]);
+    let prefix = |n: usize| good[..n].to_vec();
+    vec![
         case("key that nobody uses", legacy_with(&dict, "] s:8 a", &[(4, data)]), "an unknown key"),
         case("no keys", legacy_with(&dict, "]", &[]), "storage `9` in the file"),
         case(
@@ -333,15 +366,10 @@ fn scripts() -> Vec<Case> {
 fn safe() -> Vec<Case> {
     let w = r#""w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
     let with = |header: &str| safetensors_with(header, &[0; 8]);
-    let one = |dtype: &str, shape: &str, offsets: &str| {
-        with(&format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#))
-    };
     let exact = "a header that covers the file exactly";
     let json = "a JSON header with each name once";
     let mut huge = with(&format!("{{{w}}}"));
     huge[..8].copy_from_slice(&100_000_001u64.to_le_bytes());
-    huge[4..8].fill(0);
-    let ones = format!("[{}1]", "1,".repeat(40));
     vec![
         case("name twice", with(&format!("{{{w},{w}}}")), "repeated key"),
         case(
@@ -361,17 +389,7 @@ fn safe() -> Vec<Case> {
             safetensors_with(&format!("{{{w},{}}}", w.replace("\"w\"", "\"v\"")), &[0; 8]),
             exact,
         ),
-        case("offsets reversed", one("F32", "[2]", "[8,0]"), exact),
-        case("offset of 2^64 - 1", one("F32", "[2]", "[0,18446744073709551615]"), "within 8 bytes"),
-        case("negative offset", one("F32", "[2]", "[-8,0]"), json),
-        case("three offsets", one("F32", "[2]", "[0,8,16]"), json),
-        case("shape that does not fit", one("F32", "[3]", "[0,8]"), exact),
-        case("shape past 2^64", one("F32", "[4294967296,4294967296,2]", "[0,8]"), exact),
-        case("shape of 41 dimensions", one("F32", &ones, "[0,8]"), json),
-        case("unknown type", one("F99", "[2]", "[0,8]"), exact),
-        case("unsupported type", one("U32", "[2]", "[0,8]"), "of a supported type"),
-        case("eight-bit float", one("F8_E4M3", "[8]", "[0,8]"), "of a supported type"),
-        case("four-bit float", one("F4", "[16]", "[0,8]"), "of a supported type"),
+        case("header of 100 MB and one byte", huge, "a header of 100000001 bytes"),
         case("item that is a number", with(r#"{"w":7}"#), json),
         case("no tensors", safetensors_with("{}", &[]), "tensors, found none"),
         case("header that ends early", with(&format!("{{{w}")), json),
@@ -392,6 +410,35 @@ fn safe() -> Vec<Case> {
             "printable ASCII",
         ),
         case("header too short", safetensors_with("{", &[]), json),
+    ]
+}
+
+/// Safetensors headers whose tensors do not fit.
+fn safe_shapes() -> Vec<Case> {
+    let one = |dtype: &str, shape: &str, offsets: &str| {
+        safetensors_with(
+            &format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#),
+            &[0; 8],
+        )
+    };
+    let exact = "a header that covers the file exactly";
+    let json = "a JSON header with each name once";
+    let ones = format!("[{}1]", "1,".repeat(40));
+    let item = |i| format!(r#""{i}":{{"dtype":"F32","shape":[],"data_offsets":[0,0]}},"#);
+    let many: String = (0..250_000).map(item).collect();
+    vec![
+        case("quarter of a million tensors", safetensors_with(&format!("{{{many}"), &[]), "keys"),
+        case("offsets reversed", one("F32", "[2]", "[8,0]"), exact),
+        case("offset of 2^64 - 1", one("F32", "[2]", "[0,18446744073709551615]"), "within 8 bytes"),
+        case("negative offset", one("F32", "[2]", "[-8,0]"), json),
+        case("three offsets", one("F32", "[2]", "[0,8,16]"), json),
+        case("shape that does not fit", one("F32", "[3]", "[0,8]"), exact),
+        case("shape past 2^64", one("F32", "[4294967296,4294967296,2]", "[0,8]"), exact),
+        case("shape of 41 dimensions", one("F32", &ones, "[0,8]"), json),
+        case("unknown type", one("F99", "[2]", "[0,8]"), exact),
+        case("unsupported type", one("U32", "[2]", "[0,8]"), "of a supported type"),
+        case("eight-bit float", one("F8_E4M3", "[8]", "[0,8]"), "of a supported type"),
+        case("four-bit float", one("F4", "[16]", "[0,8]"), "of a supported type"),
     ]
 }
 

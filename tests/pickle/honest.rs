@@ -16,9 +16,7 @@ fn bytes(elements: &[u8]) -> Vec<u8> {
 
 /// Every case.
 pub fn cases() -> Vec<Honest> {
-    let mut all = pickles();
-    all.extend(containers());
-    all
+    [views(), types(), pickles(), containers()].into_iter().flatten().collect()
 }
 
 /// One tensor over storage `0`, whose sixteen bytes are 0 to 15.
@@ -27,13 +25,71 @@ fn tensor(label: &'static str, text: &str, dtype: DType, shape: &[usize], data: 
     Honest { label, file, tensors: vec![("w", dtype, shape.to_vec(), data)] }
 }
 
-fn pickles() -> Vec<Honest> {
-    let of = |of: &str, numel: &str| storage(of, "0", numel);
-    let float = of("Float", "i:4");
-    let whole: Vec<u8> = (0..16).collect();
+/// Views of every kind over four floats.
+fn views() -> Vec<Honest> {
+    let float = storage("Float", "0", "i:4");
     let f32s = |label, offset, size, stride, shape: &[usize], elements: &[u8]| {
         tensor(label, &view(&float, offset, size, stride), DType::F32, shape, bytes(elements))
     };
+    vec![
+        f32s("view from an offset", "i:1", "i:2", "i:1", &[2], &[1, 2]),
+        f32s("transposed", "i:0", "i:2 i:2", "i:1 i:2", &[2, 2], &[0, 2, 1, 3]),
+        f32s("every other element", "i:1", "i:2", "i:2", &[2], &[1, 3]),
+        f32s("scalar", "i:3", "", "", &[], &[3]),
+        f32s("no elements", "i:4", "i:3 i:0", "i:1 i:1", &[3, 0], &[]),
+        f32s("repeated rows", "i:0", "i:2 i:2", "i:0 i:1", &[2, 2], &[0, 1, 0, 1]),
+        f32s("windows that overlap", "i:0", "i:3 i:2", "i:1 i:1", &[3, 2], &[0, 1, 1, 2, 2, 3]),
+        f32s("strides of unit sizes", "i:0", "i:1 i:4", "i:99 i:1", &[1, 4], &[0, 1, 2, 3]),
+    ]
+}
+
+/// Every element type.
+fn types() -> Vec<Honest> {
+    let of = |of: &str, numel: &str| storage(of, "0", numel);
+    let i16s = |label, size, stride, shape: &[usize], data: &[u8]| {
+        tensor(
+            label,
+            &view(&of("Short", "i:8"), "i:0", size, stride),
+            DType::I16,
+            shape,
+            data.into(),
+        )
+    };
+    vec![
+        i16s("shorts", "i:2 i:2", "i:4 i:1", &[2, 2], &[0, 1, 2, 3, 8, 9, 10, 11]),
+        tensor(
+            "bool",
+            &view(&of("Bool", "i:16"), "i:0", "i:2", "i:1"),
+            DType::Bool,
+            &[2],
+            vec![0, 1],
+        ),
+        tensor(
+            "bf16",
+            &view(&of("BFloat16", "i:8"), "i:1", "i:1", "i:1"),
+            DType::BF16,
+            &[1],
+            vec![2, 3],
+        ),
+        tensor(
+            "f64",
+            &view(&of("Double", "i:2"), "i:1", "", ""),
+            DType::F64,
+            &[],
+            (8..16).collect(),
+        ),
+        tensor("i64", &view(&of("Long", "i:2"), "i:0", "", ""), DType::I64, &[], (0..8).collect()),
+        tensor("i32", &view(&of("Int", "i:4"), "i:0", "", ""), DType::I32, &[], (0..4).collect()),
+        tensor("i8", &view(&of("Char", "i:16"), "i:9", "", ""), DType::I8, &[], vec![9]),
+        tensor("u8", &view(&of("Byte", "i:16"), "i:9", "", ""), DType::U8, &[], vec![9]),
+        tensor("f16", &view(&of("Half", "i:8"), "i:7", "", ""), DType::F16, &[], vec![14, 15]),
+    ]
+}
+
+/// Every way to write the same tensor.
+fn pickles() -> Vec<Honest> {
+    let float = storage("Float", "0", "i:4");
+    let whole: Vec<u8> = (0..16).collect();
     let four = four();
     let parameter = format!(
         "c:torch._utils._rebuild_parameter ( {four} True c:collections.OrderedDict ) R t R"
@@ -62,51 +118,7 @@ fn pickles() -> Vec<Honest> {
         file: torch_with(&asm(text)),
         tensors: vec![("w", DType::F32, vec![4], whole.clone())],
     };
-    let i16s = |label, size, stride, shape: &[usize], data: &[u8]| {
-        tensor(
-            label,
-            &view(&of("Short", "i:8"), "i:0", size, stride),
-            DType::I16,
-            shape,
-            data.into(),
-        )
-    };
     vec![
-        f32s("view from an offset", "i:1", "i:2", "i:1", &[2], &[1, 2]),
-        f32s("transposed", "i:0", "i:2 i:2", "i:1 i:2", &[2, 2], &[0, 2, 1, 3]),
-        f32s("every other element", "i:1", "i:2", "i:2", &[2], &[1, 3]),
-        f32s("scalar", "i:3", "", "", &[], &[3]),
-        f32s("no elements", "i:4", "i:3 i:0", "i:1 i:1", &[3, 0], &[]),
-        f32s("repeated rows", "i:0", "i:2 i:2", "i:0 i:1", &[2, 2], &[0, 1, 0, 1]),
-        f32s("windows that overlap", "i:0", "i:3 i:2", "i:1 i:1", &[3, 2], &[0, 1, 1, 2, 2, 3]),
-        f32s("strides of unit sizes", "i:0", "i:1 i:4", "i:99 i:1", &[1, 4], &[0, 1, 2, 3]),
-        i16s("shorts", "i:2 i:2", "i:4 i:1", &[2, 2], &[0, 1, 2, 3, 8, 9, 10, 11]),
-        tensor(
-            "bool",
-            &view(&of("Bool", "i:16"), "i:0", "i:2", "i:1"),
-            DType::Bool,
-            &[2],
-            vec![0, 1],
-        ),
-        tensor(
-            "bf16",
-            &view(&of("BFloat16", "i:8"), "i:1", "i:1", "i:1"),
-            DType::BF16,
-            &[1],
-            vec![2, 3],
-        ),
-        tensor(
-            "f64",
-            &view(&of("Double", "i:2"), "i:1", "", ""),
-            DType::F64,
-            &[],
-            (8..16).collect(),
-        ),
-        tensor("i64", &view(&of("Long", "i:2"), "i:0", "", ""), DType::I64, &[], (0..8).collect()),
-        tensor("i32", &view(&of("Int", "i:4"), "i:0", "", ""), DType::I32, &[], (0..4).collect()),
-        tensor("i8", &view(&of("Char", "i:16"), "i:9", "", ""), DType::I8, &[], vec![9]),
-        tensor("u8", &view(&of("Byte", "i:16"), "i:9", "", ""), DType::U8, &[], vec![9]),
-        tensor("f16", &view(&of("Half", "i:8"), "i:7", "", ""), DType::F16, &[], vec![14, 15]),
         tensor("parameter", &parameter, DType::F32, &[4], whole.clone()),
         tensor("_rebuild_tensor", &old, DType::F32, &[4], whole.clone()),
         tensor("tensor with metadata", &newer, DType::F32, &[4], whole.clone()),

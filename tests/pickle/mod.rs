@@ -6,13 +6,20 @@ pub mod hostile;
 pub mod sweep;
 
 /// Assembles opcodes written as words: `proto:2`, `c:module.name`, `s:text`, `i:5`, `x:hex`, and
-/// the opcode letter itself where it has one.
+/// the opcode letter itself where it has one. `@w` is the tensor of [`four`].
 pub fn asm(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for word in text.split_whitespace() {
         match word.split_once(':') {
             Some((op, arg)) if !arg.is_empty() => with_argument(&mut out, op, arg),
-            _ => out.extend_from_slice(plain(word)),
+            _ => match word {
+                "@w" => out.extend(asm(&four())),
+                "@half" => {
+                    out.extend(asm(&view(&storage("Half", "0", "i:8"), "i:0", "i:4", "i:1")))
+                }
+                "@name2000" => out.extend(asm(&format!("s:{}", "n".repeat(2000)))),
+                _ => out.extend_from_slice(plain(word)),
+            },
         }
     }
     out
@@ -105,7 +112,7 @@ fn plain(word: &str) -> &'static [u8] {
 }
 
 pub fn hex(text: &str) -> Vec<u8> {
-    assert!(text.len() % 2 == 0, "{text}");
+    assert!(text.len().is_multiple_of(2), "{text}");
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
