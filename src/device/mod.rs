@@ -124,7 +124,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(host: Host) -> Self {
+    /// A stream of launches on `host`.
+    pub fn new(host: Host) -> Self {
         let trace = std::env::var_os("MEDFLAMINGO_TRACE").is_some_and(|v| v == "1");
         Stream { host: Arc::new(host), trace, launches: Cell::new(0) }
     }

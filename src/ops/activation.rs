@@ -1,7 +1,9 @@
 //! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up].
 
 use super::check;
-use super::rows::{Rows, for_row_ranges};
+use super::gemm::math;
+use super::lanes::{self, Grid, Lanes};
+use super::rows::{Rows, row_range, row_tasks};
 use crate::contracts::SwigluParams;
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -32,19 +34,38 @@ fn cost(p: &SwigluParams, dtype: DType) -> Cost {
     Cost { bytes: 3.0 * cells * dtype.size() as f64, flops: 6.0 * cells }
 }
 
+struct Task<T> {
+    y: Rows<T>,
+    x: Rows<T>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, _: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, _: &mut [f32]) {
+        for r in row_range(task, self.rows, 2 * self.cols) {
+            // SAFETY: rows inside the contract's extent, each of one task only.
+            let (y, (gate, up)) = unsafe { (self.y.get_mut(r), self.x.get(r).split_at(self.cols)) };
+            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                let gate = math::widen(*gate);
+                // Finite times 0 at the lower end, where the limit is 0.
+                let low = if gate < -100.0 { -100.0 } else { gate };
+                *y = math::narrow(low * math::sigmoid(gate) * math::widen(*up));
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn swiglu_twin<T: Real>(p: &SwigluParams, host: &Host) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    let (y, x) = (Rows::<T>::dense(p.y, cols), Rows::<T>::dense(p.x, 2 * cols));
-    for_row_ranges(host, rows, 2 * cols, |range| {
-        for r in range {
-            // SAFETY: rows inside the contract's extent, each of one task only.
-            let (y, (gate, up)) = unsafe { (y.get_mut(r), x.get(r).split_at(cols)) };
-            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                let gate = gate.to_f32();
-                *y = T::from_f32(gate / (1.0 + (-gate).exp()) * up.to_f32());
-            }
-        }
-    });
+    let grid = Task { y: Rows::<T>::dense(p.y, cols), x: Rows::dense(p.x, 2 * cols), rows, cols };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(rows, 2 * cols), &grid) }
 }

@@ -1,7 +1,9 @@
 //! `attention`: O = softmax(scale * Q K^T) V, every query of a batch entry sees all its keys.
 
 use super::check;
-use super::rows::{Rows, with_scratch};
+use super::lanes::{self, Grid, Lanes};
+use super::rows::Rows;
+use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::AttentionParams;
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -99,45 +101,105 @@ fn cost(p: &AttentionParams, dtype: DType) -> Cost {
     }
 }
 
+struct Task<T> {
+    o: Rows<T>,
+    q: Rows<T>,
+    segments: [Segment<T>; 2],
+    q_len: usize,
+    heads: usize,
+    head_dim: usize,
+    chunks: usize,
+    scale: f32,
+}
+
+#[derive(Clone, Copy)]
+struct Segment<T> {
+    k: Rows<T>,
+    v: Rows<T>,
+    len: usize,
+}
+
+/// The keys of one batch entry and head.
+struct EntryKeys<T> {
+    segments: [Segment<T>; 2],
+    entry: usize,
+    start: usize,
+    head_dim: usize,
+}
+
+impl<T: Real> Keys<T> for EntryKeys<T> {
+    #[inline(always)]
+    unsafe fn run(&self, j: usize) -> Run<T> {
+        let [first, second] = self.segments;
+        let (segment, j) = if j < first.len { (first, j) } else { (second, j - first.len) };
+        let row = self.entry * segment.len + j;
+        // SAFETY: the caller's.
+        let (k, v) = unsafe {
+            (
+                segment.k.part(row, self.start, self.head_dim).as_ptr(),
+                segment.v.part(row, self.start, self.head_dim).as_ptr(),
+            )
+        };
+        Run { k, v, stride: segment.k.stride(), len: segment.len - j }
+    }
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, m: usize) -> usize {
+        softmax::scratch(self.head_dim, m)
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, scratch: &mut [f32]) {
+        let (chunk, head) = (task % self.chunks, task / self.chunks);
+        let (entry, start) = (head / self.heads, head % self.heads * self.head_dim);
+        let per_chunk = self.q_len.div_ceil(self.chunks);
+        let first = chunk * per_chunk;
+        let row = entry * self.q_len + first;
+        let [a, b] = self.segments;
+        // SAFETY: the caller's; (row, head) of o is of this task only.
+        unsafe {
+            let queries = Queries {
+                o: self.o.part_mut(row, start, self.head_dim).as_mut_ptr(),
+                q: self.q.part(row, start, self.head_dim).as_ptr(),
+                o_stride: self.o.stride(),
+                q_stride: self.q.stride(),
+                rows: per_chunk.min(self.q_len - first),
+                head_dim: self.head_dim,
+                seen: a.len + b.len,
+                step: 0,
+                scale: self.scale,
+                slope: 0.0,
+            };
+            let head_dim = self.head_dim;
+            let keys = EntryKeys { segments: self.segments, entry, start, head_dim };
+            softmax::attend::<T, L, M>(&queries, &keys, scratch);
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn attention_twin<T: Real>(p: &AttentionParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
-    let (batch, q_len) = (p.batch as usize, p.q_len as usize);
-    let (k0_len, k1_len) = (p.k0_len as usize, p.k1_len as usize);
-    let (keys, scale) = (k0_len + k1_len, p.scale);
-    let o = Rows::<T>::new(p.o, p.o_stride, heads * head_dim);
-    let q = Rows::<T>::new(p.q, p.q_stride, heads * head_dim);
-    let k = [Rows::<T>::new(p.k0, p.kv0_stride, 0), Rows::<T>::new(p.k1, p.kv1_stride, 0)];
-    let v = [Rows::<T>::new(p.v0, p.kv0_stride, 0), Rows::<T>::new(p.v1, p.kv1_stride, 0)];
-    host.pool.run(batch * heads, |task| {
-        let (b, h) = (task / heads, task % heads);
-        let place =
-            |j: usize| if j < k0_len { (0, b * k0_len + j) } else { (1, b * k1_len + j - k0_len) };
-        with_scratch(keys + head_dim, |scratch| {
-            let (weights, sums) = scratch.split_at_mut(keys);
-            for i in 0..q_len {
-                let r = b * q_len + i;
-                // SAFETY: rows inside the contract's extent; (row, head) of o is of this task only.
-                unsafe {
-                    let q = q.part(r, h * head_dim, head_dim);
-                    super::softmax::plain(
-                        q,
-                        scale,
-                        weights,
-                        sums,
-                        |j| {
-                            let (s, row) = place(j);
-                            (
-                                k[s].part(row, h * head_dim, head_dim),
-                                v[s].part(row, h * head_dim, head_dim),
-                                0.0,
-                            )
-                        },
-                        o.part_mut(r, h * head_dim, head_dim),
-                    );
-                }
-            }
-        });
-    });
+    let segment = |k, v, stride, len: i64| {
+        let len = len as usize;
+        Segment { k: Rows::<T>::new(k, stride, 0), v: Rows::new(v, stride, 0), len }
+    };
+    let chunks = (p.q_len as usize).div_ceil(softmax::QUERIES);
+    let grid = Task {
+        o: Rows::<T>::new(p.o, p.o_stride, 0),
+        q: Rows::new(p.q, p.q_stride, 0),
+        segments: [
+            segment(p.k0, p.v0, p.kv0_stride, p.k0_len),
+            segment(p.k1, p.v1, p.kv1_stride, p.k1_len),
+        ],
+        q_len: p.q_len as usize,
+        heads,
+        head_dim,
+        chunks,
+        scale: p.scale,
+    };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, p.batch as usize * heads * chunks, &grid) }
 }

@@ -2,7 +2,9 @@
 
 use super::batch::{Media, MediaSpans};
 use super::check;
-use super::rows::{Rows, for_row_ranges, with_scratch};
+use super::lanes::{self, Grid, Lanes};
+use super::rows::Rows;
+use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::{CrossAttentionParams, MediaSpan};
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -71,49 +73,126 @@ fn cost(p: &CrossAttentionParams, dtype: DType) -> Cost {
     }
 }
 
+struct Task<T> {
+    o: Rows<T>,
+    q: Rows<T>,
+    media: Rows<i64>,
+    spans: Rows<MediaSpan>,
+    rows: usize,
+    latents: usize,
+    heads: usize,
+    head_dim: usize,
+    scale: f32,
+}
+
+/// The keys of the images from `begin` on, for one head.
+struct MediaKeys<'a> {
+    media: &'a [i64],
+    begin: usize,
+    latents: usize,
+    width: usize,
+    start: usize,
+}
+
+impl<T> Keys<T> for MediaKeys<'_> {
+    #[inline(always)]
+    unsafe fn run(&self, j: usize) -> Run<T> {
+        let (image, latent) = (self.begin + j / self.latents, j % self.latents);
+        let address = std::ptr::with_exposed_provenance::<T>(self.media[image] as usize);
+        // SAFETY: the caller's; the table's images are (latents, 2*width).
+        let k = unsafe { address.add(latent * 2 * self.width + self.start) };
+        // SAFETY: values follow keys in each row.
+        let v = unsafe { k.add(self.width) };
+        Run { k, v, stride: 2 * self.width, len: self.latents - latent }
+    }
+}
+
+impl<T: Real> Task<T> {
+    /// Rows `first .. first + rows`, which have the same span.
+    #[inline(always)]
+    unsafe fn same_span<L: Lanes, const M: usize>(
+        &self,
+        span: MediaSpan,
+        (first, rows): (usize, usize),
+        head: usize,
+        scratch: &mut [f32],
+    ) {
+        let (start, head_dim) = (head * self.head_dim, self.head_dim);
+        let seen = (span.end - span.begin) as usize * self.latents;
+        // SAFETY: the caller's; (row, head) of o is of this task only.
+        unsafe {
+            if seen == 0 {
+                for r in first..first + rows {
+                    self.o.part_mut(r, start, head_dim).fill(T::from_f32(0.0));
+                }
+                return;
+            }
+            let queries = Queries {
+                o: self.o.part_mut(first, start, head_dim).as_mut_ptr(),
+                q: self.q.part(first, start, head_dim).as_ptr(),
+                o_stride: self.o.stride(),
+                q_stride: self.q.stride(),
+                rows,
+                head_dim,
+                seen,
+                step: 0,
+                // Equal scores average the values.
+                scale: if span.uniform != 0 { 0.0 } else { self.scale },
+                slope: 0.0,
+            };
+            let keys = MediaKeys {
+                media: self.media.get(0),
+                begin: span.begin as usize,
+                latents: self.latents,
+                width: self.heads * head_dim,
+                start,
+            };
+            softmax::attend::<T, L, M>(&queries, &keys, scratch);
+        }
+    }
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, m: usize) -> usize {
+        softmax::scratch(self.head_dim, m)
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, scratch: &mut [f32]) {
+        let (mut first, head) = (task / self.heads * softmax::QUERIES, task % self.heads);
+        let end = (first + softmax::QUERIES).min(self.rows);
+        // SAFETY: the caller's; one span per row.
+        unsafe {
+            let spans = self.spans.get(0);
+            while first < end {
+                let span = spans[first];
+                let same = |s: &&MediaSpan| {
+                    (s.begin, s.end, s.uniform) == (span.begin, span.end, span.uniform)
+                };
+                let rows = spans[first..end].iter().take_while(same).count();
+                self.same_span::<L, M>(span, (first, rows), head, scratch);
+                first += rows;
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn cross_attention_twin<T: Real>(p: &CrossAttentionParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
-    let (rows, latents, images) = (p.rows as usize, p.latents as usize, p.images as usize);
-    let (width, scale) = (heads * head_dim, p.scale);
-    let (o, q) = (Rows::<T>::dense(p.o, width), Rows::<T>::dense(p.q, width));
-    let spans = Rows::<MediaSpan>::dense(p.spans.cast(), rows);
-    let media = Rows::<i64>::dense(p.kv.cast(), images);
-    for_row_ranges(host, rows, width * 64, |range| {
-        for r in range {
-            // SAFETY: one span per row.
-            let span = unsafe { spans.get(0)[r] };
-            let (begin, end) = (span.begin as usize, span.end as usize);
-            let keys = (end - begin) * latents;
-            with_scratch(keys + head_dim, |scratch| {
-                let (weights, sums) = scratch.split_at_mut(keys);
-                for h in 0..heads {
-                    // SAFETY: spans are inside the table; row r of o is of this task only.
-                    unsafe {
-                        let o = o.part_mut(r, h * head_dim, head_dim);
-                        if keys == 0 {
-                            o.fill(T::from_f32(0.0));
-                            continue;
-                        }
-                        let scale = if span.uniform != 0 { 0.0 } else { scale };
-                        super::softmax::plain(
-                            q.part(r, h * head_dim, head_dim),
-                            scale,
-                            weights,
-                            sums,
-                            |j| {
-                                let address = media.get(0)[begin + j / latents] as usize;
-                                let image = std::ptr::with_exposed_provenance(address);
-                                let kv = Rows::<T>::dense(image, 2 * width);
-                                let k = kv.part(j % latents, h * head_dim, head_dim);
-                                (k, kv.part(j % latents, width + h * head_dim, head_dim), 0.0)
-                            },
-                            o,
-                        );
-                    }
-                }
-            });
-        }
-    });
+    let rows = p.rows as usize;
+    let grid = Task {
+        o: Rows::<T>::dense(p.o, heads * head_dim),
+        q: Rows::dense(p.q, heads * head_dim),
+        media: Rows::dense(p.kv.cast(), p.images as usize),
+        spans: Rows::dense(p.spans.cast(), rows),
+        rows,
+        latents: p.latents as usize,
+        heads,
+        head_dim,
+        scale: p.scale,
+    };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, rows.div_ceil(softmax::QUERIES) * heads, &grid) }
 }

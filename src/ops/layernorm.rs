@@ -1,7 +1,8 @@
 //! `layernorm`: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row.
 
 use super::check;
-use super::rows::{Rows, for_row_ranges, narrow, widen, with_scratch};
+use super::lanes::{self, Grid, Lanes, PAD, sums, widen_row};
+use super::rows::{Rows, narrow, row_range, row_tasks};
 use crate::contracts::LayernormParams;
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -83,33 +84,65 @@ fn cost(p: &LayernormParams, dtype: DType) -> Cost {
     Cost { bytes: (2.0 * rows + vectors) * cols * dtype.size() as f64, flops: 8.0 * rows * cols }
 }
 
+struct Task<T> {
+    y: Rows<T>,
+    x: Rows<T>,
+    w: Rows<T>,
+    b: Option<Rows<T>>,
+    rows: usize,
+    cols: usize,
+    eps: f32,
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, _: usize) -> usize {
+        3 * self.cols.next_multiple_of(PAD)
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, scratch: &mut [f32]) {
+        let cols = self.cols;
+        let (v, rest) = scratch.split_at_mut(cols.next_multiple_of(PAD));
+        let (w, b) = rest.split_at_mut(cols.next_multiple_of(PAD));
+        let (v, w, b) = (&mut v[..cols], &mut w[..cols], &mut b[..cols]);
+        // SAFETY: rows inside the contract's extent; each row belongs to one task, and the borrow
+        // of x ends before y, which may be the same row, is written.
+        unsafe {
+            widen_row::<L, T>(self.w.get(0), w);
+            match self.b {
+                Some(row) => widen_row::<L, T>(row.get(0), b),
+                None => b.fill(0.0),
+            }
+            for r in row_range(task, self.rows, cols) {
+                widen_row::<L, T>(self.x.get(r), v);
+                let mean = sums::<L>(v, 0.0).0 / cols as f32;
+                let (rest, squares) = sums::<L>(v, mean);
+                // What rounding left of the mean, which matters when it is far from 0.
+                let rest = rest / cols as f32;
+                let variance = squares / cols as f32 - rest * rest;
+                let scale = 1.0 / (if variance < 0.0 { 0.0 } else { variance } + self.eps).sqrt();
+                for ((v, w), b) in v.iter_mut().zip(w.iter()).zip(b.iter()) {
+                    *v = ((*v - mean) - rest) * scale * w + b;
+                }
+                narrow(v, self.y.get_mut(r));
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn layernorm_twin<T: Real>(p: &LayernormParams, host: &Host) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    let (y, x) = (Rows::<T>::new(p.y, p.y_stride, cols), Rows::<T>::new(p.x, p.x_stride, cols));
-    let (w, b) = (Rows::<T>::dense(p.w, cols), Rows::<T>::dense(p.b, cols));
-    let (has_bias, eps) = (!p.b.is_null(), p.eps);
-    for_row_ranges(host, rows, cols, |range| {
-        with_scratch(cols, |v| {
-            for r in range {
-                // SAFETY: rows inside the contract's extent; each row belongs to one task, and the
-                // borrow of x ends before y, which may be the same row, is written.
-                unsafe {
-                    widen(x.get(r), v);
-                    let mean = v.iter().sum::<f32>() / cols as f32;
-                    v.iter_mut().for_each(|v| *v -= mean);
-                    let variance = v.iter().map(|v| v * v).sum::<f32>() / cols as f32;
-                    let scale = 1.0 / (variance + eps).sqrt();
-                    for (i, v) in v.iter_mut().enumerate() {
-                        *v = *v * scale * w.get(0)[i].to_f32();
-                        if has_bias {
-                            *v += b.get(0)[i].to_f32();
-                        }
-                    }
-                    narrow(v, y.get_mut(r));
-                }
-            }
-        });
-    });
+    let grid = Task {
+        y: Rows::<T>::new(p.y, p.y_stride, cols),
+        x: Rows::new(p.x, p.x_stride, cols),
+        w: Rows::dense(p.w, cols),
+        b: (!p.b.is_null()).then(|| Rows::dense(p.b, cols)),
+        rows,
+        cols,
+        eps: p.eps,
+    };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(rows, cols), &grid) }
 }

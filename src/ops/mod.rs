@@ -13,6 +13,7 @@ mod cross_attention;
 mod embedding;
 mod gemm;
 mod kv_append;
+mod lanes;
 mod layernorm;
 mod patchify;
 mod rmsnorm;

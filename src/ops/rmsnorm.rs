@@ -1,7 +1,9 @@
 //! `rmsnorm`: y = x / sqrt(mean(x^2) + eps) * w, per row.
 
 use super::check;
-use super::rows::{Rows, for_row_ranges, narrow, widen, with_scratch};
+use super::gemm::math;
+use super::lanes::{self, Grid, Lanes, PAD, sums, widen_row};
+use super::rows::{Rows, narrow, row_range, row_tasks};
 use crate::contracts::RmsnormParams;
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -47,26 +49,52 @@ fn cost(p: &RmsnormParams, dtype: DType) -> Cost {
     Cost { bytes: (2.0 * rows + 1.0) * cols * dtype.size() as f64, flops: 4.0 * rows * cols }
 }
 
+struct Task<T> {
+    y: Rows<T>,
+    x: Rows<T>,
+    w: Rows<T>,
+    rows: usize,
+    cols: usize,
+    eps: f32,
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, _: usize) -> usize {
+        2 * self.cols.next_multiple_of(PAD)
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, scratch: &mut [f32]) {
+        let cols = self.cols;
+        let (v, w) = scratch.split_at_mut(cols.next_multiple_of(PAD));
+        let (v, w) = (&mut v[..cols], &mut w[..cols]);
+        // SAFETY: rows inside the contract's extent, each of one task only.
+        unsafe {
+            widen_row::<L, T>(self.w.get(0), w);
+            for r in row_range(task, self.rows, cols) {
+                widen_row::<L, T>(self.x.get(r), v);
+                let scale = 1.0 / (sums::<L>(v, 0.0).1 / cols as f32 + self.eps).sqrt();
+                for (v, w) in v.iter_mut().zip(w.iter()) {
+                    *v = math::widen(math::narrow::<T>(*v * scale)) * w;
+                }
+                narrow(v, self.y.get_mut(r));
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn rmsnorm_twin<T: Real>(p: &RmsnormParams, host: &Host) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    let (y, x) = (Rows::<T>::dense(p.y, cols), Rows::<T>::dense(p.x, cols));
-    let (w, eps) = (Rows::<T>::dense(p.w, cols), p.eps);
-    for_row_ranges(host, rows, cols, |range| {
-        with_scratch(cols, |v| {
-            for r in range {
-                // SAFETY: rows inside the contract's extent, each of one task only.
-                unsafe {
-                    widen(x.get(r), v);
-                    let mean = v.iter().map(|v| v * v).sum::<f32>() / cols as f32;
-                    let scale = 1.0 / (mean + eps).sqrt();
-                    for (v, w) in v.iter_mut().zip(w.get(0)) {
-                        *v = T::from_f32(*v * scale).to_f32() * w.to_f32();
-                    }
-                    narrow(v, y.get_mut(r));
-                }
-            }
-        });
-    });
+    let grid = Task {
+        y: Rows::<T>::dense(p.y, cols),
+        x: Rows::dense(p.x, cols),
+        w: Rows::dense(p.w, cols),
+        rows,
+        cols,
+        eps: p.eps,
+    };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(rows, cols), &grid) }
 }

@@ -3,7 +3,9 @@
 use super::batch::Ragged;
 use super::check;
 use super::kv_append::check_pages;
-use super::rows::{Rows, with_scratch};
+use super::lanes::{self, Grid, Lanes};
+use super::rows::Rows;
+use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::SelfAttentionParams;
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -82,53 +84,120 @@ fn cost(p: &SelfAttentionParams, dtype: DType) -> Cost {
     cost
 }
 
+struct Task<T> {
+    o: Rows<T>,
+    q: Rows<T>,
+    pages: Rows<T>,
+    tables: Rows<i32>,
+    begin: Rows<i32>,
+    kv_len: Rows<i32>,
+    slopes: Option<Rows<f32>>,
+    heads: usize,
+    head_dim: usize,
+    page_tokens: usize,
+    scale: f32,
+}
+
+/// The keys of one sequence and head.
+struct PagedKeys<'a, T> {
+    pages: Rows<T>,
+    table: &'a [i32],
+    page_tokens: usize,
+    head_dim: usize,
+    /// Where the head's keys and values begin in a page.
+    k: usize,
+    v: usize,
+}
+
+impl<T> Keys<T> for PagedKeys<'_, T> {
+    #[inline(always)]
+    unsafe fn run(&self, j: usize) -> Run<T> {
+        let (page, offset) = (self.table[j / self.page_tokens] as usize, j % self.page_tokens);
+        let skip = offset * self.head_dim;
+        // SAFETY: the caller's; tables name pages of the pool.
+        let (k, v) = unsafe {
+            (
+                self.pages.part(page, self.k + skip, self.head_dim).as_ptr(),
+                self.pages.part(page, self.v + skip, self.head_dim).as_ptr(),
+            )
+        };
+        Run { k, v, stride: self.head_dim, len: self.page_tokens - offset }
+    }
+}
+
+/// Tasks that `rows` query rows of one head are cut into.
+fn chunks(rows: usize) -> usize {
+    rows.div_ceil(softmax::QUERIES)
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, m: usize) -> usize {
+        softmax::scratch(self.head_dim, m)
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, mut task: usize, scratch: &mut [f32]) {
+        let (heads, head_dim) = (self.heads, self.head_dim);
+        // SAFETY: the caller's; (row, head) of o is of this task only.
+        unsafe {
+            let begin = self.begin.get(0);
+            let rows_of = |s: usize| (begin[s + 1] - begin[s]) as usize;
+            let mut s = 0;
+            while task >= heads * chunks(rows_of(s)) {
+                task -= heads * chunks(rows_of(s));
+                s += 1;
+            }
+            let (chunk, head) = (task / heads, task % heads);
+            let per_chunk = rows_of(s).div_ceil(chunks(rows_of(s)));
+            let first = chunk * per_chunk;
+            let row = begin[s] as usize + first;
+            let queries = Queries {
+                o: self.o.part_mut(row, head * head_dim, head_dim).as_mut_ptr(),
+                q: self.q.part(row, head * head_dim, head_dim).as_ptr(),
+                o_stride: self.o.stride(),
+                q_stride: self.q.stride(),
+                rows: per_chunk.min(rows_of(s) - first),
+                head_dim,
+                seen: self.kv_len.get(0)[s] as usize - rows_of(s) + first + 1,
+                step: 1,
+                scale: self.scale,
+                slope: self.slopes.map_or(0.0, |slopes| slopes.get(0)[head]),
+            };
+            let keys = PagedKeys {
+                pages: self.pages,
+                table: self.tables.get(s),
+                page_tokens: self.page_tokens,
+                head_dim,
+                k: head * self.page_tokens * head_dim,
+                v: (heads + head) * self.page_tokens * head_dim,
+            };
+            softmax::attend::<T, L, M>(&queries, &keys, scratch);
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
-    let (sequences, page_tokens) = (p.sequences as usize, p.page_tokens as usize);
-    let o = Rows::<T>::dense(p.o, heads * head_dim);
-    let q = Rows::<T>::new(p.q, p.q_stride, heads * head_dim);
-    let pages = Rows::<T>::new(p.pages, p.page_stride, 0);
-    let tables = Rows::<i32>::new(p.tables.cast(), p.table_stride, p.table_stride as usize);
-    let begin = Rows::<i32>::dense(p.q_begin.cast(), sequences + 1);
-    let lengths = Rows::<i32>::dense(p.kv_len.cast(), sequences);
-    let slopes = Rows::<f32>::dense(p.slopes.cast(), heads);
-    let (has_slopes, scale) = (!p.slopes.is_null(), p.scale);
-    host.pool.run(sequences * heads, |task| {
-        let (s, h) = (task / heads, task % heads);
-        // SAFETY: the batch's arrays have an entry for sequence s.
-        let (rows, kv_len, table) = unsafe {
-            let begin = begin.get(0);
-            (begin[s] as usize..begin[s + 1] as usize, lengths.get(0)[s] as usize, tables.get(s))
-        };
-        // SAFETY: slopes has `heads` entries if it is not null.
-        let slope = if has_slopes { unsafe { slopes.get(0)[h] } } else { 0.0 };
-        with_scratch(kv_len + head_dim, |scratch| {
-            let (weights, sums) = scratch.split_at_mut(kv_len);
-            for r in rows.clone() {
-                let position = kv_len - (rows.end - r);
-                // SAFETY: tables name pages of the pool; (row, head) of o is of this task only.
-                unsafe {
-                    super::softmax::plain(
-                        q.part(r, h * head_dim, head_dim),
-                        scale,
-                        &mut weights[..position + 1],
-                        sums,
-                        |j| {
-                            let page = table[j / page_tokens] as usize;
-                            let k = (h * page_tokens + j % page_tokens) * head_dim;
-                            let v = k + heads * page_tokens * head_dim;
-                            (
-                                pages.part(page, k, head_dim),
-                                pages.part(page, v, head_dim),
-                                slope * (j as f32 - position as f32),
-                            )
-                        },
-                        o.part_mut(r, h * head_dim, head_dim),
-                    );
-                }
-            }
-        });
-    });
+    let sequences = p.sequences as usize;
+    let grid = Task {
+        o: Rows::<T>::dense(p.o, heads * head_dim),
+        q: Rows::new(p.q, p.q_stride, 0),
+        pages: Rows::new(p.pages, p.page_stride, 0),
+        tables: Rows::new(p.tables.cast(), p.table_stride, p.table_stride as usize),
+        begin: Rows::dense(p.q_begin.cast(), sequences + 1),
+        kv_len: Rows::dense(p.kv_len.cast(), sequences),
+        slopes: (!p.slopes.is_null()).then(|| Rows::dense(p.slopes.cast(), heads)),
+        heads,
+        head_dim,
+        page_tokens: p.page_tokens as usize,
+        scale: p.scale,
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        let begin = grid.begin.get(0);
+        let tasks = begin.windows(2).map(|w| heads * chunks((w[1] - w[0]) as usize)).sum();
+        lanes::run(host, tasks, &grid);
+    }
 }

@@ -1,4 +1,20 @@
-//! Every kernel against its oracle: the equation of its contract, in f64 and never optimised.
+//! Every kernel against its oracle: the equation of its contract, in f64 and never optimised; on
+//! every instruction set of this machine, with one thread and with several.
+//!
+//! Cases are plain data, named by why they exist; `cases()` of each stem is what benches reuse.
 
+mod activation;
+mod attention;
+mod batch;
+mod cross_attention;
+mod embedding;
 mod gemm;
 mod guarded;
+mod judge;
+mod kv_append;
+mod layernorm;
+mod oracle;
+mod patchify;
+mod rmsnorm;
+mod rope;
+mod self_attention;

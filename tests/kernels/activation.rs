@@ -1,0 +1,76 @@
+use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
+use medflamingo::DType;
+use medflamingo::device::Stream;
+use medflamingo::dtype::Real;
+use medflamingo::ops;
+use medflamingo::tensor::Tensor;
+
+pub struct Case {
+    pub why: &'static str,
+    pub rows: usize,
+    pub cols: usize,
+    pub spread: f32,
+}
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case { why: "smallest", rows: 1, cols: 1, spread: 1.0 },
+        Case { why: "ragged", rows: 3, cols: 45, spread: 1.0 },
+        Case { why: "llama", rows: 2, cols: 11008, spread: 1.0 },
+        Case { why: "saturated", rows: 2, cols: 64, spread: 60.0 },
+        Case { why: "no_rows", rows: 0, cols: 8, spread: 1.0 },
+    ]
+}
+
+fn oracle(cols: usize, x: &[f64]) -> Vec<f64> {
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    x.chunks_exact(2 * cols)
+        .flat_map(|row| (0..cols).map(|j| silu(row[j]) * row[cols + j]).collect::<Vec<_>>())
+        .collect()
+}
+
+fn check<T: Real>(stream: &Stream, c: &Case) {
+    let x = scaled(normals(1, c.rows * 2 * c.cols), c.spread);
+    let want = oracle(c.cols, &rounded::<T>(&x));
+    let x = tensor::<T>(stream, &x, &[c.rows, 2 * c.cols]);
+    let mut y = Tensor::zeros(stream, T::DTYPE, &[c.rows, c.cols]).unwrap();
+    ops::swiglu(stream, y.view_mut(), x.view()).unwrap();
+    // exp and a division in f32, a few roundings of the result.
+    let atol = 1e-6 * want.iter().fold(0f64, |m, y| m.max(y.abs()));
+    judge::<T>(c.why, y.view(), &want, atol);
+}
+
+#[test]
+fn agrees_with_the_oracle() {
+    for stream in streams() {
+        for case in cases() {
+            for_every_type!(check(&stream, &case));
+        }
+    }
+}
+
+#[test]
+fn ends_of_the_range_have_their_limits() {
+    for stream in streams() {
+        let gates = [f32::NAN, 1e30, -1e30, -100.0, -89.0, 0.0, f32::INFINITY];
+        let x: Vec<f32> = gates.into_iter().chain([1.0; 7]).collect();
+        let x = tensor::<f32>(&stream, &x, &[1, 14]);
+        let mut y = Tensor::zeros(&stream, DType::F32, &[1, 7]).unwrap();
+        ops::swiglu(&stream, y.view_mut(), x.view()).unwrap();
+        let y = y.view().to_f32().unwrap();
+        assert!(y[0].is_nan() && y[1] == 1e30 && y[6] == f32::INFINITY, "{y:?}");
+        assert!(y[2..6].iter().all(|y| y.abs() < 1e-30), "{y:?}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let stream = Stream::host(1);
+    let mut y = Tensor::zeros(&stream, DType::F32, &[2, 8]).unwrap();
+    let x = Tensor::zeros(&stream, DType::F32, &[2, 8]).unwrap();
+    let e = message(ops::swiglu(&stream, y.view_mut(), x.view()));
+    assert_eq!(e, "swiglu: x: expected (2, 16), found (2, 8)");
+    let x = Tensor::zeros(&stream, DType::F16, &[2, 16]).unwrap();
+    let e = message(ops::swiglu(&stream, y.view_mut(), x.view()));
+    assert_eq!(e, "swiglu: x: expected f32, found f16");
+}

@@ -1,0 +1,185 @@
+use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
+use crate::oracle::attend;
+use medflamingo::DType;
+use medflamingo::device::Stream;
+use medflamingo::dtype::Real;
+use medflamingo::ops::{self, Media, MediaSpan, MediaSpans};
+use medflamingo::tensor::{Arena, Tensor};
+
+pub struct Case {
+    pub why: &'static str,
+    pub images: usize,
+    pub latents: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    /// Per row: begin, end, uniform.
+    pub spans: Vec<(i32, i32, i32)>,
+    pub spread: f32,
+    pub atol: f64,
+}
+
+pub fn cases() -> Vec<Case> {
+    let plain = |why, images, spans| Case {
+        why,
+        images,
+        latents: 64,
+        heads: 8,
+        head_dim: 64,
+        spans,
+        spread: 1.0,
+        atol: 2e-6,
+    };
+    let mut prompt = vec![(0, 0, 0); 3];
+    prompt.extend((0..40).map(|r| (r / 20, r / 20 + 1, 0)));
+    vec![
+        Case { latents: 1, heads: 1, head_dim: 1, ..plain("smallest", 1, vec![(0, 1, 0)]) },
+        Case {
+            latents: 5,
+            heads: 3,
+            head_dim: 7,
+            ..plain("ragged", 2, vec![(0, 1, 0), (1, 2, 0), (1, 2, 0)])
+        },
+        plain("prompt_with_text_before_the_first_image", 2, prompt),
+        plain("one_row_of_decode", 3, vec![(2, 3, 0)]),
+        plain("no_image", 0, vec![(0, 0, 0); 4]),
+        plain("unseen_images", 3, vec![(1, 1, 0), (3, 3, 0), (0, 0, 1)]),
+        plain("surplus_marker_is_uniform", 3, vec![(2, 3, 0), (0, 3, 1), (0, 3, 1)]),
+        plain("span_of_several_images", 8, vec![(0, 8, 0), (2, 7, 0), (0, 8, 0), (0, 3, 0)]),
+        Case { spread: 1000.0, atol: 2e-3, ..plain("huge_logits", 2, vec![(0, 2, 0); 14]) },
+    ]
+}
+
+struct Inputs {
+    q: Vec<f32>,
+    images: Vec<Vec<f32>>,
+}
+
+fn inputs(c: &Case) -> Inputs {
+    let width = c.heads * c.head_dim;
+    let image = |j| normals(10 + j as u64, c.latents * 2 * width);
+    Inputs {
+        q: scaled(normals(1, c.spans.len() * width), c.spread),
+        images: (0..c.images).map(image).collect(),
+    }
+}
+
+fn oracle<T: Real>(c: &Case, i: &Inputs) -> Vec<f64> {
+    let width = c.heads * c.head_dim;
+    let q = rounded::<T>(&i.q);
+    let images: Vec<_> = i.images.iter().map(|image| rounded::<T>(image)).collect();
+    let mut o = Vec::new();
+    for (q, &(begin, end, uniform)) in q.chunks_exact(width).zip(&c.spans) {
+        for (h, q) in q.chunks_exact(c.head_dim).enumerate() {
+            let mut keys = Vec::new();
+            for row in images[begin as usize..end as usize]
+                .iter()
+                .flat_map(|image| image.chunks_exact(2 * width))
+            {
+                let (k, v) = row.split_at(width);
+                let head = h * c.head_dim..(h + 1) * c.head_dim;
+                keys.push((&k[head.clone()], &v[head], 0.0));
+            }
+            let scale = if uniform == 1 { 0.0 } else { 1.0 / (c.head_dim as f64).sqrt() };
+            o.extend(attend(q, &keys, scale));
+        }
+    }
+    o
+}
+
+fn spans(c: &Case) -> Vec<MediaSpan> {
+    c.spans.iter().map(|&(begin, end, uniform)| MediaSpan { begin, end, uniform }).collect()
+}
+
+fn run<T: Real>(stream: &Stream, c: &Case, i: &Inputs) -> Tensor {
+    let (rows, width) = (c.spans.len(), c.heads * c.head_dim);
+    let q = tensor::<T>(stream, &i.q, &[rows, width]);
+    let images: Vec<_> =
+        i.images.iter().map(|kv| tensor::<T>(stream, kv, &[c.latents, 2 * width])).collect();
+    let views: Vec<_> = images.iter().map(Tensor::view).collect();
+    let mut arena = Arena::new(stream, 1 << 16).unwrap();
+    let spans = MediaSpans::new(&mut arena, &spans(c), c.images).unwrap();
+    let media = Media::new(&mut arena, &views).unwrap();
+    // Rows without an image must be written too.
+    let mut o = tensor::<T>(stream, &vec![7.0; rows * width], &[rows, width]);
+    let scale = 1.0 / (c.head_dim as f32).sqrt();
+    ops::cross_attention(stream, o.view_mut(), q.view(), &media, &spans, c.heads, scale).unwrap();
+    o
+}
+
+fn check<T: Real>(streams: &[Stream], c: &Case) {
+    let i = inputs(c);
+    let want = oracle::<T>(c, &i);
+    for pair in streams.chunks(2) {
+        let one = run::<T>(&pair[0], c, &i);
+        judge::<T>(c.why, one.view(), &want, c.atol);
+        let several = run::<T>(&pair[1], c, &i);
+        let same = one.view().to_f32().unwrap() == several.view().to_f32().unwrap();
+        assert!(same, "{}: depends on the number of threads", c.why);
+    }
+}
+
+#[test]
+fn agrees_with_the_oracle() {
+    for case in cases() {
+        for_every_type!(check(&streams(), &case));
+    }
+}
+
+#[test]
+fn unseen_images_are_never_touched() {
+    let mut c = cases().remove(4);
+    (c.why, c.images) = ("poisoned", 3);
+    c.spans = vec![(0, 1, 0), (2, 3, 0), (2, 3, 1), (0, 0, 0)];
+    for stream in streams() {
+        let mut i = inputs(&c);
+        i.images[1].fill(f32::NAN);
+        let o = run::<f32>(&stream, &c, &i).view().to_f32().unwrap();
+        assert!(o.iter().all(|o| o.is_finite()));
+        i.images[2].fill(f32::NAN);
+        let o = run::<f32>(&stream, &c, &i).view().to_f32().unwrap();
+        for (r, row) in o.chunks_exact(512).enumerate() {
+            assert!(row.iter().all(|o| o.is_nan() == (r == 1 || r == 2)), "row {r}");
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let stream = Stream::host(1);
+    let mut arena = Arena::new(&stream, 1 << 12).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(&stream, DType::F32, shape).unwrap();
+    let span = |begin, end, uniform| MediaSpan { begin, end, uniform };
+    for bad in [span(-1, 1, 0), span(0, 3, 0), span(2, 1, 0), span(0, 1, 2), span(0, 1, -1)] {
+        let e = message(MediaSpans::new(&mut arena, &[span(0, 2, 0), bad], 2));
+        assert!(e.starts_with("media span 1: expected images inside 0..2"), "{e}");
+    }
+    let (a, b, half) = (zeros(&[4, 16]), zeros(&[5, 16]), [DType::F16; 1]);
+    let half = Tensor::zeros(&stream, half[0], &[4, 16]).unwrap();
+    let e = message(Media::new(&mut arena, &[a.view(), b.view()]));
+    assert_eq!(e, "media: image 1: expected (4, 16), found (5, 16)");
+    let e = message(Media::new(&mut arena, &[a.view(), half.view()]));
+    assert!(e.starts_with("media: image 1: expected (latents, 2*width) of one dtype"), "{e}");
+    let e = message(Media::new(&mut arena, &[a.view().block(0..4, 0..8).unwrap()]));
+    assert!(e.starts_with("media: image 0: expected dense rows of 8"), "{e}");
+
+    let (mut o, q) = (zeros(&[2, 8]), zeros(&[2, 8]));
+    let one = Media::new(&mut arena, &[a.view()]).unwrap();
+    let wide = zeros(&[4, 32]);
+    let wide = Media::new(&mut arena, &[wide.view()]).unwrap();
+    let half = Media::new(&mut arena, &[half.view()]).unwrap();
+    let two = MediaSpans::new(&mut arena, &[span(0, 2, 0); 2], 2).unwrap();
+    let three_rows = MediaSpans::new(&mut arena, &[span(0, 1, 0); 3], 1).unwrap();
+    let good = MediaSpans::new(&mut arena, &[span(0, 1, 0); 2], 1).unwrap();
+    for (media, spans, heads, expected) in [
+        (&one, &two, 2, "cross_attention: media: expected 2 images, found 1"),
+        (&one, &three_rows, 2, "cross_attention: q: expected (3, 8), found (2, 8)"),
+        (&wide, &good, 2, "cross_attention: media: expected (latents, 2*8) f32"),
+        (&half, &good, 2, "cross_attention: media: expected (latents, 2*8) f32"),
+        (&one, &good, 3, "cross_attention: q: expected 3 heads of equal width"),
+    ] {
+        let result =
+            ops::cross_attention(&stream, o.view_mut(), q.view(), media, spans, heads, 1.0);
+        let e = message(result);
+        assert!(e.starts_with(expected), "{e}");
+    }
+}

@@ -1,0 +1,116 @@
+use crate::judge::{for_every_type, judge, message, normals, rounded, streams, tensor};
+use medflamingo::DType;
+use medflamingo::device::Stream;
+use medflamingo::dtype::Real;
+use medflamingo::ops;
+use medflamingo::tensor::Tensor;
+
+pub struct Case {
+    pub why: &'static str,
+    pub images: usize,
+    pub side: usize,
+    pub patch: usize,
+    pub cols: usize,
+}
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case { why: "smallest", images: 1, side: 1, patch: 1, cols: 1 },
+        Case { why: "one_patch", images: 2, side: 7, patch: 7, cols: 5 },
+        Case { why: "several_images", images: 3, side: 28, patch: 7, cols: 24 },
+        Case { why: "clip", images: 2, side: 224, patch: 14, cols: 1024 },
+        Case { why: "no_images", images: 0, side: 28, patch: 7, cols: 8 },
+    ]
+}
+
+/// y[i, py, px, channel, dy, dx] = pixels[i, channel, py*patch + dy, px*patch + dx]
+fn patches(c: &Case, pixels: &[f32]) -> Vec<f64> {
+    let across = c.side / c.patch;
+    let mut y = Vec::new();
+    for i in 0..c.images {
+        for p in 0..across * across {
+            let (py, px) = (p / across, p % across);
+            for channel in 0..3 {
+                for dy in 0..c.patch {
+                    for dx in 0..c.patch {
+                        let row = (i * 3 + channel) * c.side + py * c.patch + dy;
+                        y.push(pixels[row * c.side + px * c.patch + dx] as f64);
+                    }
+                }
+            }
+        }
+    }
+    y
+}
+
+fn check<T: Real>(stream: &Stream, c: &Case) {
+    let pixels = normals(1, c.images * 3 * c.side * c.side);
+    let x = tensor::<f32>(stream, &pixels, &[c.images, 3, c.side, c.side]);
+    let per_image = (c.side / c.patch).pow(2);
+    let shape = [c.images * per_image, 3 * c.patch * c.patch];
+    let mut y = Tensor::zeros(stream, T::DTYPE, &shape).unwrap();
+    ops::patchify(stream, y.view_mut(), x.view(), c.patch).unwrap();
+    judge::<T>(c.why, y.view(), &patches(c, &pixels), 0.0);
+
+    let (x, cls) = (normals(2, c.images * per_image * c.cols), normals(3, c.cols));
+    let pos = normals(4, (per_image + 1) * c.cols);
+    let (xs, clss, poss) = (rounded::<T>(&x), rounded::<T>(&cls), rounded::<T>(&pos));
+    let mut want = Vec::new();
+    for i in 0..c.images {
+        want.extend(clss.iter().zip(&poss).map(|(a, b)| a + b));
+        let from = i * per_image * c.cols;
+        want.extend((0..per_image * c.cols).map(|j| xs[from + j] + poss[c.cols + j]));
+    }
+    let x = tensor::<T>(stream, &x, &[c.images, per_image, c.cols]);
+    let cls = tensor::<T>(stream, &cls, &[c.cols]);
+    let pos = tensor::<T>(stream, &pos, &[per_image + 1, c.cols]);
+    let shape = [c.images, per_image + 1, c.cols];
+    let mut y = Tensor::zeros(stream, T::DTYPE, &shape).unwrap();
+    ops::vision_tokens(stream, y.view_mut(), x.view(), cls.view(), pos.view()).unwrap();
+    judge::<T>(c.why, y.view(), &want, 0.0);
+}
+
+#[test]
+fn agrees_with_the_oracle() {
+    for stream in streams() {
+        for case in cases() {
+            for_every_type!(check(&stream, &case));
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let stream = Stream::host(1);
+    let zeros = |dtype, shape: &[usize]| Tensor::zeros(&stream, dtype, shape).unwrap();
+    let mut y = zeros(DType::F32, &[4, 147]);
+    let mut run = |pixels: &Tensor, patch| {
+        message(ops::patchify(&stream, y.view_mut(), pixels.view(), patch))
+    };
+    let good = zeros(DType::F32, &[1, 3, 14, 14]);
+    let square = "patchify: pixels: expected (images, 3, side, side)";
+    for (pixels, patch, begin) in [
+        (zeros(DType::F32, &[1, 4, 14, 14]), 7, square),
+        (zeros(DType::F32, &[3, 14, 14]), 7, square),
+        (zeros(DType::F32, &[1, 3, 14, 7]), 7, square),
+        (zeros(DType::F32, &[1, 3, 14, 14]), 5, square),
+        (zeros(DType::F32, &[1, 3, 14, 14]), 0, square),
+        (zeros(DType::F16, &[1, 3, 14, 14]), 7, "patchify: pixels: expected f32"),
+        (good, 14, "patchify: y: expected (1, 588)"),
+    ] {
+        let e = run(&pixels, patch);
+        assert!(e.starts_with(begin), "{e}");
+    }
+    let (mut y, x) = (zeros(DType::F32, &[5, 8]), zeros(DType::F32, &[4, 8]));
+    let cls = zeros(DType::F32, &[8]);
+    for (pos, begin) in [
+        (zeros(DType::F32, &[1, 8]), "vision_tokens: x: expected"),
+        (zeros(DType::F32, &[4, 8]), "vision_tokens: x: expected"),
+        (zeros(DType::F32, &[5, 9]), "vision_tokens: y: expected (5, 9)"),
+        (zeros(DType::F16, &[5, 8]), "vision_tokens: pos: expected f32"),
+    ] {
+        let e =
+            message(ops::vision_tokens(&stream, y.view_mut(), x.view(), cls.view(), pos.view()));
+        assert!(e.starts_with(begin), "{e}");
+    }
+}
