@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// Numbers added side by side, so that a compiler can keep them in one register.
 const LANES: usize = 8;
+/// Entries looked at together: within a chunk the work is wide, between chunks it may be skipped.
+const CHUNK: usize = 512;
 
 /// What log-softmax needs to know of a row: log p(i) = (x_i - maximum) - log_sum.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,27 +42,32 @@ impl Summary {
 /// # Errors
 /// Empty rows, NaN, +inf, nothing but -inf.
 pub fn first_maximum(logits: &[f32]) -> Result<(f32, u32)> {
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    let mut nans = [0u32; LANES];
-    let mut chunks = logits.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for lane in 0..LANES {
-            let x = chunk[lane];
-            maxima[lane] = if x > maxima[lane] { x } else { maxima[lane] };
-            nans[lane] |= u32::from(x.is_nan());
+    let (mut maximum, mut has_nan, mut place) = (f32::NEG_INFINITY, false, 0);
+    for (i, chunk) in logits.chunks(CHUNK).enumerate() {
+        has_nan |= chunk.iter().fold(false, |found, x| found | x.is_nan());
+        let most = largest(chunk);
+        if most > maximum {
+            (maximum, place) = (most, i * CHUNK);
         }
-    }
-    let mut maximum = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let mut has_nan = nans.into_iter().any(|n| n != 0);
-    for &x in chunks.remainder() {
-        maximum = maximum.max(x);
-        has_nan |= x.is_nan();
     }
     if has_nan || !maximum.is_finite() {
         return Err(unusable(logits));
     }
-    let argmax = logits.iter().position(|&x| x == maximum).unwrap_or(0);
-    Ok((maximum, argmax as u32))
+    let within = logits[place..].iter().position(|&x| x == maximum).unwrap_or(0);
+    Ok((maximum, (place + within) as u32))
+}
+
+/// The largest entry; -inf if there is none. NaN is passed over.
+fn largest(chunk: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut groups = chunk.chunks_exact(LANES);
+    for group in &mut groups {
+        for lane in 0..LANES {
+            lanes[lane] = if group[lane] > lanes[lane] { group[lane] } else { lanes[lane] };
+        }
+    }
+    let rest = groups.remainder().iter().copied();
+    lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Says which entry makes a row unusable.
@@ -75,15 +82,20 @@ fn unusable(logits: &[f32]) -> Error {
 /// sum_i exp(x_i - maximum): f32 within chunks, f64 over them.
 fn sum_of_exponentials(logits: &[f32], maximum: f32) -> f64 {
     let mut sum = 0.0f64;
-    for chunk in logits.chunks(64 * LANES) {
+    let mut terms = [0.0f32; CHUNK];
+    for chunk in logits.chunks(CHUNK) {
+        let terms = &mut terms[..chunk.len()];
+        for (term, &x) in terms.iter_mut().zip(chunk) {
+            *term = exp_nonpositive(x - maximum);
+        }
         let mut lanes = [0.0f32; LANES];
-        let mut groups = chunk.chunks_exact(LANES);
+        let mut groups = terms.chunks_exact(LANES);
         for group in &mut groups {
             for lane in 0..LANES {
-                lanes[lane] += exp_nonpositive(group[lane] - maximum);
+                lanes[lane] += group[lane];
             }
         }
-        let rest: f32 = groups.remainder().iter().map(|&x| exp_nonpositive(x - maximum)).sum();
+        let rest: f32 = groups.remainder().iter().sum();
         sum += lanes.into_iter().map(f64::from).sum::<f64>() + f64::from(rest);
     }
     sum
@@ -133,13 +145,19 @@ impl Best {
         if self.limit == 0 {
             return;
         }
-        let mut worst = self.worst();
-        for (i, &score) in scores.iter().enumerate() {
-            if self.items.len() < self.limit || score > worst {
+        for (chunk, start) in scores.chunks(CHUNK).zip((first..).step_by(CHUNK)) {
+            if self.items.len() < self.limit || largest(chunk) > self.worst() {
+                self.offer_each(chunk, start);
+            }
+        }
+    }
+
+    fn offer_each(&mut self, scores: &[f32], first: u32) {
+        for (&score, index) in scores.iter().zip(first..) {
+            if self.items.len() < self.limit || score > self.worst() {
                 let place = self.items.partition_point(|item| item.0 >= score);
                 self.items.truncate(self.limit - 1);
-                self.items.insert(place, (score, first + i as u32));
-                worst = self.worst();
+                self.items.insert(place, (score, index));
             }
         }
     }
@@ -186,14 +204,16 @@ mod tests {
 
     #[test]
     fn of_equal_maxima_the_first_counts() {
-        let mut row = vec![0.0; 40];
-        (row[11], row[12], row[35]) = (2.0, 2.0, 2.0);
-        assert_eq!(first_maximum(&row).unwrap(), (2.0, 11));
+        let mut row = vec![0.0; 2000];
+        (row[1300], row[1711], row[1712], row[1999]) = (1.0, 2.0, 2.0, 2.0);
+        assert_eq!(first_maximum(&row).unwrap(), (2.0, 1711));
+        row[700] = 2.0;
+        assert_eq!(first_maximum(&row).unwrap(), (2.0, 700));
     }
 
     proptest! {
         #[test]
-        fn summary_agrees_with_f64(row in prop::collection::vec(-80.0f32..80.0, 1..700)) {
+        fn summary_agrees_with_f64(row in prop::collection::vec(-80.0f32..80.0, 1..1500)) {
             let s = Summary::of(&row).unwrap();
             let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = row.iter().map(|&x| (f64::from(x) - f64::from(top)).exp()).sum();
@@ -203,7 +223,7 @@ mod tests {
 
         #[test]
         fn best_is_the_head_of_a_stable_sort(
-            scores in prop::collection::vec(-3i8..3, 0..60), limit in 0usize..9, cut in 0usize..60,
+            scores in prop::collection::vec(-3i8..3, 0..1200), limit in 0usize..9, cut in 0usize..1200,
         ) {
             let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
             let (a, b) = scores.split_at(cut.min(scores.len()));
