@@ -234,6 +234,39 @@ fn stopping_early_takes_the_first_answers_and_never_waits() {
 }
 
 #[test]
+fn never_looks_as_far_as_the_limit() {
+    let run = |early_stopping, length_penalty| {
+        let options = GenerateOptions {
+            max_new_tokens: 10,
+            length_penalty,
+            early_stopping,
+            ..Default::default()
+        };
+        let beams = Beams::new(&options, &[0, 0], &[2], &[]).unwrap();
+        let found = search(beams, &[0, 0], |ids| match ids.len() {
+            2 => ln(&[0.39, 0.01, 0.60]),
+            3 => ln(&[0.90, 0.05, 0.05]),
+            _ => ln(&[0.99, 0.005, 0.005]),
+        });
+        found[0].ids.len()
+    };
+    // One beam, penalty 1. "end": ln .6 / 2 = -.2554. After step 2 the best is .39 * .9 = .351, ln
+    // = -1.0470: / 4 = -.2617 could not win, / 12 = -.0872 could, and at .99 a step it does.
+    assert_eq!(run(EarlyStopping::False, 1.0), 3);
+    assert_eq!(run(EarlyStopping::Never, 1.0), 12);
+    // With a negative penalty length only harms, so the present length is the best there is.
+    assert_eq!(run(EarlyStopping::Never, -1.0), 3);
+}
+
+#[test]
+fn an_answer_as_good_as_the_bound_ends_the_search() {
+    // One beam, penalty 0: the end is the best candidate, so its score is the bound itself.
+    let options = GenerateOptions { max_new_tokens: 9, length_penalty: 0.0, ..Default::default() };
+    let mut beams = Beams::new(&options, &[0], &[2], &[]).unwrap();
+    assert!(beams.step(&[&ln(&[0.3, 0.1, 0.6])]).unwrap().done);
+}
+
+#[test]
 fn an_end_below_the_beams_is_not_an_answer() {
     // Two beams: a .5, b .3, end .2 leaves the end third, so nothing is complete after one step.
     let options = GenerateOptions { max_new_tokens: 1, num_beams: 2, ..Default::default() };
