@@ -17,15 +17,97 @@ mod portable;
 mod scratch;
 mod stream;
 
-use crate::DType;
+use super::check;
 use crate::contracts::GemmParams;
-use crate::device::{Cost, Host, Isa, Kernel};
+use crate::device::{Cost, Host, Isa, Kernel, Stream};
 use crate::dtype::Real;
+use crate::tensor::{View, ViewMut};
+use crate::{DType, Result};
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
 pub static GEMM: Kernel<GemmParams> =
     Kernel { name: "gemm", twins: crate::twins!(gemm_twin), cost };
+
+/// f of the epilogue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    #[default]
+    Identity = 0,
+    /// x * Phi(x), with the error function.
+    Gelu = 1,
+    /// x * sigmoid(1.702 x).
+    QuickGelu = 2,
+}
+
+/// Whether a result replaces its target or is added to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Out {
+    #[default]
+    Overwrite,
+    Accumulate,
+}
+
+/// What happens to A B^T before it is stored: C = [C +] tanh(gate) * f(A B^T + bias).
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// (n)
+    pub bias: Option<View<'a>>,
+    pub activation: Activation,
+    /// (1); absent means a factor of 1.
+    pub gate: Option<View<'a>>,
+    pub out: Out,
+}
+
+/// C = [C +] tanh(gate) * f(A B^T + bias); C (m,n), A (m,k), B (n,k), rows of A and C may have a
+/// stride. C has A's dtype, or f32.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn gemm(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    let (m, n, k) = (a.rows(), b.rows(), a.cols());
+    check::matrix("gemm", "c", &c.as_view(), m, n)?;
+    check::matrix("gemm", "b", &b, n, k)?;
+    check::dtype("gemm", "b", &b, a.dtype())?;
+    let c_is_f32 = c.dtype() == DType::F32;
+    if !c_is_f32 {
+        check::dtype("gemm", "c", &c.as_view(), a.dtype())?;
+    }
+    let accumulates = epilogue.out == Out::Accumulate;
+    if accumulates {
+        check::dtype("gemm", "c that is added to", &c.as_view(), a.dtype())?;
+    }
+    let vector = |name: &str, view: Option<View<'_>>, cols: usize| -> Result<_> {
+        let Some(view) = view else { return Ok(std::ptr::null()) };
+        check::vector("gemm", name, &view, cols)?;
+        check::dtype("gemm", name, &view, a.dtype())?;
+        Ok(view.ptr())
+    };
+    let params = GemmParams {
+        c: c.ptr(),
+        a: a.ptr(),
+        b: b.ptr(),
+        bias: vector("bias", epilogue.bias, n)?,
+        residual: if accumulates { c.as_view().ptr() } else { std::ptr::null() },
+        gate: vector("gate", epilogue.gate, 1)?,
+        m: m as i64,
+        n: n as i64,
+        k: k as i64,
+        lda: a.stride() as i64,
+        ldb: b.stride() as i64,
+        ldc: c.stride() as i64,
+        activation: epilogue.activation as i32,
+        c_is_f32: i32::from(c_is_f32),
+    };
+    // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
+    unsafe { stream.launch(&GEMM, a.dtype(), &params) }
+}
 
 /// Every operand moved once; two operations per multiply-add, the epilogue not counted.
 fn cost(p: &GemmParams, dtype: DType) -> Cost {

@@ -28,7 +28,7 @@ pub use attention::{ATTENTION, attention};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
-pub use gemm::GEMM;
+pub use gemm::{Activation, Epilogue, GEMM, Out, gemm};
 pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
