@@ -134,6 +134,19 @@ impl Tensor {
         }
     }
 
+    /// Copies row `from` onto row `to`.
+    ///
+    /// # Errors
+    /// If either is not a row of the tensor.
+    pub fn copy_row(&mut self, from: usize, to: usize) -> Result<()> {
+        let cols = self.shape.cols();
+        let source = self.view().block(from..from + 1, 0..cols)?.ptr;
+        let mut target = self.view_mut().block(to..to + 1, 0..cols)?;
+        let (shape, stride, dtype) = (target.shape, target.stride, target.dtype);
+        let row = View { ptr: source, dtype, shape, stride, owner: PhantomData };
+        if from == to { Ok(()) } else { copy_cells(&mut target, row) }
+    }
+
     pub fn view_mut(&mut self) -> ViewMut<'_> {
         let View { ptr, dtype, shape, stride, .. } = self.view();
         ViewMut { ptr, dtype, shape, stride, owner: PhantomData }
@@ -329,15 +342,21 @@ impl<'a> ViewMut<'a> {
         if (source.rows(), source.cols()) != (self.rows(), self.cols()) {
             return Err(Error::invalid("copy", self.shape, source.shape));
         }
-        let bytes = self.cols() * self.dtype.size();
-        for row in 0..self.rows() {
-            let from = source.ptr.wrapping_add(row * source.stride * self.dtype.size());
-            let to = self.ptr.wrapping_add(row * self.stride * self.dtype.size());
-            let from = slice_of::<u8>(&source, from, bytes);
-            cells_mut(self, to, bytes).copy_from_slice(from);
-        }
-        Ok(())
+        copy_cells(self, source)
     }
+}
+
+/// Row by row; `source` and `target` have the same shape and dtype and share no cell.
+fn copy_cells(target: &mut ViewMut<'_>, source: View<'_>) -> Result<()> {
+    let size = target.dtype.size();
+    let bytes = target.cols() * size;
+    for row in 0..target.rows() {
+        let from = source.ptr.wrapping_add(row * source.stride * size);
+        let to = target.ptr.wrapping_add(row * target.stride * size);
+        let from = slice_of::<u8>(&source, from, bytes);
+        cells_mut(target, to, bytes).copy_from_slice(from);
+    }
+    Ok(())
 }
 
 fn expect_dtype(who: &str, found: DType, expected: DType) -> Result<()> {

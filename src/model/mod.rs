@@ -2,7 +2,167 @@
 //! list of launches.
 
 pub mod config;
+mod decoder;
+mod kv;
+mod layers;
+mod media;
 pub mod presets;
+mod probe;
+mod resampler;
+mod session;
+mod vision;
+mod xattn;
 
 pub use config::{Config, Family};
+pub use decoder::{Rows, Step};
+pub use kv::{KvPool, PAGE_TOKENS};
+pub use media::{MaskMode, Media, Origin};
 pub use presets::{PRESETS, preset};
+pub use probe::Probe;
+pub use session::Session;
+
+use crate::device::Stream;
+use crate::tensor::{Arena, Tensor};
+use crate::weights::Weights;
+use crate::{DType, Error, Result};
+use decoder::Decoder;
+use resampler::Resampler;
+use std::sync::Arc;
+use vision::Vision;
+
+/// The weights arranged as layers. Inference takes `&self`; what changes is in [`Session`],
+/// [`KvPool`] and [`Arena`].
+pub struct Flamingo {
+    config: Config,
+    vision: Vision,
+    resampler: Resampler,
+    decoder: Decoder,
+}
+
+impl Flamingo {
+    /// Finds every tensor of `config` in `weights`; nothing is copied.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing or has another shape.
+    pub fn load(stream: &Stream, weights: &Weights, config: &Config) -> Result<Self> {
+        Ok(Flamingo {
+            config: config.clone(),
+            vision: Vision::load(weights, config)?,
+            resampler: Resampler::load(weights, config)?,
+            decoder: Decoder::load(stream, weights, config)?,
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the language model will see of each image. `pixels`: (3, S, S) f32, normalised, per image.
+    ///
+    /// # Errors
+    /// If an image has another size.
+    pub fn see(
+        &self,
+        stream: &Stream,
+        arena: &mut Arena,
+        pixels: &[&[f32]],
+        probe: &mut Probe<'_>,
+    ) -> Result<Vec<Arc<Media>>> {
+        let side = self.config.vision.image_size;
+        let each = 3 * side * side;
+        if let Some(wrong) = pixels.iter().find(|p| p.len() != each) {
+            return Err(Error::invalid("pixels", format!("(3, {side}, {side})"), wrong.len()));
+        }
+        let count = pixels.len();
+        let dtype = self.dtype();
+        let kv_cols = 2 * self.config.inner_widths().1;
+        let rows = count * self.config.resampler.latents;
+        let bytes = self.vision.scratch(count)
+            + self.resampler.scratch(count)
+            + Arena::footprint(DType::F32, count * each)
+            + Arena::footprint(dtype, rows * kv_cols);
+        arena.reset(stream, bytes)?;
+        let mut input = arena.take(DType::F32, &[count, 3, side, side])?;
+        let cols = input.shape().cols();
+        for (i, image) in pixels.iter().enumerate() {
+            let rows = i * 3 * side..(i + 1) * 3 * side;
+            input.view_mut().block(rows, 0..cols)?.write(image)?;
+        }
+        let tokens = self.vision.run(stream, arena, &input, probe)?;
+        let latents = self.resampler.run(stream, arena, &tokens, probe)?;
+        probe.see(|| "resampler.out".into(), latents.view());
+        let mut kv = arena.take(dtype, &[rows, kv_cols])?;
+        self.media(stream, &latents, &mut kv, count)
+    }
+
+    /// Keys and values of every gated layer, each image on its own so that it can be cached alone.
+    fn media(
+        &self,
+        stream: &Stream,
+        latents: &Tensor,
+        kv: &mut Tensor,
+        count: usize,
+    ) -> Result<Vec<Arc<Media>>> {
+        let (each, d) = (self.config.resampler.latents, latents.shape().cols());
+        let (blocks, cols) = (self.decoder.blocks().count(), kv.shape().cols());
+        let mut media = Vec::with_capacity(count);
+        for i in 0..count {
+            let own = latents.view().block(i * each..(i + 1) * each, 0..d)?;
+            let mut copy = Tensor::zeros(stream, self.dtype(), &[each, d])?;
+            copy.view_mut().copy_from(own)?;
+            let kv = Tensor::zeros(stream, self.dtype(), &[blocks * each, cols])?;
+            media.push(Media { latents: copy, kv });
+        }
+        for (b, block) in self.decoder.blocks().enumerate() {
+            block.media_kv(stream, kv.view_mut(), latents.view())?;
+            for (i, m) in media.iter_mut().enumerate() {
+                let own = kv.view().block(i * each..(i + 1) * each, 0..cols)?;
+                let target = b * each..(b + 1) * each;
+                m.kv.view_mut().block(target, 0..cols)?.copy_from(own)?;
+            }
+        }
+        Ok(media.into_iter().map(Arc::new).collect())
+    }
+
+    /// Runs new tokens through the language model; logits (rows asked for, V) f32, steps in order.
+    ///
+    /// # Errors
+    /// If a context or the pool is too small, or an id is outside the vocabulary.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        arena: &mut Arena,
+        pool: &mut KvPool,
+        steps: &mut [Step<'_>],
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let rows: usize = steps.iter().map(|s| s.ids.len()).sum();
+        let logits: usize = steps
+            .iter()
+            .map(|s| match s.logits {
+                Rows::All => s.ids.len(),
+                Rows::Last => 1,
+                Rows::None => 0,
+            })
+            .sum();
+        let images = steps.iter().map(|s| s.session.media().len()).sum();
+        arena.reset(stream, self.decoder.scratch(rows, logits, steps.len(), images))?;
+        self.decoder.run(stream, arena, pool, steps, probe)
+    }
+
+    /// A pool for `tokens` tokens of this model.
+    pub fn kv_pool(&self, stream: &Stream, tokens: usize) -> Result<KvPool> {
+        let l = &self.config.language;
+        KvPool::new(stream, self.dtype(), l.layers, l.width, tokens)
+    }
+
+    /// The storage type of weights and intermediates.
+    pub fn dtype(&self) -> DType {
+        self.config.dtype.into()
+    }
+
+    /// Bytes of weights that one decoded token reads.
+    pub fn decode_bytes(&self) -> usize {
+        self.decoder.decode_bytes()
+    }
+}

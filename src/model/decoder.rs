@@ -1,0 +1,401 @@
+//! The language model with its gated blocks: LLaMA, MPT and GPT-NeoX are one list of launches that
+//! differ in norms, positions and the form of the MLP.
+
+use super::config::{Config, Family, Language, Position};
+use super::kv::{KvPool, PAGE_TOKENS};
+use super::layers::{Linear, Norm};
+use super::media::{Media, Origin};
+use super::probe::Probe;
+use super::session::Session;
+use super::xattn::GatedBlock;
+use crate::device::Stream;
+use crate::ops::{self, Epilogue, MediaSpans, Out, Ragged, Sequence, TokenIds};
+use crate::tensor::{Arena, Tensor, View};
+use crate::weights::Weights;
+use crate::{DType, Result};
+use std::sync::Arc;
+
+/// Which rows of a sequence get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// The last one, to choose the next token.
+    Last,
+    /// Every new token, to score them.
+    All,
+    /// None: more of the prompt follows.
+    None,
+}
+
+/// New tokens for one session.
+pub struct Step<'a> {
+    pub session: &'a mut Session,
+    pub ids: &'a [u32],
+    pub origin: Origin,
+    pub logits: Rows,
+}
+
+pub struct Decoder {
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// Absent when the head is the embedding.
+    head: Option<Tensor>,
+    /// ALiBi slopes, (heads) f32.
+    slopes: Option<Tensor>,
+    shape: Language,
+    cross_inner: usize,
+    cross_hidden: usize,
+    latents: usize,
+    dtype: DType,
+}
+
+struct Layer {
+    block: Option<GatedBlock>,
+    norm_1: Norm,
+    qkv: Linear,
+    qk_norm: Option<(Norm, Norm)>,
+    out: Linear,
+    norm_2: Norm,
+    /// [gate; up] for LLaMA.
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// Intermediates, shared by all layers.
+pub(super) struct Room {
+    pub normed: Tensor,
+    pub cross_q: Tensor,
+    pub cross_o: Tensor,
+    pub cross_hidden: Tensor,
+    qkv: Tensor,
+    attended: Tensor,
+    fc1: Tensor,
+    hidden: Tensor,
+}
+
+impl Decoder {
+    pub fn load(stream: &Stream, weights: &Weights, config: &Config) -> Result<Self> {
+        let l = &config.language;
+        let layers = (0..l.layers).map(|i| Layer::load(weights, config, i));
+        let head = (!l.tied_head)
+            .then(|| weights.get("language.head.weight", &[l.vocabulary, l.width]))
+            .transpose()?;
+        let slopes = match l.position {
+            Position::Alibi { max_bias } => {
+                Some(Tensor::upload(stream, &alibi_slopes(l.heads, max_bias), &[l.heads])?)
+            }
+            Position::Rope { .. } => None,
+        };
+        Ok(Decoder {
+            embedding: weights.get("language.embedding.weight", &[l.vocabulary, l.width])?,
+            layers: layers.collect::<Result<_>>()?,
+            norm: language_norm(weights, config, "language.norm")?,
+            head,
+            slopes,
+            shape: l.clone(),
+            cross_inner: config.inner_widths().1,
+            cross_hidden: config.cross_attention.mlp_width,
+            latents: config.resampler.latents,
+            dtype: config.dtype.into(),
+        })
+    }
+
+    /// The gated blocks, first to last.
+    pub fn blocks(&self) -> impl Iterator<Item = &GatedBlock> {
+        self.layers.iter().filter_map(|l| l.block.as_ref())
+    }
+
+    /// Arena bytes that [`Decoder::run`] takes for `rows` tokens of which `logits` get logits.
+    pub fn scratch(&self, rows: usize, logits: usize, sequences: usize, images: usize) -> usize {
+        let l = &self.shape;
+        let one = |n: usize| Arena::footprint(self.dtype, n);
+        let widths = [l.width, 2 * self.cross_inner, 3 * l.width, l.width, l.width, l.mlp_width];
+        let state: usize = widths.iter().map(|w| one(rows * w)).sum();
+        let hidden = one(rows * self.cross_hidden) + one(rows * 2 * l.mlp_width);
+        let out = 2 * one(logits * l.width) + Arena::footprint(DType::F32, logits * l.vocabulary);
+        let tables = sequences * (l.context.div_ceil(PAGE_TOKENS) + 8);
+        let index = 64 * rows + 16 * logits + 8 * tables + 8 * images * self.layers.len();
+        state + hidden + out + index + (64 << 10)
+    }
+
+    /// Runs the new tokens of every step through all layers, appending to their sessions.
+    /// Logits (rows asked for, V) f32, steps in order.
+    ///
+    /// # Errors
+    /// If a context or the pool is too small, or an id is outside the vocabulary; sessions are then
+    /// as they were.
+    pub fn run(
+        &self,
+        stream: &Stream,
+        arena: &mut Arena,
+        pool: &mut KvPool,
+        steps: &mut [Step<'_>],
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let l = &self.shape;
+        let ids: Vec<i32> = steps.iter().flat_map(|s| s.ids).map(|&id| id as i32).collect();
+        let rows = ids.len();
+        let ids = TokenIds::new(arena, &ids, l.vocabulary)?;
+        for step in steps.iter_mut() {
+            step.session.reserve(pool, step.ids.len())?;
+        }
+        let batch = ragged(arena, pool, steps)?;
+        let media: Vec<_> = steps.iter().flat_map(|s| s.session.media()).cloned().collect();
+        let spans = media_spans(arena, steps, media.len())?;
+        let mut x = arena.take(self.dtype, &[rows, l.width])?;
+        let mut room = self.room(arena, rows)?;
+        ops::embedding(stream, x.view_mut(), &ids, self.embedding.view())?;
+        probe.see(|| "lm.embed".into(), x.view());
+        let mut blocks = 0;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(gated) = &layer.block {
+                let images = seen_by_block(arena, &media, blocks, self.latents)?;
+                gated.run(stream, &mut x, &images, &spans, &mut room)?;
+                gated.show(stream, probe, i, &room)?;
+                probe.see(|| format!("lm.{i:02}.gated_out"), x.view());
+                blocks += 1;
+            }
+            self.attend(stream, layer, i, &x, &batch, pool, &mut room)?;
+            self.add_layer(stream, layer, &mut x, &mut room)?;
+            probe.see(|| format!("lm.{i:02}.layer_out"), x.view());
+        }
+        let chosen = chosen_rows(steps);
+        for step in steps.iter_mut() {
+            step.session.advance(step.ids.len());
+        }
+        self.logits(stream, arena, x.view(), &chosen, probe)
+    }
+
+    /// Attention of one layer into `room.attended`, appending keys and values.
+    fn attend(
+        &self,
+        stream: &Stream,
+        layer: &Layer,
+        index: usize,
+        x: &Tensor,
+        batch: &Ragged,
+        pool: &mut KvPool,
+        room: &mut Room,
+    ) -> Result<()> {
+        let l = &self.shape;
+        let (d, rows, head_dim) = (l.width, x.shape().rows(), l.width / l.heads);
+        layer.norm_1.run(stream, room.normed.view_mut(), x.view())?;
+        layer.qkv.run(stream, room.qkv.view_mut(), room.normed.view(), Epilogue::default())?;
+        if let Some((q, k)) = &layer.qk_norm {
+            q.run_in_place(stream, room.qkv.view_mut().block(0..rows, 0..d)?)?;
+            k.run_in_place(stream, room.qkv.view_mut().block(0..rows, d..2 * d)?)?;
+        }
+        if let Position::Rope { dims, base } = l.position {
+            ops::rope(stream, room.qkv.view_mut(), batch, l.heads, head_dim, dims, base)?;
+        }
+        let qkv = room.qkv.view();
+        ops::kv_append(stream, pool.layer_mut(index)?, qkv, batch, l.heads, head_dim)?;
+        let q = qkv.block(0..rows, 0..d)?;
+        let slopes = self.slopes.as_ref().map(Tensor::view);
+        let scale = (head_dim as f32).powf(-0.5);
+        let (o, pages) = (room.attended.view_mut(), pool.layer(index)?);
+        ops::self_attention(stream, o, q, pages, batch, slopes, l.heads, head_dim, scale)
+    }
+
+    /// Adds attention and MLP of one layer to `x`.
+    fn add_layer(
+        &self,
+        stream: &Stream,
+        layer: &Layer,
+        x: &mut Tensor,
+        room: &mut Room,
+    ) -> Result<()> {
+        let plain = Epilogue::default();
+        let add = Epilogue { out: Out::Accumulate, ..plain };
+        if self.shape.parallel_residual {
+            layer.norm_2.run(stream, room.normed.view_mut(), x.view())?;
+            layer.out.run(stream, x.view_mut(), room.attended.view(), add)?;
+        } else {
+            layer.out.run(stream, x.view_mut(), room.attended.view(), add)?;
+            layer.norm_2.run(stream, room.normed.view_mut(), x.view())?;
+        }
+        if self.shape.family == Family::Llama {
+            layer.fc1.run(stream, room.fc1.view_mut(), room.normed.view(), plain)?;
+            ops::swiglu(stream, room.hidden.view_mut(), room.fc1.view())?;
+        } else {
+            let bend = Epilogue { activation: ops::Activation::Gelu, ..plain };
+            layer.fc1.run(stream, room.hidden.view_mut(), room.normed.view(), bend)?;
+        }
+        layer.fc2.run(stream, x.view_mut(), room.hidden.view(), add)
+    }
+
+    fn logits(
+        &self,
+        stream: &Stream,
+        arena: &mut Arena,
+        x: View<'_>,
+        chosen: &[i32],
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let l = &self.shape;
+        let mut rows = arena.take(self.dtype, &[chosen.len(), l.width])?;
+        let mut normed = arena.take(self.dtype, &[chosen.len(), l.width])?;
+        let mut logits = arena.take(DType::F32, &[chosen.len(), l.vocabulary])?;
+        let chosen = TokenIds::new(arena, chosen, x.rows())?;
+        ops::embedding(stream, rows.view_mut(), &chosen, x)?;
+        self.norm.run(stream, normed.view_mut(), rows.view())?;
+        probe.see(|| "lm.final_norm".into(), normed.view());
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        ops::gemm(stream, logits.view_mut(), normed.view(), head.view(), Epilogue::default())?;
+        probe.see(|| "logits".into(), logits.view());
+        Ok(logits)
+    }
+
+    fn room(&self, arena: &mut Arena, rows: usize) -> Result<Room> {
+        let l = &self.shape;
+        let mut take = |cols| arena.take(self.dtype, &[rows, cols]);
+        Ok(Room {
+            normed: take(l.width)?,
+            cross_q: take(self.cross_inner)?,
+            cross_o: take(self.cross_inner)?,
+            cross_hidden: take(self.cross_hidden)?,
+            qkv: take(3 * l.width)?,
+            attended: take(l.width)?,
+            fc1: take(if l.family == Family::Llama { 2 * l.mlp_width } else { 0 })?,
+            hidden: take(l.mlp_width)?,
+        })
+    }
+
+    /// Bytes of weights that one decoded token reads.
+    pub fn decode_bytes(&self) -> usize {
+        let head = self.head.as_ref().unwrap_or(&self.embedding).bytes();
+        let layer = |l: &Layer| {
+            let linears = [&l.qkv, &l.out, &l.fc1, &l.fc2];
+            linears.iter().map(|l| l.bytes()).sum::<usize>()
+                + l.norm_1.bytes()
+                + l.norm_2.bytes()
+                + l.qk_norm.as_ref().map_or(0, |(q, k)| q.bytes() + k.bytes())
+                + l.block.as_ref().map_or(0, GatedBlock::decode_bytes)
+        };
+        head + self.layers.iter().map(layer).sum::<usize>()
+    }
+}
+
+impl Layer {
+    fn load(weights: &Weights, config: &Config, i: usize) -> Result<Self> {
+        let l = &config.language;
+        let (d, bias, at) = (l.width, l.family.has_bias(), format!("language.layers.{i}"));
+        let linear = |name: &str, outputs, inputs| {
+            Linear::load(weights, &format!("{at}.{name}"), outputs, inputs, bias)
+        };
+        let block =
+            config.has_block(i).then(|| GatedBlock::load(weights, config, i)).transpose()?;
+        let qk_norm = if l.qk_norm {
+            let norm =
+                |name| Norm::layer(weights, &format!("{at}.attn.{name}"), d, false, l.norm_eps);
+            Some((norm("q_norm")?, norm("k_norm")?))
+        } else {
+            None
+        };
+        Ok(Layer {
+            block,
+            norm_1: language_norm(weights, config, &format!("{at}.norm_1"))?,
+            qkv: linear("attn.qkv", 3 * d, d)?,
+            qk_norm,
+            out: linear("attn.out", d, d)?,
+            norm_2: language_norm(weights, config, &format!("{at}.norm_2"))?,
+            fc1: match l.family {
+                Family::Llama => linear("mlp.gate_up", 2 * l.mlp_width, d)?,
+                _ => linear("mlp.fc1", l.mlp_width, d)?,
+            },
+            fc2: linear("mlp.fc2", d, l.mlp_width)?,
+        })
+    }
+}
+
+fn language_norm(weights: &Weights, config: &Config, at: &str) -> Result<Norm> {
+    let l = &config.language;
+    match l.family {
+        Family::Llama => Norm::rms(weights, at, l.width, l.norm_eps),
+        _ => Norm::layer(weights, at, l.width, l.family.has_bias(), l.norm_eps),
+    }
+}
+
+/// Where the rows of each step are, and their pages.
+fn ragged(arena: &mut Arena, pool: &KvPool, steps: &[Step<'_>]) -> Result<Ragged> {
+    let tables: Vec<_> = steps.iter().map(|s| s.session.table()).collect();
+    let sequences: Vec<_> = steps
+        .iter()
+        .zip(&tables)
+        .map(|(s, table)| Sequence {
+            table,
+            kv_len: s.session.len() + s.ids.len(),
+            rows: s.ids.len(),
+        })
+        .collect();
+    Ragged::new(arena, &sequences, PAGE_TOKENS, pool.pages())
+}
+
+/// What each row may look at, counting the images of all steps.
+fn media_spans(arena: &mut Arena, steps: &mut [Step<'_>], images: usize) -> Result<MediaSpans> {
+    let mut spans = Vec::new();
+    let mut first = 0;
+    for step in steps.iter_mut() {
+        step.session.marker_mut().spans(step.ids, step.origin, first, &mut spans);
+        first += step.session.media().len();
+    }
+    MediaSpans::new(arena, &spans, images)
+}
+
+/// Keys and values of all images in one gated layer.
+fn seen_by_block<'a>(
+    arena: &mut Arena,
+    media: &'a [Arc<Media>],
+    block: usize,
+    latents: usize,
+) -> Result<ops::Media<'a>> {
+    let view = |m: &'a Arc<Media>| {
+        let kv = m.kv.view();
+        kv.block(block * latents..(block + 1) * latents, 0..kv.cols())
+    };
+    let views: Vec<_> = media.iter().map(view).collect::<Result<_>>()?;
+    ops::Media::new(arena, &views)
+}
+
+/// Rows of the batch that get logits.
+fn chosen_rows(steps: &[Step<'_>]) -> Vec<i32> {
+    let mut chosen = Vec::new();
+    let mut begin = 0;
+    for step in steps {
+        let end = begin + step.ids.len();
+        match step.logits {
+            Rows::All => chosen.extend(begin as i32..end as i32),
+            Rows::Last if end > begin => chosen.push(end as i32 - 1),
+            _ => {}
+        }
+        begin = end;
+    }
+    chosen
+}
+
+/// 2^(-max_bias (h+1)/n) for n heads; for n not a power of two, every second slope of the next power
+/// first (arXiv:2108.12409; transformers build_mpt_alibi_tensor).
+fn alibi_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
+    let power = heads.next_power_of_two();
+    let slope = |h: usize| (-max_bias * (h + 1) as f32 / power as f32).exp2();
+    let odd = (1..power).step_by(2).map(slope);
+    let even = (0..power).step_by(2).map(slope);
+    if power == heads {
+        (0..power).map(slope).collect()
+    } else {
+        odd.chain(even).take(heads).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_of_mpt() {
+        assert_eq!(alibi_slopes(4, 8.0), [0.25, 0.0625, 0.015625, 0.00390625]);
+        // Six heads: slopes 2, 4, 6, 8 of eight, then 1, 3.
+        let six: Vec<f32> = [2, 4, 6, 8, 1, 3].iter().map(|&h| (-(h as f32)).exp2()).collect();
+        assert_eq!(alibi_slopes(6, 8.0), six);
+    }
+}

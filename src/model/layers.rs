@@ -1,0 +1,107 @@
+//! The two pieces every part is made of: linear layers and norms, as weights with a launch.
+
+use super::probe::Probe;
+use crate::device::Stream;
+use crate::ops::{self, Epilogue};
+use crate::tensor::{Tensor, View, ViewMut};
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// y = f(x W^T + b), W (outputs, inputs).
+pub struct Linear {
+    w: Tensor,
+    b: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn load(
+        weights: &Weights,
+        at: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let w = weights.get(&format!("{at}.weight"), &[outputs, inputs])?;
+        let b = if bias { Some(weights.get(&format!("{at}.bias"), &[outputs])?) } else { None };
+        Ok(Linear { w, b })
+    }
+
+    /// `y` (rows, outputs) from `x` (rows, inputs); the epilogue's bias is this layer's own.
+    pub fn run(
+        &self,
+        stream: &Stream,
+        y: ViewMut<'_>,
+        x: View<'_>,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        let bias = self.b.as_ref().map(Tensor::view);
+        ops::gemm(stream, y, x, self.w.view(), Epilogue { bias, ..epilogue })
+    }
+
+    /// Shows a watcher x W^T + b alone, which `run` adds to something without ever storing it.
+    pub fn show(
+        &self,
+        stream: &Stream,
+        probe: &mut Probe<'_>,
+        name: impl FnOnce() -> String,
+        x: View<'_>,
+    ) -> Result<()> {
+        if probe.is_watched() {
+            let mut y = Tensor::zeros(stream, x.dtype(), &[x.rows(), self.w.shape().rows()])?;
+            self.run(stream, y.view_mut(), x, Epilogue::default())?;
+            probe.see(name, y.view());
+        }
+        Ok(())
+    }
+
+    /// Bytes that one application reads of this layer.
+    pub fn bytes(&self) -> usize {
+        self.w.bytes() + self.b.as_ref().map_or(0, Tensor::bytes)
+    }
+}
+
+/// LayerNorm, with or without bias, or RMSNorm.
+pub enum Norm {
+    Layer { w: Tensor, b: Option<Tensor>, eps: f32 },
+    Rms { w: Tensor, eps: f32 },
+}
+
+impl Norm {
+    pub fn layer(weights: &Weights, at: &str, width: usize, bias: bool, eps: f32) -> Result<Self> {
+        let w = weights.get(&format!("{at}.weight"), &[width])?;
+        let b = if bias { Some(weights.get(&format!("{at}.bias"), &[width])?) } else { None };
+        Ok(Norm::Layer { w, b, eps })
+    }
+
+    pub fn rms(weights: &Weights, at: &str, width: usize, eps: f32) -> Result<Self> {
+        Ok(Norm::Rms { w: weights.get(&format!("{at}.weight"), &[width])?, eps })
+    }
+
+    /// `y` = norm of `x`, row by row.
+    pub fn run(&self, stream: &Stream, y: ViewMut<'_>, x: View<'_>) -> Result<()> {
+        match self {
+            Norm::Layer { w, b, eps } => {
+                ops::layernorm(stream, y, x, w.view(), b.as_ref().map(Tensor::view), *eps)
+            }
+            Norm::Rms { w, eps } => ops::rmsnorm(stream, y, x, w.view(), *eps),
+        }
+    }
+
+    /// `x` = norm of `x`; LayerNorm only, which is all that the models need.
+    pub fn run_in_place(&self, stream: &Stream, x: ViewMut<'_>) -> Result<()> {
+        match self {
+            Norm::Layer { w, b, eps } => {
+                ops::layernorm_in_place(stream, x, w.view(), b.as_ref().map(Tensor::view), *eps)
+            }
+            Norm::Rms { .. } => Err(Error::invalid("norm in place", "LayerNorm", "RMSNorm")),
+        }
+    }
+
+    /// Bytes that one application reads of this layer.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Norm::Layer { w, b, .. } => w.bytes() + b.as_ref().map_or(0, Tensor::bytes),
+            Norm::Rms { w, .. } => w.bytes(),
+        }
+    }
+}
