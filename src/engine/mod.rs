@@ -1,7 +1,223 @@
-//! From logits to tokens: what to generate, how to choose, when to stop.
+//! Prompts in, text out. An [`Engine`] owns a device, a model and what it remembers between
+//! requests; it is `Send`, has no globals and installs no signal handlers.
+//!
+//! ```no_run
+//! use medflamingo::engine::{Control, Engine, EngineOptions, Event, GenerateOptions};
+//!
+//! # fn main() -> medflamingo::Result<()> {
+//! let mut engine = Engine::open("model".as_ref(), &EngineOptions::default())?;
+//! let image = engine.image(&std::fs::read("scan.jpg").unwrap())?;
+//! let options = GenerateOptions { max_new_tokens: 10, ..Default::default() };
+//! let request = engine.request("<image>Question: What is this? Answer:", vec![image], options)?;
+//! let answer = engine.generate(request, &mut |event| {
+//!     if let Event::Token { text, .. } = event {
+//!         print!("{text}");
+//!     }
+//!     Control::Continue // or Control::Cancel, at any event
+//! })?;
+//! println!("{} tokens, {:?}", answer.token_ids.len(), answer.finish_reason);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod beam;
+mod cache;
+mod folder;
 pub mod logits;
 pub mod options;
 pub mod processors;
+mod request;
+mod run;
 pub mod sampler;
+
+pub use folder::{GenerationConfig, ModelFolder};
+pub use options::GenerateOptions;
+pub use request::{Answer, Control, Event, Finish, Memory, Request, Timings, TokenLogprob};
+
+use crate::device::{Device, Stream};
+use crate::image::{self, Pixels, Preprocess};
+use crate::model::{Flamingo, KvPool, MaskMode, Probe};
+use crate::prompt::{Limits, Prompt};
+use crate::tensor::{Arena, View};
+use crate::text::Tokenizer;
+use crate::{Error, Result};
+use cache::{ImageCache, PrefixCache};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How an engine runs; independent of any request.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    pub device: Device,
+    /// Threads on the host; 0 is one per core.
+    pub threads: usize,
+    pub mask_mode: MaskMode,
+    /// Allow prompts with more `<image>` markers than images, which then average all images as the
+    /// original does.
+    pub surplus_markers: bool,
+    /// Tokens that all sequences together may keep; `None` is four contexts.
+    pub kv_tokens: Option<usize>,
+    /// Bytes of images to remember; 0 remembers none.
+    pub image_cache: usize,
+    /// Prompts to remember for others that begin alike; 0 remembers none.
+    pub prefixes: usize,
+    /// Requests of a batch that run at the same time.
+    pub concurrent: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            device: Device::Auto,
+            threads: 0,
+            mask_mode: MaskMode::V2,
+            surplus_markers: false,
+            kv_tokens: None,
+            image_cache: 256 << 20,
+            prefixes: 4,
+            concurrent: 8,
+        }
+    }
+}
+
+/// Device, model, tokenizer, and what is remembered between requests.
+pub struct Engine {
+    stream: Stream,
+    model: Flamingo,
+    tokenizer: Tokenizer,
+    preprocess: Preprocess,
+    generation: GenerationConfig,
+    options: EngineOptions,
+    weights_bytes: u64,
+    arena: Arena,
+    pool: KvPool,
+    images: ImageCache,
+    prefixes: PrefixCache,
+    load_ms: f64,
+}
+
+impl Engine {
+    /// Opens a model folder. Weights are mapped, not read: this takes milliseconds for any size.
+    ///
+    /// # Errors
+    /// A folder that is incomplete or contradicts itself; a device that is not there.
+    pub fn open(folder: &Path, options: &EngineOptions) -> Result<Self> {
+        let started = Instant::now();
+        let stream = options.device.open(options.threads)?;
+        let ModelFolder { config, weights, tokenizer, preprocess, generation } =
+            ModelFolder::open(folder)?;
+        let model =
+            Flamingo::load(&stream, &weights, &config).map_err(|e| e.within(folder.display()))?;
+        let tokens = options.kv_tokens.unwrap_or(4 * config.language.context);
+        let pool = model.kv_pool(&stream, tokens)?;
+        // With V1AttendNext a token's keys depend on the prompt that follows it.
+        let is_causal = options.mask_mode != MaskMode::V1AttendNext && !options.surplus_markers;
+        let prefixes = if is_causal { options.prefixes } else { 0 };
+        Ok(Engine {
+            arena: Arena::new(&stream, 0)?,
+            images: ImageCache::new(options.image_cache),
+            prefixes: PrefixCache::new(prefixes, config.tokens.image),
+            weights_bytes: weights.bytes() as u64,
+            options: options.clone(),
+            stream,
+            model,
+            tokenizer,
+            preprocess,
+            generation,
+            pool,
+            load_ms: started.elapsed().as_secs_f64() * 1e3,
+        })
+    }
+
+    /// Decodes a JPEG or PNG and prepares it for the vision tower, as the original does.
+    ///
+    /// # Errors
+    /// A file that is damaged, unsupported, or larger than any picture should be.
+    pub fn image(&self, bytes: &[u8]) -> Result<Pixels> {
+        let picture = image::decode(bytes, &image::Limits::default())?;
+        image::preprocess(&picture, &self.preprocess)
+    }
+
+    /// A request to continue `text`, in which `<image>` stands for the `images` in order and
+    /// `<|endofchunk|>` ends what belongs to one; everything else is plain text.
+    ///
+    /// # Errors
+    /// Markers and images that differ in number, a prompt that is empty or too long for the context,
+    /// options out of range.
+    pub fn request(
+        &self,
+        text: &str,
+        images: Vec<Pixels>,
+        options: GenerateOptions,
+    ) -> Result<Request> {
+        let context = self.model.config().language.context;
+        options.check(context)?;
+        let limits = Limits {
+            tokens: context - options.max_new_tokens.min(context),
+            surplus_markers: self.options.surplus_markers,
+        };
+        let images = images.into_iter().map(Arc::new).collect();
+        let prompt = Prompt::from_text(&self.tokenizer, text, images, &limits)?;
+        Ok(Request { prompt, options, left_pads: 0 })
+    }
+
+    /// Continues one prompt; `on` sees every token as it comes and may cancel.
+    ///
+    /// # Errors
+    /// Too little room in the page pool; logits that are not finite.
+    pub fn generate(
+        &mut self,
+        request: Request,
+        on: &mut dyn FnMut(Event<'_>) -> Control,
+    ) -> Result<Answer> {
+        let mut answers = self.generate_batch(vec![request], &mut |_, event| on(event));
+        answers.pop().unwrap_or(Err(Error::Cancelled))
+    }
+
+    /// Runs the whole prompt once and returns the logits of every position, (T, V) row by row.
+    /// `see` receives the intermediates named as in the golden files.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn inspect(
+        &mut self,
+        request: &Request,
+        see: &mut dyn FnMut(String, View<'_>),
+    ) -> Result<Vec<f32>> {
+        run::inspect(self, request, &mut Probe::new(see))
+    }
+
+    /// The tokenizer, with Flamingo's markers.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model, for those who drive [`Flamingo::forward`] themselves.
+    pub fn model(&self) -> &Flamingo {
+        &self.model
+    }
+
+    /// What the engine runs on, in words.
+    pub fn device(&self) -> String {
+        self.stream.describe()
+    }
+
+    /// What memory is in use now.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            anonymous: anonymous_memory(),
+            weights: self.weights_bytes,
+            kv_pages: self.pool.bytes_in_use() as u64,
+            images: self.images.bytes() as u64,
+        }
+    }
+}
+
+/// Anonymous resident memory of this process in bytes; 0 where the system does not say.
+fn anonymous_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

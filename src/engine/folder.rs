@@ -1,0 +1,99 @@
+//! A model folder, opened: configuration, weights, tokenizer, preprocessing, what ends an answer.
+
+use crate::image::Preprocess;
+use crate::model::Config;
+use crate::text::Tokenizer;
+use crate::weights::Weights;
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// `generation_config.json`: which ids end an answer and which are never generated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerationConfig {
+    /// `<|endofchunk|>`, normally.
+    pub eos_token_id: Option<u32>,
+    pub pad_token_id: Option<u32>,
+    pub bos_token_id: Option<u32>,
+    /// Ids whose output rows no checkpoint defines.
+    pub suppress_tokens: Vec<u32>,
+}
+
+/// Everything in a model folder. Weights are mapped, not read.
+pub struct ModelFolder {
+    pub config: Config,
+    pub weights: Weights,
+    pub tokenizer: Tokenizer,
+    pub preprocess: Preprocess,
+    pub generation: GenerationConfig,
+}
+
+/// No JSON file of a model folder but the tokenizer is longer.
+const MAX_JSON: u64 = 1 << 20;
+
+impl ModelFolder {
+    /// # Errors
+    /// A folder without one of the files, or files that contradict each other.
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            let found = if folder.exists() { "a file" } else { "nothing" };
+            return Err(Error::invalid(folder.display(), "a model folder", found)
+                .advise("make one with `medflamingo-tools convert` or `medflamingo-tools synth`"));
+        }
+        let config = Config::read(&folder.join("config.json"))?;
+        let tokenizer = Tokenizer::open(folder)?.with_leading(config.tokens.leading)?;
+        let preprocess: Preprocess = read_json(&folder.join("preprocessor_config.json"))?;
+        let generation = read_json(&folder.join("generation_config.json"))?;
+        let opened = ModelFolder {
+            weights: Weights::open(folder)?,
+            config,
+            tokenizer,
+            preprocess,
+            generation,
+        };
+        opened.agree().map_err(|e| e.within(folder.display()))?;
+        Ok(opened)
+    }
+
+    fn agree(&self) -> Result<()> {
+        let (c, t) = (&self.config, &self.tokenizer);
+        let specials = t.specials();
+        for (name, expected, found) in [
+            ("tokenizer.json <image>", c.tokens.image, specials.image),
+            ("tokenizer.json <|endofchunk|>", c.tokens.end_of_chunk, specials.end_of_chunk),
+        ] {
+            if expected != found {
+                return Err(Error::invalid(name, format!("id {expected} (config.json)"), found));
+            }
+        }
+        if t.vocab_size() > c.language.vocabulary {
+            let expected = format!("at most {} ids (config.json)", c.language.vocabulary);
+            return Err(Error::invalid("tokenizer.json", expected, t.vocab_size()));
+        }
+        if self.preprocess.size != c.vision.image_size {
+            let expected = format!("size {} (config.json)", c.vision.image_size);
+            return Err(Error::invalid("preprocessor_config.json", expected, self.preprocess.size));
+        }
+        let ids = self.generation.suppress_tokens.iter().chain(&self.generation.eos_token_id);
+        match ids.copied().find(|&id| id as usize >= c.language.vocabulary) {
+            Some(id) => {
+                let expected = format!("ids below {}", c.language.vocabulary);
+                Err(Error::invalid("generation_config.json", expected, id))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    if size > MAX_JSON {
+        let expected = format!("at most {MAX_JSON} bytes");
+        return Err(Error::invalid(path.display(), expected, size));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::invalid(path.display(), "the JSON of a model folder", e))
+}
