@@ -1,0 +1,54 @@
+//! `medflamingo devices`
+
+use clap::Args;
+use medflamingo::device::{Stream, cuda_cards};
+use medflamingo::{Result, ops};
+use serde_json::json;
+
+/// What this machine offers to run on, and what this build can use of it.
+#[derive(Args)]
+pub struct Devices {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Devices {
+    pub fn run(self) -> Result<()> {
+        let host = Stream::host(0).describe();
+        let cards = cuda_cards();
+        if self.json {
+            let cuda = match &cards {
+                Ok(cards) => json!(
+                    cards
+                        .iter()
+                        .map(|c| json!({
+                            "name": c.name,
+                            "capability": [c.capability.0, c.capability.1],
+                            "memory_bytes": c.memory,
+                        }))
+                        .collect::<Vec<_>>()
+                ),
+                Err(e) => json!({ "error": e.to_string() }),
+            };
+            let kernels: Vec<_> = ops::ALL.iter().map(|k| k.name).collect();
+            return super::print_json(
+                &json!({ "cpu": host, "cuda": cuda, "cuda_kernels": [], "host_kernels": kernels }),
+            );
+        }
+        println!("{host}");
+        match cards {
+            Ok(cards) if cards.is_empty() => println!("cuda: a driver but no card"),
+            Ok(cards) => {
+                for (i, c) in cards.iter().enumerate() {
+                    let gib = c.memory as f64 / (1u64 << 30) as f64;
+                    let (major, minor) = c.capability;
+                    println!("cuda:{i}  {}, compute {major}.{minor}, {gib:.0} GiB", c.name);
+                }
+            }
+            Err(e) => println!("{e}"),
+        }
+        println!("kernels: {} on the host, none for CUDA in this build", ops::ALL.len());
+        Ok(())
+    }
+}
