@@ -1,7 +1,7 @@
 //! Inner loops for AVX2 with FMA and F16C: everything is widened to f32 on the way in.
 
 use super::epilogue::Epilogue;
-use super::inner::{Dots, Inner, Panel, Tile, padded};
+use super::inner::{AHEAD, Dots, Inner, Panel, Tile, padded};
 use super::portable;
 use crate::DType;
 use crate::dtype::Real;
@@ -13,8 +13,6 @@ const LANES: usize = 8;
 const COLS: usize = 2 * LANES;
 /// Elements per step of a dot product.
 const STEP: usize = 16;
-/// How far ahead of its use a weight is fetched, bytes.
-const AHEAD: usize = 2048;
 
 /// How elements of a storage type become registers of f32.
 trait Element {
@@ -166,7 +164,11 @@ unsafe fn tile_of<const M: usize>(t: &Tile) {
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
         let (mut a, mut b) = (t.a.cast::<f32>(), t.b.cast::<f32>());
+        let mut fetch = t.fetch;
         for _ in 0..t.units {
+            if let Some(line) = fetch.line() {
+                _mm_prefetch::<_MM_HINT_T1>(line.cast());
+            }
             let right = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(LANES))];
             for (i, sum) in sums.iter_mut().enumerate() {
                 let left = _mm256_broadcast_ss(&*a.add(i));
@@ -253,56 +255,62 @@ unsafe fn transpose(r: &mut [__m256; 8]) {
 
 #[inline(always)]
 unsafe fn dots_as<E: Element>(d: &Dots) {
-    // SAFETY: rows and columns below m and rows.
+    // SAFETY: rows of A below m.
     unsafe {
-        let mut row = 0;
-        while row < d.rows {
-            let pair = row + 2 <= d.rows;
-            let mut i = 0;
-            while i < d.m {
-                i += match (d.m - i, pair) {
-                    (1, true) => group::<E, 1, 2>(d, i, row),
-                    (1, false) => group::<E, 1, 1>(d, i, row),
-                    (_, true) => group::<E, 2, 2>(d, i, row),
-                    (_, false) => group::<E, 2, 1>(d, i, row),
-                };
-            }
-            row += if pair { 2 } else { 1 };
+        for i in (0..d.m / 2 * 2).step_by(2) {
+            groups::<E, 2, 2>(d, i);
+        }
+        if d.m % 2 != 0 {
+            groups::<E, 1, 4>(d, d.m - 1);
         }
     }
 }
 
-/// The dot products of rows `i` to `i + M` of A and `row` to `row + R` of B. Returns M.
+/// All rows of B for M rows of A from row `i` on, R at a time.
 #[inline(always)]
-unsafe fn group<E: Element, const M: usize, const R: usize>(
-    d: &Dots,
-    i: usize,
-    row: usize,
-) -> usize {
+unsafe fn groups<E: Element, const M: usize, const R: usize>(d: &Dots, i: usize) {
+    let whole = d.rows / R * R;
+    // SAFETY: rows below d.rows.
+    unsafe {
+        for row in (0..whole).step_by(R) {
+            group::<E, M, R>(d, i, row);
+        }
+        for row in whole..d.rows {
+            group::<E, M, 1>(d, i, row);
+        }
+    }
+}
+
+/// The dot products of rows `i` to `i + M` of A and `row` to `row + R` of B. The next rows of B are
+/// fetched in the order of their addresses; `avx512` says why.
+#[inline(always)]
+unsafe fn group<E: Element, const M: usize, const R: usize>(d: &Dots, i: usize, row: usize) {
     // SAFETY: the rows are in the operands and elements below k in B's, below `padded(k)` in the
     // prepared ones; a prefetch does not fault, wherever it points.
     unsafe {
         let b = d.b.add(row * d.b_stride);
+        let mut next = b.wrapping_add((R * d.b_stride).max(AHEAD));
         let a = d.a.add(i * d.a_stride).cast::<f32>();
         let a_stride = d.a_stride / 4;
         let mut sums = [[[_mm256_setzero_ps(); 2]; R]; M];
         for at in (0..d.k).step_by(STEP) {
-            let mut right = [[_mm256_setzero_ps(); 2]; R];
-            for (r, right) in right.iter_mut().enumerate() {
+            let mut left = [[_mm256_setzero_ps(); 2]; M];
+            for (j, left) in left.iter_mut().enumerate() {
+                let a = a.add(j * a_stride + at);
+                *left = [_mm256_loadu_ps(a), _mm256_loadu_ps(a.add(LANES))];
+            }
+            for r in 0..R {
+                _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                next = next.wrapping_add(STEP * E::SIZE);
                 let b = b.add(r * d.b_stride + at * E::SIZE);
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD).cast());
-                *right = if d.k - at < STEP {
+                let right = if d.k - at < STEP {
                     E::sixteen(padded_copy::<E>(b, d.k - at).as_ptr())
                 } else {
                     E::sixteen(b)
                 };
-            }
-            for (j, sums) in sums.iter_mut().enumerate() {
-                let a = a.add(j * a_stride + at);
-                let left = [_mm256_loadu_ps(a), _mm256_loadu_ps(a.add(LANES))];
-                for (sums, right) in sums.iter_mut().zip(right) {
-                    sums[0] = _mm256_fmadd_ps(left[0], right[0], sums[0]);
-                    sums[1] = _mm256_fmadd_ps(left[1], right[1], sums[1]);
+                for (sums, left) in sums.iter_mut().zip(left) {
+                    sums[r][0] = _mm256_fmadd_ps(left[0], right[0], sums[r][0]);
+                    sums[r][1] = _mm256_fmadd_ps(left[1], right[1], sums[r][1]);
                 }
             }
         }
@@ -316,5 +324,4 @@ unsafe fn group<E: Element, const M: usize, const R: usize>(
             }
         }
     }
-    M
 }

@@ -4,7 +4,7 @@
 //! f16 is widened on the way in; f32 is used as it is.
 
 use super::epilogue::Epilogue;
-use super::inner::{Dots, Inner, Panel, Tile};
+use super::inner::{AHEAD, Dots, Inner, Panel, Tile};
 use super::portable::prepare;
 use crate::DType;
 use crate::dtype::Real;
@@ -14,10 +14,6 @@ use std::arch::x86_64::*;
 const ROWS: usize = 14;
 const LANES: usize = 16;
 const COLS: usize = 2 * LANES;
-/// Partial sums of a dot product, in registers.
-const UNROLL: usize = 4;
-/// How far ahead of its use a weight is fetched, bytes.
-const AHEAD: usize = 2048;
 
 /// How 16 units of a storage type become a register.
 trait Element {
@@ -242,7 +238,11 @@ unsafe fn tile_as<E: Element, const M: usize>(t: &Tile) {
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; M];
         let (mut a, mut b) = (t.a, t.b.cast::<f32>());
+        let mut fetch = t.fetch;
         for _ in 0..t.units {
+            if let Some(line) = fetch.line() {
+                _mm_prefetch::<_MM_HINT_T1>(line.cast());
+            }
             let right = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(LANES))];
             for (i, sum) in sums.iter_mut().enumerate() {
                 let left = _mm512_castsi512_ps(_mm512_set1_epi32(*a.add(i) as i32));
@@ -325,84 +325,100 @@ unsafe fn transpose(r: &mut [__m512; 16]) {
 
 #[inline(always)]
 unsafe fn dots_as<E: Element>(d: &Dots) {
-    // SAFETY: rows and columns below m and rows.
+    // SAFETY: the caller's.
     unsafe {
-        let mut row = 0;
-        while row < d.rows {
-            let pair = row + 2 <= d.rows;
-            let mut i = 0;
-            while i < d.m {
-                i += match (d.m - i, pair) {
-                    (1, true) => group::<E, 1, 2>(d, i, row),
-                    (1, false) => group::<E, 1, 1>(d, i, row),
-                    (2, true) => group::<E, 2, 2>(d, i, row),
-                    (2, false) => group::<E, 2, 1>(d, i, row),
-                    (3, true) => group::<E, 3, 2>(d, i, row),
-                    (3, false) => group::<E, 3, 1>(d, i, row),
-                    (_, true) => group::<E, 3, 2>(d, i, row),
-                    (_, false) => group::<E, 3, 1>(d, i, row),
-                };
-            }
-            row += if pair { 2 } else { 1 };
+        match d.m {
+            1 => groups::<E, 1, 8>(d),
+            2 => groups::<E, 2, 4>(d),
+            3 => groups::<E, 3, 4>(d),
+            4 => groups::<E, 4, 4>(d),
+            5 => groups::<E, 5, 4>(d),
+            6 => groups::<E, 6, 4>(d),
+            7 => groups::<E, 7, 3>(d),
+            _ => groups::<E, 8, 3>(d),
         }
     }
 }
 
-/// The dot products of rows `i` to `i + M` of A and `row` to `row + R` of B. Returns M.
+/// All rows of B for M rows of A, R at a time.
 #[inline(always)]
-unsafe fn group<E: Element, const M: usize, const R: usize>(
-    d: &Dots,
-    i: usize,
-    row: usize,
-) -> usize {
+unsafe fn groups<E: Element, const M: usize, const R: usize>(d: &Dots) {
+    let whole = d.rows / R * R;
+    // SAFETY: rows below d.rows.
+    unsafe {
+        for row in (0..whole).step_by(R) {
+            group::<E, M, R>(d, row);
+        }
+        for row in whole..d.rows {
+            group::<E, M, 1>(d, row);
+        }
+    }
+}
+
+/// The dot products of all M rows of A and `row` to `row + R` of B.
+///
+/// Several rows of B share the loads of A, but the processor's prefetchers follow one stream better
+/// than several: so the next rows are fetched into the second cache in the order of their
+/// addresses, while these are read from there.
+#[inline(always)]
+unsafe fn group<E: Element, const M: usize, const R: usize>(d: &Dots, row: usize) {
     // SAFETY: the rows are in the operands and elements below k in the rows; a prefetch does not
     // fault, wherever it points.
     unsafe {
         let b = d.b.add(row * d.b_stride);
-        let a = d.a.add(i * d.a_stride);
-        let mut sums = [[[_mm512_setzero_ps(); UNROLL]; R]; M];
+        let mut next = b.wrapping_add((R * d.b_stride).max(AHEAD));
+        let mut sums = [[_mm512_setzero_ps(); R]; M];
         let mut at = 0;
-        while at + UNROLL * E::STEP <= d.k {
-            for u in 0..UNROLL {
-                let at = at + u * E::STEP;
-                let mut right = [_mm512_setzero_ps(); R];
-                for (r, right) in right.iter_mut().enumerate() {
-                    let b = b.add(r * d.b_stride + at * E::SIZE);
-                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD).cast());
-                    *right = E::load(b);
-                }
-                for (j, sums) in sums.iter_mut().enumerate() {
-                    let left = E::left(a.add(j * d.a_stride + at * E::LEFT));
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        sums[u] = E::multiply_add(left, right[r], sums[u]);
-                    }
-                }
+        while at + E::STEP <= d.k {
+            let mut right = [_mm512_setzero_ps(); R];
+            for (r, right) in right.iter_mut().enumerate() {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(r * E::STEP * E::SIZE).cast());
+                *right = E::load(b.add(r * d.b_stride + at * E::SIZE));
             }
-            at += UNROLL * E::STEP;
-        }
-        for u in 0..UNROLL {
-            let at = at + u * E::STEP;
-            if at >= d.k {
-                break;
-            }
-            let n = (d.k - at).min(E::STEP);
+            next = next.wrapping_add(R * E::STEP * E::SIZE);
             for (j, sums) in sums.iter_mut().enumerate() {
-                let left = a.add(j * d.a_stride + at * E::LEFT);
-                let whole = n == E::STEP;
-                let left = if whole { E::left(left) } else { E::left_first(left, n) };
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let right = b.add(r * d.b_stride + at * E::SIZE);
-                    let right = if whole { E::load(right) } else { E::load_first(right, n) };
-                    sums[u] = E::multiply_add(left, right, sums[u]);
+                let left = E::left(d.a.add(j * d.a_stride + at * E::LEFT));
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = E::multiply_add(left, right, *sum);
+                }
+            }
+            at += E::STEP;
+        }
+        if at < d.k {
+            let mut right = [_mm512_setzero_ps(); R];
+            for (r, right) in right.iter_mut().enumerate() {
+                *right = E::load_first(b.add(r * d.b_stride + at * E::SIZE), d.k - at);
+            }
+            for (j, sums) in sums.iter_mut().enumerate() {
+                let left = E::left_first(d.a.add(j * d.a_stride + at * E::LEFT), d.k - at);
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = E::multiply_add(left, right, *sum);
                 }
             }
         }
         for (j, sums) in sums.iter().enumerate() {
-            for (r, s) in sums.iter().enumerate() {
-                let s = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
-                *d.out.add((i + j) * d.out_stride + row + r) = _mm512_reduce_add_ps(s);
+            for (q, four) in sums.chunks(4).enumerate() {
+                let mut all = [_mm512_setzero_ps(); 4];
+                all[..four.len()].copy_from_slice(four);
+                let out = d.out.add(j * d.out_stride + row + 4 * q);
+                _mm_mask_storeu_ps(out, (1 << four.len()) - 1, add_lanes(all));
             }
         }
     }
-    M
+}
+
+/// The sums of the lanes of four registers, each in the same order.
+#[inline(always)]
+unsafe fn add_lanes([a, b, c, d]: [__m512; 4]) -> __m128 {
+    // SAFETY: register arithmetic only; callers are compiled for AVX-512.
+    unsafe {
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+        // Now every 128-bit part has one partial sum of each.
+        let s = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        let s = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps::<1>(s));
+        _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps::<1>(s))
+    }
 }

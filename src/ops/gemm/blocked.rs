@@ -3,27 +3,26 @@
 //! ```text
 //! pack A                                            panels of tile rows, all of k   shared
 //! for each block of C (in parallel):
-//!   for each block of k:
-//!     pack B                                        stays in the second cache       per thread
-//!     for each panel of A, for each panel of B:     sums += tile                    per thread
+//!   for each block of k, for each panel of B:       packed when it is needed        per thread
+//!     for each panel of A:                          sums += tile                    per thread
 //!   finish the sums
 //! ```
 //! Packing costs one pass over B per block of rows; B itself is never kept in another form. The
 //! summation order of an element depends on k alone.
 
 use super::epilogue::Epilogue;
-use super::inner::{Inner, Panel, Tile};
+use super::inner::{Fetch, Inner, Panel, Tile};
 use super::scratch;
 use crate::contracts::GemmParams;
 use crate::device::Host;
 use crate::dtype::Real;
 
-/// Units of k per packed block of B.
+/// Units of k per panel of B.
 const K_UNITS: usize = 512;
-/// Most columns of C per block: B's block is K_UNITS * COLS * 4 = 512 KiB.
+/// Most columns of C per block.
 const COLS: usize = 256;
-/// Most rows of C per block.
-const ROWS: usize = 512;
+/// Most rows of C per block: its part of A, ROWS * K_UNITS * 4 = 512 KiB, stays in the second cache.
+const ROWS: usize = 256;
 /// Most words of packed A: 24 MiB.
 const A_WORDS: usize = 6 << 20;
 
@@ -44,6 +43,18 @@ impl Panels {
         let (height, taller) = (self.rows / self.count, self.rows % self.count);
         i * height + i.min(taller)
     }
+}
+
+/// A part of B that becomes one panel: columns of C from `col` on, of a block from `start` to `end`,
+/// and units of k from `unit` on.
+#[derive(Clone, Copy)]
+struct Part {
+    col: usize,
+    start: usize,
+    end: usize,
+    unit: usize,
+    /// First column of the next block.
+    guess: usize,
 }
 
 /// One pass over B for as many rows of A as are packed at a time.
@@ -90,7 +101,8 @@ pub(super) unsafe fn run<T: Real>(p: &GemmParams, host: &Host, inner: &Inner) {
             // used, because `run` returns when all pieces are done.
             host.pool.run(panels.count, |i| unsafe { pass.pack_a(i) });
             host.pool.run(n.div_ceil(cols) * stacks, |i| unsafe {
-                pass.block(i / stacks * cols, i % stacks * tall)
+                let guess = (i + host.pool.threads()) / stacks * cols;
+                pass.block(i / stacks * cols, i % stacks * tall, guess)
             });
         });
     }
@@ -109,27 +121,28 @@ impl Pass<'_> {
         }
     }
 
-    /// Columns from `col` on of the panels from `top` on.
-    unsafe fn block(&self, col: usize, top: usize) {
+    /// Columns from `col` on of the panels from `top` on. The thread's next block probably begins
+    /// with column `guess`.
+    unsafe fn block(&self, col: usize, top: usize, guess: usize) {
         let bottom = self.panels.count.min(top + self.tall);
         let cols = self.cols.min(self.p.n as usize - col);
         let width = cols.next_multiple_of(self.inner.cols);
         let rows = self.panels.start(bottom) - self.panels.start(top);
-        let b_words = width * K_UNITS.min(self.units);
+        let b_words = self.inner.cols * K_UNITS;
         scratch::with(&scratch::OWN, b_words + rows * width, |b| {
-            // SAFETY: the sums follow the block of B in the scratch.
+            // SAFETY: the sums follow the panel of B in the scratch.
             let sums = unsafe { b.add(b_words) }.cast::<f32>();
             if self.units == 0 {
                 // SAFETY: as above.
                 unsafe { std::slice::from_raw_parts_mut(sums, rows * width) }.fill(0.0);
             }
             for unit in (0..self.units).step_by(K_UNITS) {
-                let units = K_UNITS.min(self.units - unit);
-                // SAFETY: columns col .. col + cols and units unit .. unit + units exist.
-                unsafe {
-                    self.pack_b(col, cols, unit, units, b);
-                    for panel in top..bottom {
-                        self.multiply(panel, top, width, (unit, units), b, sums);
+                for first in (0..cols).step_by(self.inner.cols) {
+                    let part = Part { col: col + first, start: col, end: col + cols, unit, guess };
+                    // SAFETY: columns below n and units below `units`.
+                    unsafe {
+                        (self.inner.pack)(&self.panel(part), b);
+                        self.multiply((top, bottom), part, b, sums.add(first), width);
                     }
                 }
             }
@@ -138,42 +151,64 @@ impl Pass<'_> {
         });
     }
 
-    unsafe fn pack_b(&self, col: usize, cols: usize, unit: usize, units: usize, b: *mut u32) {
+    /// The rows of B, and elements of them, that become one packed panel.
+    fn panel(&self, part: Part) -> Panel {
         let (pair, lanes) = (self.inner.pair, self.inner.cols);
         let stride = self.p.ldb as usize * self.size;
-        let k = (units * pair).min(self.p.k as usize - unit * pair);
-        for first in (0..cols).step_by(lanes) {
-            // SAFETY: the caller's; a panel has `units * lanes` words.
-            unsafe {
-                let src = self.p.b.cast::<u8>().add((col + first) * stride);
-                let src = src.add(unit * pair * self.size);
-                let panel = Panel { src, stride, rows: lanes.min(cols - first), lanes, k };
-                (self.inner.pack)(&panel, b.add(first * units));
-            }
+        let k = (K_UNITS * pair).min(self.p.k as usize - part.unit * pair);
+        let offset = part.col * stride + part.unit * pair * self.size;
+        let src = self.p.b.cast::<u8>().wrapping_add(offset);
+        Panel { src, stride, rows: lanes.min(part.end - part.col), lanes, k }
+    }
+
+    /// The panel that this thread will probably pack after `part`.
+    fn after(&self, part: Part) -> Option<Panel> {
+        let right = part.col + self.inner.cols;
+        let below = part.unit + K_UNITS;
+        if right < part.end {
+            Some(self.panel(Part { col: right, ..part }))
+        } else if below < self.units {
+            Some(self.panel(Part { col: part.start, unit: below, ..part }))
+        } else {
+            let (col, n) = (part.guess, self.p.n as usize);
+            let part = Part { col, end: n.min(col + self.cols), unit: 0, ..part };
+            (col > part.start && col < n).then(|| self.panel(part))
         }
     }
 
+    /// Adds the products of panels `top .. bottom` of A and the packed part of B to `sums`. On the
+    /// way the next part of B is asked for, so that memory works while the registers do.
     unsafe fn multiply(
         &self,
-        panel: usize,
-        top: usize,
-        width: usize,
-        (unit, units): (usize, usize),
+        (top, bottom): (usize, usize),
+        part: Part,
         b: *const u32,
         sums: *mut f32,
+        width: usize,
     ) {
-        let (first, end) = (self.panels.start(panel), self.panels.start(panel + 1));
-        let (rows, row) = (end - first, first - self.panels.start(top));
-        for col in (0..width).step_by(self.inner.cols) {
-            // SAFETY: inside A's panel, B's block and the block of sums.
+        let units = K_UNITS.min(self.units - part.unit);
+        let next = self.after(part);
+        let mut fetched = 0;
+        for panel in top..bottom {
+            let (first, end) = (self.panels.start(panel), self.panels.start(panel + 1));
+            let (rows, row) = (end - first, first - self.panels.start(top));
+            let fetch = next.as_ref().map_or(Fetch::new(std::ptr::null(), 0, 0, 0), |next| {
+                // Spread over the tiles, but no more than one line per unit.
+                let share = next.rows.div_ceil(bottom - top).min(next.rows - fetched);
+                let at = next.src.wrapping_add(fetched * next.stride);
+                fetched += share;
+                Fetch::new(at, next.stride, next.k * self.size, share)
+            });
+            // SAFETY: inside A's panel, B's and the block of sums.
             unsafe {
                 let tile = Tile {
-                    c: sums.add(row * width + col),
+                    c: sums.add(row * width),
                     ldc: width,
-                    a: self.a.add(first * self.units + unit * rows),
-                    b: b.add(col * units),
+                    a: self.a.add(first * self.units + part.unit * rows),
+                    b,
                     units,
-                    accumulate: unit > 0,
+                    accumulate: part.unit > 0,
+                    fetch,
                 };
                 (self.inner.tile)(rows, &tile);
             }

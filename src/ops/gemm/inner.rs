@@ -29,6 +29,9 @@ pub(super) fn padded(k: usize) -> usize {
     k.next_multiple_of(64)
 }
 
+/// How far ahead of the row in use a weight is fetched at least, bytes.
+pub(super) const AHEAD: usize = 16 << 10;
+
 /// Rows of an operand to be packed: `units` of `lanes` words are written, row by row of B or A
 /// across, zero beyond `rows` and `k`.
 pub(super) struct Panel {
@@ -49,6 +52,48 @@ pub(super) struct Tile {
     pub b: *const u32,
     pub units: usize,
     pub accumulate: bool,
+    /// What will be packed next.
+    pub fetch: Fetch,
+}
+
+/// Lines of memory to be fetched into the second cache, one per unit of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    at: *const u8,
+    /// Bytes from the end of a row's part to the start of the next one's.
+    gap: usize,
+    /// Lines of a row's part, and those left of this one.
+    width: usize,
+    left: usize,
+    /// Rows left, this one included.
+    rows: usize,
+}
+
+const LINE: usize = 64;
+
+impl Fetch {
+    /// `rows` parts of `bytes` at `at`, `stride` apart.
+    pub(super) fn new(at: *const u8, stride: usize, bytes: usize, rows: usize) -> Self {
+        let width = bytes.div_ceil(LINE).max(1);
+        Fetch { at, gap: stride.wrapping_sub(width * LINE), width, left: width, rows }
+    }
+
+    /// The next line to ask for.
+    #[inline(always)]
+    pub(super) fn line(&mut self) -> Option<*const u8> {
+        if self.rows == 0 {
+            return None;
+        }
+        let line = self.at;
+        self.at = line.wrapping_add(LINE);
+        self.left -= 1;
+        if self.left == 0 {
+            self.at = self.at.wrapping_add(self.gap);
+            self.left = self.width;
+            self.rows -= 1;
+        }
+        Some(line)
+    }
 }
 
 /// `out[i * out_stride + j] = a[i] . b[j]` for `m` rows of A and `rows` rows of B.

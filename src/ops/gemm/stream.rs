@@ -11,8 +11,9 @@ use crate::dtype::Real;
 /// Rows of A up to which reading B dominates.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// Weights per piece of work, bytes: long enough for the prefetchers, short enough to balance.
-const PIECE: usize = 128 << 10;
+/// Weights per piece of work, bytes: long enough for what is fetched ahead to be used by the same
+/// thread, short enough to balance.
+const PIECE: usize = 256 << 10;
 
 /// Columns of C whose sums are kept before they are finished.
 const COLS: usize = 64;
@@ -56,7 +57,8 @@ unsafe fn pieces<T: Real>(p: &GemmParams, host: &Host, inner: &Inner, left: &Lef
     let b_stride = p.ldb as usize * size_of::<T>();
     // SAFETY: the caller's.
     let epilogue = unsafe { Epilogue::new::<T>(p) };
-    let rows = (PIECE / (k * size_of::<T>()).max(1)).next_multiple_of(COLS / 4).min(n);
+    let rows = (PIECE / (k * size_of::<T>()).max(1)).min(n / (4 * host.pool.threads()));
+    let rows = rows.next_multiple_of(COLS / 2).max(COLS / 2);
     let b = Left { rows: p.b.cast(), stride: b_stride };
     host.pool.run(n.div_ceil(rows), |piece| {
         let (left, b) = (left, &b);

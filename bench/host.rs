@@ -1,0 +1,474 @@
+//! The host's matrix products against what this machine can do.
+//!
+//! `cargo bench --bench host -- [--filter TEXT] [--json] [--threads N] [--reps N]`
+//!
+//! Ceilings are measured in the same run, repetition by repetition next to the kernel, because the
+//! machine may be shared: `of it` is the median of the ratios by the clock on the wall, `by
+//! processor time` the same where a thread that is not running costs nothing. `read` is a read-only pass over the
+//! very bytes of the weights; `peak` is independent multiply-adds in registers. Weights are a
+//! mapped file, larger than the caches, and every launch of a pass has its own part of it.
+
+use half::bf16;
+use medflamingo::DType;
+use medflamingo::contracts::GemmParams;
+use medflamingo::device::{Host, Isa};
+use medflamingo::ops::GEMM;
+use memmap2::Mmap;
+use std::hint::black_box;
+use std::io::Write;
+use std::ptr::null;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+const MIB: usize = 1 << 20;
+/// Mapped weights; several times any third cache it is likely to meet.
+const ARENA: usize = 288 * MIB;
+/// Bytes of weights per measured pass, if the matrices are smaller.
+const PASS: usize = 16 * MIB;
+
+const NAMED: [(DType, &str, &[(usize, usize, usize)]); 4] = [
+    (
+        DType::BF16,
+        "decode",
+        &[
+            (1, 12288, 4096),
+            (1, 4096, 11008),
+            (1, 32003, 4096),
+            (1, 3072, 1024),
+            (1, 1024, 1024),
+            (1, 1024, 2816),
+            (1, 512, 512),
+            (2, 12288, 4096),
+            (4, 12288, 4096),
+            (8, 12288, 4096),
+        ],
+    ),
+    (DType::F32, "decode", &[(1, 4096, 4096), (1, 3072, 1024), (4, 4096, 4096)]),
+    (
+        DType::BF16,
+        "prefill",
+        &[
+            (16, 4096, 4096),
+            (35, 12288, 4096),
+            (64, 512, 1024),
+            (160, 3072, 1024),
+            (160, 1024, 2816),
+            (250, 12288, 4096),
+            (250, 4096, 11008),
+            (257, 3072, 1024),
+            (1799, 1024, 1024),
+            (1799, 512, 512),
+        ],
+    ),
+    (
+        DType::F32,
+        "prefill",
+        &[(64, 512, 1024), (160, 3072, 1024), (250, 4096, 4096), (1799, 512, 512)],
+    ),
+];
+
+/// One line of the table.
+struct Row {
+    name: String,
+    /// Median time of one launch, us.
+    us: f64,
+    value: f64,
+    unit: &'static str,
+    ceiling: f64,
+    ratio: f64,
+    /// The same ratio of processor times.
+    busy: f64,
+}
+
+struct Options {
+    filter: String,
+    json: bool,
+    threads: usize,
+    reps: usize,
+}
+
+fn options() -> Options {
+    let mut options = Options { filter: String::new(), json: false, threads: 0, reps: 15 };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|v| v.parse().ok()).expect("a number");
+        match arg.as_str() {
+            "--json" => options.json = true,
+            "--threads" => options.threads = number(),
+            "--reps" => options.reps = number(),
+            "--filter" => options.filter = args.next().expect("--filter TEXT"),
+            // What cargo itself passes.
+            "--bench" => {}
+            other => panic!("unknown argument `{other}`"),
+        }
+    }
+    options
+}
+
+fn main() {
+    let options = options();
+    let host = Host::new(options.threads);
+    let arena = arena();
+    let read = reader(&host, &arena);
+    let mut rows = Vec::new();
+    if "launch".contains(&options.filter) {
+        rows.push(launch_overhead(&host));
+    }
+    for (dtype, phase, shapes) in NAMED {
+        for &(m, n, k) in shapes {
+            let name = format!("{phase} {dtype} ({m},{n},{k})");
+            if name.contains(&options.filter) {
+                eprint!("\r{name:40}");
+                let product = Product { dtype, m, n, k, host: &host, arena: &arena, read };
+                rows.push(match phase {
+                    "decode" => product.against_read(name, options.reps),
+                    _ => product.against_peak(name, options.reps),
+                });
+            }
+        }
+    }
+    eprint!("\r{:40}\r", "");
+    print(&rows, &host, options.json);
+}
+
+/// A mapped file of small bf16 numbers, which are small f32 numbers as well.
+fn arena() -> Mmap {
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    let mut state = 1u32;
+    let mut block = vec![0u8; MIB];
+    for _ in 0..ARENA / MIB {
+        for pair in block.chunks_exact_mut(2) {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let x = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            pair.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
+        }
+        file.write_all(&block).expect("space for the weights");
+    }
+    // SAFETY: the file has no name, so nobody else can change it.
+    unsafe { Mmap::map(&file) }.expect("a mapping")
+}
+
+/// Seconds by the clock, and of all this process's threads.
+#[derive(Clone, Copy)]
+struct Time {
+    wall: f64,
+    busy: f64,
+}
+
+fn time(f: impl FnOnce()) -> Time {
+    let (start, busy) = (Instant::now(), busy());
+    f();
+    Time { wall: start.elapsed().as_secs_f64(), busy: self::busy() - busy }
+}
+
+/// Processor seconds of this process so far.
+fn busy() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes the struct.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn launch_overhead(host: &Host) -> Row {
+    let runs = 20_000;
+    let count = AtomicU64::new(0);
+    let time = time(|| {
+        for _ in 0..runs {
+            host.pool.run(2, |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+    });
+    let us = time.wall / f64::from(runs) * 1e6;
+    Row {
+        name: "launch of two pieces".into(),
+        us,
+        value: us,
+        unit: "us",
+        ceiling: 2.0,
+        ratio: us / 2.0,
+        busy: us / 2.0,
+    }
+}
+
+struct Product<'a> {
+    dtype: DType,
+    m: usize,
+    n: usize,
+    k: usize,
+    host: &'a Host,
+    arena: &'a Mmap,
+    read: fn(&Host, &[u8]) -> Time,
+}
+
+impl Product<'_> {
+    fn weight_bytes(&self) -> usize {
+        self.n * self.k * self.dtype.size()
+    }
+
+    /// Launches with the weights at each of `offsets`.
+    fn launch(&self, a: &[u8], c: &mut [u8], offsets: impl Iterator<Item = usize>) {
+        let (_, twin) = GEMM.twins.iter().find(|t| t.0 == self.dtype).expect("an entry");
+        let (m, n, k) = (self.m as i64, self.n as i64, self.k as i64);
+        for offset in offsets {
+            let b = &self.arena[offset..offset + self.weight_bytes()];
+            let params = GemmParams {
+                c: c.as_mut_ptr().cast(),
+                a: a.as_ptr().cast(),
+                b: b.as_ptr().cast(),
+                bias: null(),
+                residual: null(),
+                gate: null(),
+                m,
+                n,
+                k,
+                lda: k,
+                ldb: k,
+                ldc: n,
+                activation: 0,
+                c_is_f32: 0,
+            };
+            // SAFETY: the slices have the sizes that the params state.
+            unsafe { twin(&params, self.host) };
+        }
+        black_box(c);
+    }
+
+    fn operands(&self) -> (Vec<u8>, Vec<u8>) {
+        let size = self.dtype.size();
+        let a = self.arena[ARENA - self.m * self.k * size..].to_vec();
+        (a, vec![0; self.m * self.n * size])
+    }
+
+    fn against_read(&self, name: String, reps: usize) -> Row {
+        let bytes = self.weight_bytes();
+        let count = (PASS / bytes).max(1);
+        let (a, mut c) = self.operands();
+        let mut pairs = vec![];
+        // Passes walk through the arena, so that none finds the cache filled by the last one.
+        for rep in 0..reps + 1 {
+            let places = ARENA / (bytes * count);
+            let first = rep % places * bytes * count;
+            let read = (self.read)(self.host, &self.arena[first..first + bytes * count]);
+            let first = (rep + places / 2) % places * bytes * count;
+            let offsets = (0..count).map(|i| first + i * bytes);
+            pairs.push((time(|| self.launch(&a, &mut c, offsets)), read));
+        }
+        self.row(name, count, bytes as f64, "GB/s", &pairs[1..])
+    }
+
+    /// The row of `pairs` of times of `count` launches and of the ceiling for the same `work` each.
+    fn row(
+        &self,
+        name: String,
+        count: usize,
+        work: f64,
+        unit: &'static str,
+        pairs: &[(Time, Time)],
+    ) -> Row {
+        let middle = |f: &dyn Fn(&(Time, Time)) -> f64| median(pairs.iter().map(f).collect());
+        let each = |time: f64| time / count as f64;
+        Row {
+            name,
+            us: middle(&|(kernel, _)| each(kernel.wall) * 1e6),
+            value: middle(&|(kernel, _)| work / each(kernel.wall) / 1e9),
+            unit,
+            ceiling: middle(&|(_, ceiling)| work / each(ceiling.wall) / 1e9),
+            ratio: middle(&|(kernel, ceiling)| ceiling.wall / kernel.wall),
+            busy: middle(&|(kernel, ceiling)| ceiling.busy / kernel.busy),
+        }
+    }
+
+    fn against_peak(&self, name: String, reps: usize) -> Row {
+        let bytes = self.weight_bytes();
+        let flops = 2.0 * (self.m * self.n * self.k) as f64;
+        // A few milliseconds of work per repetition.
+        let count = ((1e9 / flops) as usize).clamp(1, 64);
+        let (a, mut c) = self.operands();
+        let mut pairs = vec![];
+        for rep in 0..reps + 1 {
+            let ceiling = peak(self.host, self.dtype, flops * count as f64);
+            let places = ARENA / bytes;
+            let offsets = (0..count).map(|i| (rep * count + i) % places * bytes);
+            pairs.push((time(|| self.launch(&a, &mut c, offsets)), ceiling));
+        }
+        self.row(name, count, flops, "GFLOP/s", &pairs[1..])
+    }
+}
+
+/// A sum over `bytes` that the compiler cannot skip; fetched ahead in software if `AHEAD`.
+fn sum<const AHEAD: bool>(isa: Isa, bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+
+        #[target_feature(enable = "avx2")]
+        unsafe fn wide<const AHEAD: bool>(bytes: &[u8]) -> u64 {
+            let mut sums = [_mm256_setzero_si256(); 8];
+            for block in bytes.chunks_exact(256) {
+                for (i, s) in sums.iter_mut().enumerate() {
+                    // SAFETY: inside the block; a prefetch does not fault.
+                    unsafe {
+                        let at = block.as_ptr().add(32 * i);
+                        if AHEAD && i % 2 == 0 {
+                            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(16 << 10).cast());
+                        }
+                        *s = _mm256_xor_si256(*s, _mm256_loadu_si256(at.cast()));
+                    }
+                }
+            }
+            let all = sums.iter().fold(_mm256_setzero_si256(), |x, y| _mm256_xor_si256(x, *y));
+            _mm256_extract_epi64::<0>(all) as u64
+        }
+        if isa >= Isa::Avx2 {
+            // SAFETY: the host was made for this machine.
+            return unsafe { wide::<AHEAD>(bytes) };
+        }
+    }
+    let _ = isa;
+    let mut sums = [0u64; 32];
+    for block in bytes.chunks_exact(256) {
+        for (s, word) in sums.iter_mut().zip(block.chunks_exact(8)) {
+            *s ^= u64::from_ne_bytes(word.try_into().expect("eight bytes"));
+        }
+    }
+    sums.iter().fold(0, |x, y| x ^ y)
+}
+
+/// A read-only pass.
+fn read<const AHEAD: bool>(host: &Host, bytes: &[u8]) -> Time {
+    let piece = 256 << 10;
+    time(|| {
+        host.pool.run(bytes.len().div_ceil(piece), |i| {
+            let end = bytes.len().min((i + 1) * piece);
+            black_box(sum::<AHEAD>(host.isa, &bytes[i * piece..end]));
+        })
+    })
+}
+
+/// The faster way to read, with and without software prefetches.
+fn reader(host: &Host, arena: &[u8]) -> fn(&Host, &[u8]) -> Time {
+    let cost = |read: fn(&Host, &[u8]) -> Time| {
+        let times = arena.chunks(PASS).map(|part| read(host, part).busy);
+        median(times.collect())
+    };
+    // The first pass maps the pages.
+    cost(read::<false>);
+    if cost(read::<true>) < cost(read::<false>) { read::<true> } else { read::<false> }
+}
+
+/// The time of `flops` independent multiply-adds in registers, on all threads.
+fn peak(host: &Host, dtype: DType, flops: f64) -> Time {
+    let pieces = host.pool.threads() * 16;
+    let round = multiply_adds(host.isa, dtype, 1);
+    let steps = (flops / pieces as f64 / round as f64).max(1.0);
+    // Whole rounds only: the time is scaled by what they leave out.
+    let scale = steps / steps.floor();
+    let time = time(|| {
+        host.pool.run(pieces, |_| {
+            black_box(multiply_adds(host.isa, dtype, steps as u64));
+        })
+    });
+    Time { wall: time.wall * scale, busy: time.busy * scale }
+}
+
+/// `steps` rounds of 24 independent multiply-adds; returns the operations.
+fn multiply_adds(isa: Isa, dtype: DType, steps: u64) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        const CHAINS: usize = 24;
+
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        unsafe fn pairs(steps: u64) -> u64 {
+            let mut sums = [_mm512_set1_ps(0.0); CHAINS];
+            // SAFETY: a register of 32 bf16 has the size of one of 16 words.
+            let x = unsafe {
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0)))
+            };
+            for _ in 0..steps {
+                for s in &mut sums {
+                    *s = _mm512_dpbf16_ps(*s, x, x);
+                }
+            }
+            black_box(sums);
+            steps * CHAINS as u64 * 64
+        }
+
+        #[target_feature(enable = "avx512f")]
+        fn wide(steps: u64) -> u64 {
+            let mut sums = [_mm512_set1_ps(0.0); CHAINS];
+            let x = _mm512_set1_ps(black_box(0.5));
+            for _ in 0..steps {
+                for s in &mut sums {
+                    *s = _mm512_fmadd_ps(*s, x, x);
+                }
+            }
+            black_box(sums);
+            steps * CHAINS as u64 * 32
+        }
+
+        #[target_feature(enable = "avx2,fma")]
+        fn half(steps: u64) -> u64 {
+            let mut sums = [_mm256_set1_ps(0.0); 12];
+            let x = _mm256_set1_ps(black_box(0.5));
+            for _ in 0..2 * steps {
+                for s in &mut sums {
+                    *s = _mm256_fmadd_ps(*s, x, x);
+                }
+            }
+            black_box(sums);
+            2 * steps * 12 * 16
+        }
+
+        // SAFETY: the host was made for this machine.
+        unsafe {
+            match (isa, dtype) {
+                (Isa::Avx512Bf16, DType::BF16) => return pairs(steps),
+                (Isa::Avx512Bf16, _) => return wide(steps),
+                (Isa::Avx2, _) => return half(steps),
+                _ => {}
+            }
+        }
+    }
+    let _ = (isa, dtype);
+    let mut sums = [0.0f32; 32];
+    let x = black_box(0.5f32);
+    for _ in 0..steps {
+        sums.iter_mut().for_each(|s| *s = *s * x + x);
+    }
+    black_box(sums);
+    steps * 64
+}
+
+fn print(rows: &[Row], host: &Host, json: bool) {
+    if json {
+        let rows = rows.iter().map(|r| {
+            serde_json::json!({"name": r.name, "us": r.us, "value": r.value, "unit": r.unit,
+                "ceiling": r.ceiling, "ratio": r.ratio, "busy": r.busy})
+        });
+        let isa = host.isa.to_string();
+        let rows: Vec<_> = rows.collect();
+        println!(
+            "{}",
+            serde_json::json!({"isa": isa, "threads": host.pool.threads(), "rows": rows})
+        );
+        return;
+    }
+    println!("{} on {} threads; medians", host.isa, host.pool.threads());
+    println!("| launch (m,n,k) | us | figure | ceiling, same run | of it | by processor time |");
+    println!("|---|---|---|---|---|---|");
+    for r in rows {
+        let (value, ceiling) = (r.value, r.ceiling);
+        let (share, busy) = (100.0 * r.ratio, 100.0 * r.busy);
+        println!(
+            "| {} | {:.1} | {value:.1} {} | {ceiling:.1} | {share:.0} % | {busy:.0} % |",
+            r.name, r.us, r.unit
+        );
+    }
+}
