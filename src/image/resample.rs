@@ -269,12 +269,10 @@ fn rows_first_16(samples: &[u16], w: usize, target: &Target) -> Vec<u16> {
     out
 }
 
-/// Half away from zero; then, as in Pillow, the two bytes are clipped one by one: an overshoot
-/// keeps its low byte below a high byte of 255.
+/// Half away from zero, clipped.
 fn round_16(sum: f64) -> u16 {
     let whole = (sum + if sum >= 0.0 { 0.5 } else { -0.5 }) as i32;
-    let byte = |v: i32| v.clamp(0, 255) as u16;
-    byte(whole >> 8) << 8 | byte(whole % 256)
+    whole.clamp(0, 0xffff) as u16
 }
 
 /// Nearest-neighbour resize and crop of one byte per pixel, (h, w) to (size, size).

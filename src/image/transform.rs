@@ -23,8 +23,8 @@ impl Preprocess {
     pub const fn clip(size: usize) -> Self {
         Preprocess {
             size,
-            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            mean: [0.48145466_f64 as f32, 0.4578275_f64 as f32, 0.40821073_f64 as f32],
+            std: [0.26862954_f64 as f32, 0.26130258_f64 as f32, 0.27577711_f64 as f32],
         }
     }
 
