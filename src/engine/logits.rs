@@ -223,7 +223,8 @@ mod tests {
 
         #[test]
         fn best_is_the_head_of_a_stable_sort(
-            scores in prop::collection::vec(-3i8..3, 0..1200), limit in 0usize..9, cut in 0usize..1200,
+            scores in prop::collection::vec(-3i8..3, 0..1200), limit in 0usize..9,
+            cut in 0usize..1200,
         ) {
             let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
             let (a, b) = scores.split_at(cut.min(scores.len()));
