@@ -4,9 +4,10 @@
 //!
 //! Ceilings are measured in the same run, repetition by repetition next to the kernel, because the
 //! machine may be shared: `of it` is the median of the ratios by the clock on the wall, `by
-//! processor time` the same where a thread that is not running costs nothing. `read` is a read-only pass over the
-//! very bytes of the weights; `peak` is independent multiply-adds in registers. Weights are a
-//! mapped file, larger than the caches, and every launch of a pass has its own part of it.
+//! processor time` the same where a thread that is not running costs nothing. `read` is a read-only
+//! pass over the very bytes of the weights; `peak` is independent multiply-adds in registers.
+//! Weights are a mapped file, larger than the caches, and every launch of a pass has its own part
+//! of it.
 
 use half::bf16;
 use medflamingo::DType;

@@ -74,7 +74,8 @@ impl Error {
         Error::Device { device: device.to_string(), message: message.to_string() }
     }
 
-    /// The exit status of a command that ends with this error: 2 bad input, 3 device, 130 cancelled.
+    /// The exit status of a command that ends with this error: 2 bad input, 3 device, 130
+    /// cancelled.
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Invalid { .. } | Error::Io { .. } => 2,

@@ -375,7 +375,8 @@ fn cells_mut<'v, T>(_: &'v mut ViewMut<'_>, start: *mut T, len: usize) -> &'v mu
     unsafe { std::slice::from_raw_parts_mut(start, len) }
 }
 
-/// One buffer from which a step takes its tensors. Nothing is freed before the whole arena is reset.
+/// One buffer from which a step takes its tensors. Nothing is freed before the whole arena is
+/// reset.
 pub struct Arena {
     buffer: Arc<Buffer>,
     used: usize,

@@ -63,7 +63,8 @@ fn cpp_compiler_agrees_with_every_layout() {
     let text = std::fs::read_to_string(GENERATED).unwrap();
     let mut probe = String::from("#include \"contracts.h\"\n#include <cstddef>\n");
     let mut count = 0;
-    // Lines look like: ["Size of X"][size_of::<X>() - 24usize];  ["Offset of field: X::f"][.. - 8usize];
+    // Lines look like: ["Size of X"][size_of::<X>() - 24usize];
+    // ["Offset of field: X::f"][.. - 8usize];
     for piece in text.split("[\"").skip(1) {
         let Some((label, rest)) = piece.split_once("\"]") else { continue };
         let number: String = rest

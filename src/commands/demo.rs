@@ -183,7 +183,8 @@ fn ask_again(engine: &mut Engine, prompt: &str, images: &[PathBuf]) -> Result<()
 
 fn next_steps() {
     println!(
-        "\nNext:\n  medflamingo-tools convert --help    your OpenFlamingo or Med-Flamingo checkpoint\n  \
+        "\nNext:\n  \
+         medflamingo-tools convert --help    your OpenFlamingo or Med-Flamingo checkpoint\n  \
          medflamingo generate --help         your prompt and images\n\n\
          Research software. Not a medical device."
     );

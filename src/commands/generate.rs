@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 ///
 /// Example:
 ///   medflamingo generate --model med-flamingo --image a.jpg --image b.jpg --prompt
-///     '<image>Question: Is the heart enlarged? Answer: no.<|endofchunk|><image>Question: And here? Answer:'
+///   '<image>Question: Is it enlarged? Answer: no.<|endofchunk|><image>Question: And here? Answer:'
 ///
 /// Research software. Not a medical device.
 #[derive(Args)]
@@ -34,8 +34,9 @@ pub struct Generate {
     /// An image (JPEG or PNG) for each `<image>`, in order
     #[arg(long = "image", value_name = "FILE", conflicts_with = "batch")]
     images: Vec<PathBuf>,
-    /// Run the requests of a JSONL file together; a line is {"prompt": "..", "images": ["..", ..]} with
-    /// any of the options below, in snake case, and anything under "id" is repeated in the answer
+    /// Run the requests of a JSONL file together; a line is {"prompt": "..", "images": ["..", ..]}
+    /// with any of the options below, in snake case, and anything under "id" is repeated in the
+    /// answer
     #[arg(long, value_name = "FILE", conflicts_with = "dump")]
     batch: Option<PathBuf>,
     #[command(flatten)]
@@ -46,13 +47,13 @@ pub struct Generate {
     /// Threads on the CPU; 0 is one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Which image a token sees: v2 (the latest one before it), or, to reproduce runs of OpenFlamingo
-    /// 0.0.2, v1-attend-next or v1-attend-previous. Med-Flamingo's published demo ran v1-attend-next,
-    /// in which neither "Answer:" nor any generated token ever looks at an image
+    /// Which image a token sees: v2 (the latest one before it), or, to reproduce runs of
+    /// OpenFlamingo 0.0.2, v1-attend-next or v1-attend-previous. Med-Flamingo's published demo ran
+    /// v1-attend-next, in which neither "Answer:" nor any generated token ever looks at an image
     #[arg(long, default_value = "v2", value_name = "MODE")]
     mask_mode: MaskMode,
-    /// Allow more `<image>` markers than images; the text after a surplus one then averages all images,
-    /// as the original does without saying so
+    /// Allow more `<image>` markers than images; the text after a surplus one then averages all
+    /// images, as the original does without saying so
     #[arg(long)]
     surplus_markers: bool,
     /// Tokens that all sequences together may keep; four contexts unless given
@@ -302,8 +303,8 @@ pub fn summary(answer: &Answer, engine: &Engine) -> String {
     let per_token = t.decode.iter().sum::<f64>() / t.decode.len().max(1) as f64;
     let rate = if per_token > 0.0 { 1e3 / per_token } else { 0.0 };
     format!(
-        "[{}; load {:.1} ms, {} images {:.1} ms ({} cached), {} prompt tokens {:.1} ms ({} cached), \
-         {} tokens at {rate:.1}/s; {:.0} MiB anonymous]",
+        "[{}; load {:.1} ms, {} images {:.1} ms ({} cached), \
+         {} prompt tokens {:.1} ms ({} cached), {} tokens at {rate:.1}/s; {:.0} MiB anonymous]",
         engine.device(),
         t.load,
         answer.images,

@@ -195,7 +195,8 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `f(i)` once for each `i` in `0 .. tasks`, in any order, on any thread; returns when all are done.
+    /// Calls `f(i)` once for each `i` in `0 .. tasks`, in any order, on any thread; returns when
+    /// all are done.
     ///
     /// Concurrent callers take turns; a run inside a piece is done by that piece's thread alone.
     ///

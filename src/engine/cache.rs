@@ -105,7 +105,8 @@ impl PrefixCache {
         Some((length, prefix.session.prefix(length, markers)))
     }
 
-    /// Remembers a prompt that `session` holds completely. An older prompt that it contains is dropped.
+    /// Remembers a prompt that `session` holds completely. An older prompt that it contains is
+    /// dropped.
     pub fn put(&mut self, ids: &[u32], images: Vec<ImageKey>, session: Session) {
         if self.limit == 0 {
             return;

@@ -143,8 +143,8 @@ impl Engine {
     /// `<|endofchunk|>` ends what belongs to one; everything else is plain text.
     ///
     /// # Errors
-    /// Markers and images that differ in number, a prompt that is empty or too long for the context,
-    /// options out of range.
+    /// Markers and images that differ in number, a prompt that is empty or too long for the
+    /// context, options out of range.
     pub fn request(
         &self,
         text: &str,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 pub struct Request {
     pub prompt: Prompt<Arc<Pixels>>,
     pub options: GenerateOptions,
-    /// Padding tokens to count into the length of beams, as upstream does for the shorter prompts of a
-    /// batch; 0 unless its scores are to be reproduced.
+    /// Padding tokens to count into the length of beams, as upstream does for the shorter prompts
+    /// of a batch; 0 unless its scores are to be reproduced.
     pub left_pads: usize,
 }
 

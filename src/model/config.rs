@@ -242,14 +242,19 @@ impl Config {
                 return Err(Error::invalid("language.position", expected, found));
             }
         }
+        self.check_tokens()
+    }
+
+    fn check_tokens(&self) -> Result<()> {
+        let vocabulary = self.language.vocabulary;
         for (name, id) in [
             ("tokens.end_of_chunk", Some(self.tokens.end_of_chunk)),
             ("tokens.image", Some(self.tokens.image)),
             ("tokens.pad", Some(self.tokens.pad)),
             ("tokens.leading", self.tokens.leading),
         ] {
-            if id.is_some_and(|id| id as usize >= l.vocabulary) {
-                let expected = format!("an id below {}", l.vocabulary);
+            if id.is_some_and(|id| id as usize >= vocabulary) {
+                let expected = format!("an id below {vocabulary}");
                 return Err(Error::invalid(name, expected, id.unwrap_or_default()));
             }
         }

@@ -28,10 +28,11 @@ pub enum MaskMode {
     /// (OpenFlamingo 2, the default).
     #[default]
     V2,
-    /// OpenFlamingo 0.0.2 at inference, which Med-Flamingo's published demo runs: text attends to the
-    /// *next* image; text after the last image, and every generated token, to none.
+    /// OpenFlamingo 0.0.2 at inference, which Med-Flamingo's published demo runs: text attends to
+    /// the *next* image; text after the last image, and every generated token, to none.
     V1AttendNext,
-    /// OpenFlamingo 0.0.2 with `attend_previous`: the prompt as in V2, generated tokens see no image.
+    /// OpenFlamingo 0.0.2 with `attend_previous`: the prompt as in V2, generated tokens see no
+    /// image.
     V1AttendPrevious,
 }
 
@@ -95,7 +96,8 @@ impl Marker {
 
     /// What the next tokens look at, appended to `spans`; image numbers start at `first`.
     ///
-    /// A generated image marker is text: it does not move the sequence to an image that is not there.
+    /// A generated image marker is text: it does not move the sequence to an image that is not
+    /// there.
     pub fn spans(&mut self, ids: &[u32], origin: Origin, first: usize, spans: &mut Vec<MediaSpan>) {
         for &id in ids {
             let is_marker = id == self.image_token && origin == Origin::Prompt;
@@ -112,8 +114,8 @@ impl Marker {
         }
     }
 
-    /// Time 0 is no image; a time beyond the images averages all of them, as upstream's masked softmax
-    /// does when every key is masked.
+    /// Time 0 is no image; a time beyond the images averages all of them, as upstream's masked
+    /// softmax does when every key is masked.
     fn span(&self, time: usize, first: usize) -> MediaSpan {
         let (begin, end, uniform) = match time {
             0 => (0, 0, 0),

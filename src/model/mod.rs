@@ -57,7 +57,8 @@ impl Flamingo {
         &self.config
     }
 
-    /// What the language model will see of each image. `pixels`: (3, S, S) f32, normalised, per image.
+    /// What the language model will see of each image. `pixels`: (3, S, S) f32, normalised, per
+    /// image.
     ///
     /// # Errors
     /// If an image has another size.

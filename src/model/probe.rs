@@ -11,7 +11,8 @@ impl<'a> Probe<'a> {
         Probe(None)
     }
 
-    /// `see` is called with every intermediate: names as in the golden files, such as `lm.03.layer_out`.
+    /// `see` is called with every intermediate: names as in the golden files, such as
+    /// `lm.03.layer_out`.
     pub fn new(see: &'a mut dyn FnMut(String, View<'_>)) -> Self {
         Probe(Some(see))
     }

@@ -84,7 +84,8 @@ impl Resampler {
         sizes.iter().map(|&n| Arena::footprint(self.dtype, n)).sum()
     }
 
-    /// Latents (images * L, Dv) of vision `tokens` (images * (1+P), Dv), class token first and unused.
+    /// Latents (images * L, Dv) of vision `tokens` (images * (1+P), Dv), class token first and
+    /// unused.
     pub fn run(
         &self,
         stream: &Stream,

@@ -18,7 +18,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// An empty sequence that will hold `markers` image markers in its prompt and may look at `media`.
+    /// An empty sequence that will hold `markers` image markers in its prompt and may look at
+    /// `media`.
     pub fn new(config: &Config, mode: MaskMode, markers: usize, media: Vec<Arc<Media>>) -> Self {
         let marker = Marker::new(mode, config.tokens.image, markers, media.len());
         Session { pages: Vec::new(), len: 0, context: config.language.context, marker, media }
@@ -52,8 +53,8 @@ impl Session {
         Session { pages, len, marker: self.marker.at(markers), ..self.clone() }
     }
 
-    /// The same past with another rest of the prompt: `markers` in all and the images for them, which
-    /// begin with those already seen.
+    /// The same past with another rest of the prompt: `markers` in all and the images for them,
+    /// which begin with those already seen.
     pub fn with_media(self, markers: usize, media: Vec<Arc<Media>>) -> Self {
         let marker = self.marker.extended(markers, media.len());
         Session { marker, media, ..self }

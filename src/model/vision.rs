@@ -112,8 +112,8 @@ impl Vision {
         Ok(x)
     }
 
-    /// Shows a watcher the patch tokens without the class token, and CLIP's pooled embedding of each
-    /// image: ln_post(class token) projected, (images, E).
+    /// Shows a watcher the patch tokens without the class token, and CLIP's pooled embedding of
+    /// each image: ln_post(class token) projected, (images, E).
     fn show(
         &self,
         stream: &Stream,

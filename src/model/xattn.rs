@@ -50,7 +50,8 @@ impl GatedBlock {
         })
     }
 
-    /// Keys and values (L, 2*heads*head_dim) of an image's latents (L, Dv): constant while it is in use.
+    /// Keys and values (L, 2*heads*head_dim) of an image's latents (L, Dv): constant while it is in
+    /// use.
     pub fn media_kv(&self, stream: &Stream, kv: ViewMut<'_>, latents: View<'_>) -> Result<()> {
         self.kv.run(stream, kv, latents, Epilogue::default())
     }

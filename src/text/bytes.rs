@@ -28,7 +28,8 @@ impl Pieces {
     /// The table of `file`.
     ///
     /// # Errors
-    /// Ids that are not one to a token without gaps, or a vocabulary that lacks one of the 256 byte tokens: some text could not be encoded.
+    /// Ids that are not one to a token without gaps, or a vocabulary that lacks one of the 256 byte
+    /// tokens: some text could not be encoded.
     pub fn new(file: &TokenizerFile) -> Result<Self> {
         let (family, tokens) = (file.family()?, file.tokens()?);
         let mut pieces = Pieces {

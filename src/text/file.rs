@@ -156,7 +156,8 @@ impl TokenizerFile {
     ///
     /// # Errors
     /// A file that is missing, over [`MAX_FILE`], not JSON, or outside the supported part of the
-    /// format; the message names the file and the key. Ids are checked by [`TokenizerFile::tokens`].
+    /// format; the message names the file and the key. Ids are checked by
+    /// [`TokenizerFile::tokens`].
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&read_limited(path, MAX_FILE)?).map_err(|e| e.within(path.display()))
     }

@@ -21,7 +21,8 @@ use crate::dtype::Real;
 const K_UNITS: usize = 512;
 /// Most columns of C per block.
 const COLS: usize = 256;
-/// Most rows of C per block: its part of A, ROWS * K_UNITS * 4 = 512 KiB, stays in the second cache.
+/// Most rows of C per block: its part of A, ROWS * K_UNITS * 4 = 512 KiB, stays in the second
+/// cache.
 const ROWS: usize = 256;
 /// Most words of packed A: 24 MiB.
 const A_WORDS: usize = 6 << 20;
@@ -45,8 +46,8 @@ impl Panels {
     }
 }
 
-/// A part of B that becomes one panel: columns of C from `col` on, of a block from `start` to `end`,
-/// and units of k from `unit` on.
+/// A part of B that becomes one panel: columns of C from `col` on, of a block from `start` to
+/// `end`, and units of k from `unit` on.
 #[derive(Clone, Copy)]
 struct Part {
     col: usize,
