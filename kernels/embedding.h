@@ -3,8 +3,9 @@
 
 /** `embedding`: y[r] = w[ids[r]].
  *
+ *  Source    torch.nn.Embedding
  *  Entries   embedding_{f32,bf16,f16}
- *  Limits    0 <= ids[r] < vocabulary, checked by the wrapper */
+ *  Limits    0 <= ids[r] < vocabulary, checked when the ids are made */
 typedef struct EmbeddingParams {
   void *y;            /**< (rows,cols) T */
   const int32_t *ids; /**< (rows) */

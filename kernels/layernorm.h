@@ -6,7 +6,7 @@
  *  Source    arXiv:1607.06450 eq. 4; torch.nn.LayerNorm (biased variance)
  *  Entries   layernorm_{f32,bf16,f16}
  *  Limits    cols >= 1; b may be null (MPT has weights only)
- *  Numerics  mean, then variance of the centred values, both in f32 */
+ *  Numerics  mean; then mean and variance of the centred values, all in f32 */
 typedef struct LayernormParams {
   void *y;       /**< (rows,cols) T, stride y_stride; may be x */
   const void *x; /**< (rows,cols) T, stride x_stride */

@@ -153,7 +153,7 @@ const _: () = {
     ["Offset of field: CrossAttentionParams::scale"]
         [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
 };
-#[doc = " `embedding`: y\\[r\\] = w\\[ids\\[r\\]\\].\n\n  Entries   embedding_{f32,bf16,f16}\n  Limits    0 <= ids\\[r\\] < vocabulary, checked by the wrapper"]
+#[doc = " `embedding`: y\\[r\\] = w\\[ids\\[r\\]\\].\n\n  Source    torch.nn.Embedding\n  Entries   embedding_{f32,bf16,f16}\n  Limits    0 <= ids\\[r\\] < vocabulary, checked when the ids are made"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct EmbeddingParams {
@@ -276,7 +276,7 @@ const _: () = {
     ["Offset of field: KvAppendParams::reserved"]
         [::core::mem::offset_of!(KvAppendParams, reserved) - 60usize];
 };
-#[doc = " `layernorm`: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row.\n\n  Source    arXiv:1607.06450 eq. 4; torch.nn.LayerNorm (biased variance)\n  Entries   layernorm_{f32,bf16,f16}\n  Limits    cols >= 1; b may be null (MPT has weights only)\n  Numerics  mean, then variance of the centred values, both in f32"]
+#[doc = " `layernorm`: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row.\n\n  Source    arXiv:1607.06450 eq. 4; torch.nn.LayerNorm (biased variance)\n  Entries   layernorm_{f32,bf16,f16}\n  Limits    cols >= 1; b may be null (MPT has weights only)\n  Numerics  mean; then mean and variance of the centred values, all in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LayernormParams {

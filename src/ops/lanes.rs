@@ -235,58 +235,68 @@ macro_rules! x86_lanes {
         #[derive(Clone, Copy)]
         pub(super) struct $name;
 
-        // SAFETY: of every block below, the trait's contract.
         impl Lanes for $name {
             const N: usize = $n;
             type V = $v;
 
             #[inline(always)]
             unsafe fn splat(x: f32) -> $v {
-                // SAFETY: as stated above; so for all methods.
+                // SAFETY: the trait's.
                 unsafe { $splat(x) }
             }
             #[inline(always)]
             unsafe fn load(p: *const f32) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $load(p) }
             }
             #[inline(always)]
             unsafe fn load_bf16(p: *const u16) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $number($shift::<16>($widen($half_load(p.cast())))) }
             }
             #[inline(always)]
             unsafe fn load_f16(p: *const u16) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $half($half_load(p.cast())) }
             }
             #[inline(always)]
             unsafe fn store(p: *mut f32, v: $v) {
+                // SAFETY: the trait's.
                 unsafe { $store(p, v) }
             }
             #[inline(always)]
             unsafe fn add(a: $v, b: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $add(a, b) }
             }
             #[inline(always)]
             unsafe fn sub(a: $v, b: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $sub(a, b) }
             }
             #[inline(always)]
             unsafe fn mul(a: $v, b: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $mul(a, b) }
             }
             #[inline(always)]
             unsafe fn fma(a: $v, b: $v, c: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $fma(a, b, c) }
             }
             #[inline(always)]
             unsafe fn max(a: $v, b: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $max(a, b) }
             }
             #[inline(always)]
             unsafe fn power_of_two(t: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $number($shift::<23>($add_int($bits(t), $splat_int(127)))) }
             }
             #[inline(always)]
             unsafe fn zero_below($x: $v, $limit: $v, $value: $v) -> $v {
+                // SAFETY: the trait's.
                 unsafe { $select }
             }
         }
