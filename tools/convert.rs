@@ -117,12 +117,9 @@ impl Convert {
         let ledger = if self.dry_run {
             convert::dry_run(&options)?
         } else {
-            let bar = report::bar();
-            let ledger = convert::convert(&options, &|done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            })?;
-            bar.finish_and_clear();
+            let bar = report::Bar::new();
+            let ledger = convert::convert(&options, &|done, total| bar.set(done, total))?;
+            bar.finish();
             ledger
         };
         if self.json {

@@ -1,7 +1,10 @@
 //! `medflamingo-tools`: make, look at and check model folders.
 
 mod convert;
+mod inspect;
 mod report;
+mod synth;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,11 +23,17 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Convert(convert::Convert),
+    Inspect(inspect::Inspect),
+    Synth(synth::Synth),
+    Verify(verify::Verify),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Convert(convert) => convert.run(),
+        Command::Convert(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Synth(command) => command.run(),
+        Command::Verify(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,14 +25,38 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
 }
 
 /// A bar of bytes on standard error if that is a terminal, else nothing.
-pub fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    pub fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Bar(ProgressBar::hidden());
+        }
+        let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let bar = ProgressBar::new(0);
+        match ProgressStyle::with_template(style) {
+            Ok(style) => Bar(bar.with_style(style)),
+            Err(_) => Bar(bar),
+        }
     }
-    let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    let bar = ProgressBar::new(0);
-    match ProgressStyle::with_template(style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+
+    /// `done` of `total` bytes.
+    pub fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
+    pub fn finish(self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A number of bytes for people.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} B"),
+        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
     }
 }

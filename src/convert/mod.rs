@@ -7,6 +7,7 @@
 
 mod cast;
 mod flamingo;
+pub mod inspect;
 mod json;
 mod language;
 pub mod ledger;
@@ -15,7 +16,10 @@ mod pieces;
 mod plan;
 mod rows;
 mod source;
+pub mod synth;
+pub mod verify;
 mod vision;
+mod vocabulary;
 mod write;
 
 pub use ledger::Ledger;

@@ -82,7 +82,17 @@ pub(super) fn open(path: &Path, activation: Option<Activation>) -> Result<Clip> 
     let mut notes = Vec::new();
     let (heads, why) = match hints.heads {
         Some((heads, file)) => (heads, format!("from {file}")),
-        None => (vision.width / 64, "64 features each, as in every CLIP of OpenAI".into()),
+        None if vision.width.is_multiple_of(64) => {
+            (vision.width / 64, "64 features each, as in every CLIP of OpenAI".into())
+        }
+        None => {
+            let found = format!("none, and a width of {}", vision.width);
+            return Err(Error::invalid(
+                source.path().display(),
+                "a .json beside the weights that fits them and says how wide a head is",
+                found,
+            ));
+        }
     };
     vision.heads = heads;
     notes.push(format!("vision: {heads} heads, {why}"));

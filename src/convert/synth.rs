@@ -1,0 +1,233 @@
+//! Model folders of any published shape with random weights: for timing, for trying things out, and
+//! for tests. Written at the speed of the disk.
+
+use super::ledger::FileSum;
+use super::vocabulary::{self, Form};
+use super::write::{self, Progress, Sink, Staging};
+use super::{describing, pretty};
+use crate::dtype::Real;
+use crate::model::config::{Config, Family, StoredDType};
+use crate::weights::INDEX;
+use crate::{DType, Error, Result};
+use half::{bf16, f16};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+
+/// The name of the list of checksums in a folder that was not converted.
+pub const CHECKSUMS: &str = "checksums.json";
+/// Elements made at a time.
+const CHUNK: usize = 1 << 18;
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// One of [`crate::model::PRESETS`].
+    pub preset: String,
+    pub output: PathBuf,
+    /// The same seed gives the same weights, tensor by tensor.
+    pub seed: u64,
+    /// Storage type of every weight.
+    pub dtype: StoredDType,
+    /// Most bytes of data in one file.
+    pub max_shard: u64,
+    /// Replace an output that exists.
+    pub is_forced: bool,
+}
+
+/// Makes the folder. Returns its files with their checksums, which `checksums.json` lists too.
+///
+/// # Errors
+/// An unknown preset; an output that exists; a full disk.
+pub fn synth(options: &Options, progress: &Progress) -> Result<Vec<FileSum>> {
+    let config = Config { dtype: options.dtype, ..crate::model::preset(&options.preset)? };
+    let dtype = DType::from(options.dtype);
+    let specs = config.tensors();
+    let shards = write::shards(&specs, dtype, options.max_shard)?;
+    let needed: u64 = shards.iter().map(write::Shard::bytes).sum::<u64>() + (16 << 20);
+    let staging = Staging::new(&options.output, needed, options.is_forced)?;
+    let mut files = tokenizer(&config, &staging)?;
+    let suppress = [config.tokens.image, config.tokens.pad];
+    for (name, value) in describing(&config, None, &suppress)? {
+        files.push(staging.file(name, &pretty(&value)?)?);
+    }
+    let mut fill = |i: usize, sink: &mut Sink| {
+        let (name, shape) = &specs[i];
+        let spread = Spread::of(name, shape, &config);
+        spread.stream(shape.iter().product(), (options.seed, name), dtype, sink)
+    };
+    let (sums, _) = write::write(staging.folder(), &shards, false, progress, &mut fill)?;
+    files.extend(sums);
+    if shards.len() > 1 {
+        files.push(staging.file(INDEX, &write::index(&shards, &specs)?)?);
+    }
+    let origin = json!({"preset": options.preset, "seed": options.seed});
+    let list = json!({"made_by": "medflamingo-tools synth", "from": origin, "files": files});
+    staging.file(CHECKSUMS, &pretty(&list)?)?;
+    staging.commit()?;
+    Ok(files)
+}
+
+/// Writes a tokenizer of the preset's form with Flamingo's tokens.
+fn tokenizer(config: &Config, staging: &Staging) -> Result<Vec<FileSum>> {
+    let tokens = &config.tokens;
+    let form = match (config.language.family, tokens.leading) {
+        (Family::Llama, Some(0)) => Form::SentencePiece,
+        (Family::Llama, _) => Form::ByteLevelWithStart,
+        _ => Form::ByteLevel,
+    };
+    let base = vocabulary::files(form, config.language.vocabulary - 3)?;
+    for (name, bytes) in &base {
+        staging.file(name, bytes)?;
+    }
+    let prepared = crate::text::prepare(staging.folder())?;
+    for (name, _) in &base {
+        let path = staging.folder().join(name);
+        std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
+    let s = prepared.specials;
+    let found = (prepared.len, prepared.leading, s.end_of_chunk, s.image, s.pad);
+    let expected =
+        (config.language.vocabulary, tokens.leading, tokens.end_of_chunk, tokens.image, tokens.pad);
+    if found != expected {
+        let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+        return Err(Error::invalid("tokenizer of the preset", expected, found));
+    }
+    prepared.files()?.iter().map(|(name, bytes)| staging.file(name, bytes)).collect()
+}
+
+/// A uniform distribution: mean, and half its width.
+struct Spread {
+    mean: f32,
+    reach: f32,
+}
+
+impl Spread {
+    /// Such that activations keep their size through any number of layers, as after training.
+    fn of(name: &str, shape: &[usize], config: &Config) -> Self {
+        // A uniform distribution of this half-width has deviation 1.
+        let unit = 3f32.sqrt();
+        let centred = |deviation: f32| Spread { mean: 0.0, reach: deviation * unit };
+        let last = *shape.last().unwrap_or(&1) as f32;
+        let layers = match name.split('.').next() {
+            Some("vision") => config.vision.layers,
+            Some("resampler") => config.resampler.layers,
+            _ => config.language.layers,
+        };
+        let is_output = name.ends_with("attn.out.weight") || name.ends_with("mlp.fc2.weight");
+        match name {
+            _ if name.ends_with("gate") => {
+                let layer = name.split('.').nth(1).and_then(|n| n.parse::<usize>().ok());
+                let sign = if layer.unwrap_or(0) % 2 == 0 { 1.0 } else { -1.0 };
+                Spread { mean: 0.5 * sign, reach: 0.2 }
+            }
+            "resampler.latents" => centred(1.0),
+            "vision.class_embedding" | "vision.position_embedding" => centred(0.2),
+            "language.embedding.weight" | "language.head.weight" => centred(2.0 / last.sqrt()),
+            _ if name.ends_with(".bias") => centred(0.02),
+            _ if shape.len() == 1 => Spread { mean: 1.0, reach: 0.1 },
+            _ if is_output => centred(1.0 / (last * 2.0 * layers as f32).sqrt()),
+            _ => centred(1.0 / last.sqrt()),
+        }
+    }
+
+    fn stream(
+        &self,
+        count: usize,
+        (seed, name): (u64, &str),
+        dtype: DType,
+        sink: &mut Sink,
+    ) -> Result<()> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let digest = Sha256::digest(name.as_bytes());
+        rng.set_stream(digest.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)));
+        let mut random = vec![0u8; 2 * CHUNK.min(count)];
+        let mut out = vec![0u8; dtype.size() * CHUNK.min(count)];
+        let mut left = count;
+        while left > 0 {
+            let n = left.min(CHUNK);
+            rng.fill_bytes(&mut random[..2 * n]);
+            let out = &mut out[..dtype.size() * n];
+            match dtype {
+                DType::F32 => self.fill::<f32, 4>(&random, out, f32::to_le_bytes),
+                DType::BF16 => self.fill::<bf16, 2>(&random, out, bf16::to_le_bytes),
+                _ => self.fill::<f16, 2>(&random, out, f16::to_le_bytes),
+            }
+            sink(out)?;
+            left -= n;
+        }
+        Ok(())
+    }
+
+    /// Two random bytes make one element.
+    fn fill<T: Real, const N: usize>(
+        &self,
+        random: &[u8],
+        out: &mut [u8],
+        bytes: impl Fn(T) -> [u8; N],
+    ) {
+        let step = self.reach / 32768.0;
+        for (cell, r) in out.chunks_exact_mut(N).zip(random.chunks_exact(2)) {
+            let x = self.mean + f32::from(i16::from_le_bytes([r[0], r[1]])) * step;
+            cell.copy_from_slice(&bytes(T::from_f32(x)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(seed: u64, max_shard: u64, dtype: StoredDType) -> (tempfile::TempDir, Vec<FileSum>) {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("model");
+        let (preset, is_forced) = ("tiny".into(), false);
+        let options = Options { preset, output, seed, dtype, max_shard, is_forced };
+        let files = synth(&options, &|_, _| {}).unwrap();
+        (folder, files)
+    }
+
+    #[test]
+    fn a_tiny_model_has_every_tensor_and_a_tokenizer() {
+        let (folder, _) = make(1, 1 << 30, StoredDType::Bf16);
+        let folder = folder.path().join("model");
+        let config = Config::read(&folder.join("config.json")).unwrap();
+        let weights = crate::weights::Weights::open(&folder).unwrap();
+        for (name, shape) in config.tensors() {
+            let tensor = weights.get(&name, &shape).unwrap();
+            let values: Vec<f32> =
+                tensor.view().read::<bf16>().unwrap().iter().map(|x| x.to_f32()).collect();
+            assert!(values.iter().all(|x| x.is_finite()) && values.iter().any(|x| *x != 0.0));
+            if name.contains("norm") && name.ends_with("weight") {
+                assert!(values.iter().all(|x| (x - 1.0).abs() < 0.11), "{name}");
+            }
+        }
+        assert!(weights.unused().is_empty());
+        let tokenizer = crate::text::Tokenizer::open(&folder).unwrap();
+        assert_eq!(tokenizer.vocab_size(), config.language.vocabulary);
+        assert_eq!(tokenizer.leading(), config.tokens.leading);
+    }
+
+    #[test]
+    fn the_seed_decides_and_shards_do_not() {
+        let sum = |files: &[FileSum]| {
+            let weights = files.iter().filter(|f| f.name.ends_with(".safetensors"));
+            weights.map(|f| f.sha256.clone()).collect::<Vec<_>>()
+        };
+        let (_a, one) = make(1, 1 << 30, StoredDType::F32);
+        let (_b, same) = make(1, 1 << 30, StoredDType::F32);
+        let (_c, other) = make(2, 1 << 30, StoredDType::F32);
+        assert_eq!(sum(&one), sum(&same));
+        assert_ne!(sum(&one), sum(&other));
+        let (sharded, files) = make(1, 300_000, StoredDType::F32);
+        assert!(sum(&files).len() > 1);
+        let value = |folder: &tempfile::TempDir| {
+            let weights = crate::weights::Weights::open(&folder.path().join("model")).unwrap();
+            let shape = [403, 64];
+            weights.get("language.head.weight", &shape).unwrap().view().read::<f32>().unwrap()
+        };
+        assert_eq!(value(&_a), value(&sharded));
+    }
+}
