@@ -1,23 +1,25 @@
 //! Pillow's resize, sample for sample: bicubic (a = -0.5, widened when shrinking) and nearest.
 //!
 //! Separable, and rounded and clipped between the passes; 8-bit samples with weights of 22
-//! fractional bits, 16-bit samples in f64 (`Resample.c` of Pillow defines both). Rows come first,
-//! except that since Pillow 13 columns do in very tall pictures. Only the outputs inside of the
-//! crop window are computed: each depends on its own source samples alone.
+//! fractional bits, 16-bit samples with unrounded weights (`Resample.c` of Pillow defines both).
+//! Rows come first, except that since Pillow 13 columns do in very tall pictures. Only the outputs
+//! inside of the crop window are computed: each depends on its own source samples alone.
 //!
-//! Speed: a 22-bit weight is split into 11 low bits and the rest, so that both halves and the
-//! pixels are i16 and two taps of a sum are one multiply-add instruction of every x86-64. Both
-//! passes run the same loop, eight sums at a time: over eight rows, then over eight columns.
+//! Both depths are summed in f64: products of 8-bit samples and 22-bit weights are exact in it
+//! (and so equal Pillow's integers), and 16-bit samples are summed in f64 in Pillow too, tap after
+//! tap. Eight sums run side by side, over eight rows and then over eight columns, so that every
+//! x86-64 multiplies two at a time.
 
 use std::array::from_fn;
 use std::ops::Range;
 
 /// Fractional bits of an 8-bit picture's weights.
 const BITS: u32 = 22;
-/// Bits of a weight that go to its low half.
-const LOW_BITS: u32 = 11;
-/// Sums computed together.
+/// Sums computed side by side.
 const LANES: usize = 8;
+
+/// Samples of as many rows, or of as many columns.
+type Lanes = [f64; LANES];
 
 /// The `size` x `size` window at (`left`, `top`) of a picture resized to `width` x `height`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +54,6 @@ impl Target {
     }
 }
 
-/// (h, w) to (w, h), where `w` is the length of a row of `pixels`.
-fn transpose<T: Copy>(pixels: &[T], w: usize) -> Vec<T> {
-    let h = pixels.len() / w;
-    (0..w).flat_map(|x| (0..h).map(move |y| pixels[y * w + x])).collect()
-}
-
-/// Two taps by eight sums.
-type Pair = [[i16; 2]; LANES];
-
 /// The source samples of each output in a window, and their weights.
 struct Axis {
     /// Source samples that are used at all.
@@ -94,56 +87,13 @@ impl Axis {
         Axis { used: start..end, taps }
     }
 
-    /// The same weights in fixed point, in pairs of taps that begin on an even sample.
-    fn fixed(&self) -> Vec<FixedTaps> {
-        let fixed = |&(first, ref weights): &(usize, Vec<f64>)| {
-            let round =
-                |w: &f64| (w * f64::from(1 << BITS) + if *w < 0.0 { -0.5 } else { 0.5 }) as i32;
-            let mut whole = vec![0; first % 2];
-            whole.extend(weights.iter().map(round));
-            whole.resize(whole.len().next_multiple_of(2), 0);
-            let pairs = whole.as_chunks::<2>().0;
-            let low = |&w: &[i32; 2]| w.map(|w| (w & ((1 << LOW_BITS) - 1)) as i16);
-            let high = |&w: &[i32; 2]| w.map(|w| (w >> LOW_BITS) as i16);
-            FixedTaps {
-                first: first / 2,
-                low: pairs.iter().map(low).collect(),
-                high: pairs.iter().map(high).collect(),
-            }
-        };
-        self.taps.iter().map(fixed).collect()
-    }
-}
-
-struct FixedTaps {
-    /// The first pair of source samples.
-    first: usize,
-    low: Vec<[i16; 2]>,
-    high: Vec<[i16; 2]>,
-}
-
-impl FixedTaps {
-    /// Eight weighted sums over `pixels`, rounded and clipped to 0..=255.
-    #[inline(always)]
-    fn weigh(&self, pixels: &[Pair]) -> [i16; LANES] {
-        let pixels = &pixels[self.first..self.first + self.low.len()];
-        let (mut low, mut high) = ([0i32; LANES], [0i32; LANES]);
-        for ((pixel, l), h) in pixels.iter().zip(&self.low).zip(&self.high) {
-            for i in 0..LANES {
-                low[i] = low[i].wrapping_add(dot(pixel[i], *l));
-                high[i] = high[i].wrapping_add(dot(pixel[i], *h));
-            }
+    /// The weights of 8-bit samples: whole numbers of `2^-BITS`, half away from zero.
+    fn fixed(mut self) -> Self {
+        for w in self.taps.iter_mut().flat_map(|(_, weights)| weights) {
+            *w = (*w * f64::from(1 << BITS) + if *w < 0.0 { -0.5 } else { 0.5 }).trunc();
         }
-        from_fn(|i| {
-            let sum = (high[i] << LOW_BITS).wrapping_add(low[i]).wrapping_add(1 << (BITS - 1));
-            (sum >> BITS).clamp(0, 255) as i16
-        })
+        self
     }
-}
-
-#[inline(always)]
-fn dot(a: [i16; 2], b: [i16; 2]) -> i32 {
-    i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1])
 }
 
 /// Keys' kernel with a = -0.5.
@@ -162,117 +112,130 @@ fn cubic(x: f64) -> f64 {
 ///
 /// `data` is (h, w, C) with `w` pixels per row; the result is (size, size, C).
 pub(super) fn bicubic<const C: usize>(data: &[u8], w: usize, target: &Target) -> Vec<u8> {
-    let (pixels, _) = data.as_chunks::<C>();
-    let h = pixels.len() / w;
-    if target.is_columns_first(w, h) {
-        let columns = transpose(pixels, w);
-        let out = rows_first::<C>(&columns, h, &target.transposed());
-        return transpose(out.as_chunks::<C>().0, target.size).as_flattened().to_vec();
-    }
-    rows_first::<C>(pixels, w, target)
+    let pixels = data.as_chunks::<C>().0;
+    let out = resize(pixels, w, target, Axis::fixed, round_8);
+    out.as_flattened().iter().map(|&v| v as u8).collect()
 }
 
-fn rows_first<const C: usize>(pixels: &[[u8; C]], w: usize, target: &Target) -> Vec<u8> {
-    let across = Axis::new(w, target.width, target.columns());
-    let down = Axis::new(pixels.len() / w, target.height, target.rows());
-    let columns = shrink_rows(pixels, w, &across, down.used.clone());
-    let row_pairs = down.used.len().div_ceil(2 * (LANES / 2)) * (LANES / 2);
-    let lanes = target.size * C;
-    let mut out = vec![0; target.size * lanes];
-    for (row, taps) in out.chunks_exact_mut(lanes).zip(down.fixed()) {
-        for (out, column) in row.chunks_mut(LANES).zip(columns.chunks_exact(row_pairs)) {
-            let sums = taps.weigh(column);
-            out.iter_mut().zip(sums).for_each(|(o, v)| *o = v as u8);
+/// Bicubic resize and crop of 16-bit samples (h, w), stored low byte first, to (size, size).
+pub(super) fn bicubic_16(data: &[u8], w: usize, target: &Target) -> Vec<u16> {
+    let sample = |&bytes: &[u8; 2]| [u16::from_le_bytes(bytes)];
+    let samples: Vec<[u16; 1]> = data.as_chunks().0.iter().map(sample).collect();
+    let out = resize(&samples, w, target, |axis| axis, round_16);
+    out.as_flattened().iter().map(|&v| v as u16).collect()
+}
+
+/// `sum * 2^-BITS`, half up, clipped to 0..=255.
+#[inline(always)]
+fn round_8(sum: f64) -> f64 {
+    const UNIT: f64 = 1.0 / (1 << BITS) as f64;
+    // Adding this leaves no room for a fraction: the nearest whole number is what remains. Half a
+    // unit more than the sum, which is a number of units, is never in the middle.
+    const WHOLE: f64 = 1.5 * (1u64 << 52) as f64;
+    (sum * UNIT + 0.5 * UNIT + WHOLE - WHOLE).clamp(0.0, 255.0)
+}
+
+/// Half away from zero, clipped to 0..=65535.
+#[inline(always)]
+fn round_16(sum: f64) -> f64 {
+    (sum + if sum >= 0.0 { 0.5 } else { -0.5 }).trunc().clamp(0.0, 65_535.0)
+}
+
+/// Both passes, in Pillow's order. (h, w, C) to (size, size, C) of whole numbers.
+fn resize<T: Copy + Into<f64>, const C: usize>(
+    pixels: &[[T; C]],
+    w: usize,
+    target: &Target,
+    weights: impl Fn(Axis) -> Axis,
+    round: impl Fn(f64) -> f64 + Copy,
+) -> Vec<[f64; C]> {
+    let h = pixels.len() / w;
+    let across = weights(Axis::new(w, target.width, target.columns()));
+    let down = weights(Axis::new(h, target.height, target.rows()));
+    if target.is_columns_first(w, h) {
+        let columns = transpose(pixels, w);
+        transpose(&rows_first(&columns, h, &down, &across, round), target.size)
+    } else {
+        rows_first(pixels, w, &across, &down, round)
+    }
+}
+
+/// (h, w) to (w, h), where `w` is the length of a row of `pixels`.
+fn transpose<T: Copy>(pixels: &[T], w: usize) -> Vec<T> {
+    let h = pixels.len() / w;
+    (0..w).flat_map(|x| (0..h).map(move |y| pixels[y * w + x])).collect()
+}
+
+fn rows_first<T: Copy + Into<f64>, const C: usize>(
+    pixels: &[[T; C]],
+    w: usize,
+    across: &Axis,
+    down: &Axis,
+    round: impl Fn(f64) -> f64 + Copy,
+) -> Vec<[f64; C]> {
+    let lanes = across.taps.len() * C;
+    let columns = resize_rows(pixels, w, across, &down.used, round);
+    let height = columns.len() / lanes.div_ceil(LANES);
+    let mut out = vec![[0.0; C]; down.taps.len() * across.taps.len()];
+    let flat = out.as_flattened_mut();
+    for (group, column) in columns.chunks_exact(height).enumerate() {
+        for (row, (first, weights)) in flat.chunks_exact_mut(lanes).zip(&down.taps) {
+            let sums = weigh(&column[*first..][..weights.len()], weights).map(round);
+            row[group * LANES..].iter_mut().zip(sums).for_each(|(to, v)| *to = v);
         }
     }
     out
 }
 
-/// The horizontal pass over `rows`: for each eight columns of the result, all pairs of rows.
-fn shrink_rows<const C: usize>(
-    pixels: &[[u8; C]],
+/// The horizontal pass over `rows`: for each eight columns of the result, all the rows, and at the
+/// end some more (copies of the last one) that make their number a multiple of eight.
+#[inline(always)]
+fn resize_rows<T: Copy + Into<f64>, const C: usize>(
+    pixels: &[[T; C]],
     w: usize,
     across: &Axis,
-    rows: Range<usize>,
-) -> Vec<Pair> {
-    let taps = across.fixed();
-    let bands = rows.len().div_ceil(LANES);
-    let row_pairs = bands * LANES / 2;
-    let mut columns = vec![Pair::default(); (taps.len() * C).div_ceil(LANES) * row_pairs];
-    let column_pairs = across.used.len().div_ceil(2);
-    let mut band = vec![Pair::default(); C * column_pairs];
-    for b in 0..bands {
-        for r in 0..LANES {
-            // Rows past the end repeat the last one; the vertical pass never reads them.
-            let y = (rows.start + b * LANES + r).min(rows.end - 1);
-            load_row(&pixels[y * w..][across.used.clone()], r, &mut band, column_pairs);
-        }
-        for (x, taps) in taps.iter().enumerate() {
+    rows: &Range<usize>,
+    round: impl Fn(f64) -> f64 + Copy,
+) -> Vec<Lanes> {
+    let height = rows.len().next_multiple_of(LANES);
+    let groups = (across.taps.len() * C).div_ceil(LANES);
+    let mut columns = vec![Lanes::default(); groups * height];
+    let width = across.used.len();
+    let mut band = vec![Lanes::default(); C * width];
+    for top in (0..height).step_by(LANES) {
+        let lines: [&[[T; C]]; LANES] = from_fn(|r| {
+            let y = rows.start + (top + r).min(rows.len() - 1);
+            &pixels[y * w..][across.used.clone()]
+        });
+        for x in 0..width {
+            let samples: [[T; C]; LANES] = from_fn(|r| lines[r][x]);
             for c in 0..C {
-                let sums = taps.weigh(&band[c * column_pairs..][..column_pairs]);
-                let (group, lane) = ((x * C + c) / LANES, (x * C + c) % LANES);
-                let at = group * row_pairs + b * LANES / 2;
-                for (pair, sums) in columns[at..].iter_mut().zip(sums.as_chunks::<2>().0) {
-                    pair[lane] = *sums;
-                }
+                band[c * width + x] = from_fn(|r| samples[r][c].into());
+            }
+        }
+        for (x, (first, weights)) in across.taps.iter().enumerate() {
+            for c in 0..C {
+                let samples = &band[c * width + first..][..weights.len()];
+                let sums = weigh(samples, weights).map(round);
+                let lane = x * C + c;
+                let column = &mut columns[lane / LANES * height + top..][..LANES];
+                column.iter_mut().zip(sums).for_each(|(to, v)| to[lane % LANES] = v);
             }
         }
     }
     columns
 }
 
-/// Spreads one row over lane `r` of `band`, which is (C, column pairs).
+/// `sum over k of weights[k] * samples[k]`, one tap after another, for each lane.
 #[inline(always)]
-fn load_row<const C: usize>(row: &[[u8; C]], r: usize, band: &mut [Pair], column_pairs: usize) {
-    let (pairs, rest) = row.as_chunks::<2>();
-    for c in 0..C {
-        let plane = &mut band[c * column_pairs..][..column_pairs];
-        for (to, from) in plane.iter_mut().zip(pairs) {
-            to[r] = [i16::from(from[0][c]), i16::from(from[1][c])];
-        }
-        if let (Some(to), [from]) = (plane.last_mut(), rest) {
-            to[r] = [i16::from(from[c]), 0];
+fn weigh(samples: &[Lanes], weights: &[f64]) -> Lanes {
+    let mut sums = Lanes::default();
+    for (sample, weight) in samples.iter().zip(weights) {
+        for i in 0..LANES {
+            sums[i] += sample[i] * weight;
         }
     }
-}
-
-/// Bicubic resize and crop of 16-bit samples (h, w), stored low byte first, to (size, size).
-pub(super) fn bicubic_16(data: &[u8], w: usize, target: &Target) -> Vec<u16> {
-    let samples: Vec<u16> = data.as_chunks().0.iter().map(|&v| u16::from_le_bytes(v)).collect();
-    let h = samples.len() / w;
-    if target.is_columns_first(w, h) {
-        let out = rows_first_16(&transpose(&samples, w), h, &target.transposed());
-        return transpose(&out, target.size);
-    }
-    rows_first_16(&samples, w, target)
-}
-
-fn rows_first_16(samples: &[u16], w: usize, target: &Target) -> Vec<u16> {
-    let across = Axis::new(w, target.width, target.columns());
-    let down = Axis::new(samples.len() / w, target.height, target.rows());
-    let mut middle = Vec::with_capacity(down.used.len() * target.size);
-    for row in samples.chunks_exact(w).take(down.used.end).skip(down.used.start) {
-        let row = &row[across.used.clone()];
-        middle.extend(across.taps.iter().map(|(first, weights)| {
-            let terms = row[*first..].iter().zip(weights);
-            round_16(terms.fold(0.0, |sum, (&v, w)| sum + f64::from(v) * w))
-        }));
-    }
-    let mut out = Vec::with_capacity(target.size * target.size);
-    for (first, weights) in &down.taps {
-        let rows = &middle[first * target.size..];
-        out.extend((0..target.size).map(|x| {
-            let terms = rows[x..].iter().step_by(target.size).zip(weights);
-            round_16(terms.fold(0.0, |sum, (&v, w)| sum + f64::from(v) * w))
-        }));
-    }
-    out
-}
-
-/// Half away from zero, clipped.
-fn round_16(sum: f64) -> u16 {
-    let whole = (sum + if sum >= 0.0 { 0.5 } else { -0.5 }) as i32;
-    whole.clamp(0, 0xffff) as u16
+    sums
 }
 
 /// Nearest-neighbour resize and crop of one byte per pixel, (h, w) to (size, size).
