@@ -27,7 +27,10 @@ const ARENA: usize = 288 * MIB;
 /// Bytes of weights per measured pass, if the matrices are smaller.
 const PASS: usize = 16 * MIB;
 
-const NAMED: [(DType, &str, &[(usize, usize, usize)]); 4] = [
+/// Storage type, phase and the (m, n, k) of its launches.
+type Shapes = (DType, &'static str, &'static [(usize, usize, usize)]);
+
+const NAMED: [Shapes; 4] = [
     (
         DType::BF16,
         "decode",

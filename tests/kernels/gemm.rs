@@ -4,9 +4,10 @@ use crate::guarded::Guarded;
 use half::{bf16, f16};
 use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Host, Isa, Pool};
+use medflamingo::device::{Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
-use medflamingo::ops::GEMM;
+use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm};
+use medflamingo::tensor::Tensor;
 use std::ptr::{null, null_mut};
 
 const NONE: i32 = 0;
@@ -153,9 +154,9 @@ impl Case {
         let (m, n, k) = self.shape;
         let (lda, ldb, ldc) = self.strides();
         let wide = |x: &T| f64::from(x.to_f32());
-        // Terms are added one after the other, in blocks of at most 512: a random walk of half
+        // Terms are added one after the other, in blocks of at most 256: a random walk of half
         // roundings, and two for what is added to the sum.
-        let roundings = 2.0 + (k.min(512) as f64).sqrt() / 2.0;
+        let roundings = 2.0 + (k.min(256) as f64).sqrt() / 2.0;
         let mut c = Vec::new();
         for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
             let (a, b) = (&o.a[i * lda..][..k], &o.b[j * ldb..][..k]);
@@ -374,4 +375,48 @@ fn cost_counts_operands_once() {
     assert_eq!((cost.flops, cost.bytes), (60.0, 2.0 * 25.0 + 4.0 * 6.0));
     p.bias = std::ptr::dangling();
     assert_eq!((GEMM.cost)(&p, DType::F32).bytes, 4.0 * (25.0 + 6.0 + 3.0));
+}
+
+#[test]
+fn the_wrapper_launches_what_it_checked() {
+    let stream = Stream::host(2);
+    let upload = |values: &[f32], shape: &[usize]| Tensor::upload(&stream, values, shape).unwrap();
+    let a = upload(&[1.0, 2.0, 3.0, 4.0], &[2, 2]);
+    let b = upload(&[1.0, 0.0, 0.0, 1.0, 1.0, 1.0], &[3, 2]);
+    let (bias, gate) = (upload(&[0.0, 0.0, 100.0], &[3]), upload(&[20.0], &[1]));
+    let mut c = upload(&[10.0; 6], &[2, 3]);
+    let epilogue = Epilogue {
+        bias: Some(bias.view()),
+        activation: Activation::Identity,
+        gate: Some(gate.view()),
+        out: Out::Accumulate,
+    };
+    gemm(&stream, c.view_mut(), a.view(), b.view(), epilogue).unwrap();
+    assert_eq!(c.view().read::<f32>().unwrap(), [11.0, 12.0, 113.0, 13.0, 14.0, 117.0]);
+}
+
+#[test]
+fn the_wrapper_refuses_what_does_not_fit() {
+    let stream = Stream::host(1);
+    let zeros = |dtype, shape: &[usize]| Tensor::zeros(&stream, dtype, shape).unwrap();
+    let (a, b) = (zeros(DType::BF16, &[2, 4]), zeros(DType::BF16, &[3, 4]));
+    let refused = |c: (DType, &[usize]), b: &Tensor, epilogue: Epilogue| {
+        let mut c = zeros(c.0, c.1);
+        gemm(&stream, c.view_mut(), a.view(), b.view(), epilogue).unwrap_err().to_string()
+    };
+    let plain = Epilogue::default();
+    let bias = zeros(DType::BF16, &[4]);
+    let with_bias = Epilogue { bias: Some(bias.view()), ..plain };
+    let adds = Epilogue { out: Out::Accumulate, ..plain };
+    let right: (_, &[usize]) = (DType::BF16, &[2, 3]);
+    for (message, found) in [
+        (refused((DType::BF16, &[2, 4]), &b, plain), "gemm: c: expected (2, 3), found (2, 4)"),
+        (refused((DType::F16, &[2, 3]), &b, plain), "gemm: c: expected bf16, found f16"),
+        (refused(right, &zeros(DType::BF16, &[3, 5]), plain), "gemm: b: expected (3, 4)"),
+        (refused(right, &zeros(DType::F32, &[3, 4]), plain), "gemm: b: expected bf16, found f32"),
+        (refused(right, &b, with_bias), "gemm: bias: expected (3), found (4)"),
+        (refused((DType::F32, &[2, 3]), &b, adds), "expected bf16, found f32"),
+    ] {
+        assert!(message.contains(found), "{message}");
+    }
 }

@@ -260,7 +260,7 @@ unsafe fn dots_as<E: Element>(d: &Dots) {
         for i in (0..d.m / 2 * 2).step_by(2) {
             groups::<E, 2, 2>(d, i);
         }
-        if d.m % 2 != 0 {
+        if !d.m.is_multiple_of(2) {
             groups::<E, 1, 4>(d, d.m - 1);
         }
     }

@@ -18,12 +18,12 @@ use crate::device::Host;
 use crate::dtype::Real;
 
 /// Units of k per panel of B.
-const K_UNITS: usize = 512;
+const K_UNITS: usize = 256;
 /// Most columns of C per block.
 const COLS: usize = 256;
 /// Most rows of C per block: its part of A, ROWS * K_UNITS * 4 = 512 KiB, stays in the second
 /// cache.
-const ROWS: usize = 256;
+const ROWS: usize = 512;
 /// Most words of packed A: 24 MiB.
 const A_WORDS: usize = 6 << 20;
 
