@@ -1,17 +1,19 @@
 //! Bytes on a device. On the host a buffer may borrow a file mapping: weights are never copied.
 
 use crate::{Error, Result};
-use memmap2::Mmap;
-use std::alloc::Layout;
-use std::ptr::NonNull;
+use memmap2::{Mmap, MmapMut};
 use std::sync::Arc;
 
-/// Cache lines and the widest vectors are 64 bytes.
-const ALIGN: usize = 64;
-
 enum Memory {
-    Owned { ptr: NonNull<u8>, layout: Layout },
-    Mapped { map: Arc<Mmap>, start: usize },
+    /// Anonymous pages: zero until written, and not there until then.
+    Owned {
+        ptr: *mut u8,
+        _pages: MmapMut,
+    },
+    Mapped {
+        map: Arc<Mmap>,
+        start: usize,
+    },
 }
 
 /// A fixed number of bytes that kernels can address.
@@ -27,13 +29,11 @@ unsafe impl Sync for Buffer {}
 
 impl Buffer {
     pub(super) fn zeros(len: usize) -> Result<Self> {
-        let too_large =
-            || Error::device("cpu", format!("cannot allocate {:.1} MiB", len as f64 / 1048576.0));
-        let layout = Layout::from_size_align(len.max(ALIGN), ALIGN).map_err(|_| too_large())?;
-        // SAFETY: the layout's size is not zero.
-        let ptr =
-            NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(too_large)?;
-        Ok(Buffer { memory: Memory::Owned { ptr, layout }, len })
+        let mut pages = MmapMut::map_anon(len.max(1)).map_err(|e| {
+            let mib = len as f64 / 1048576.0;
+            Error::device("cpu", format!("cannot allocate {mib:.1} MiB: {e}"))
+        })?;
+        Ok(Buffer { memory: Memory::Owned { ptr: pages.as_mut_ptr(), _pages: pages }, len })
     }
 
     /// Borrows `start .. start + len` of a mapping.
@@ -61,7 +61,7 @@ impl Buffer {
     /// The address kernels use. Writing through it needs a claim of exclusive use.
     pub fn ptr(&self) -> *mut u8 {
         match &self.memory {
-            Memory::Owned { ptr, .. } => ptr.as_ptr(),
+            Memory::Owned { ptr, .. } => *ptr,
             Memory::Mapped { map, start } => map[*start..].as_ptr().cast_mut(),
         }
     }
@@ -94,15 +94,6 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Memory::Owned { ptr, layout } = self.memory {
-            // SAFETY: allocated in `zeros` with this layout, freed once.
-            unsafe { std::alloc::dealloc(ptr.as_ptr(), layout) };
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,7 +104,7 @@ mod tests {
         b.write(6, &[1, 2]).unwrap();
         assert!(b.write(7, &[1, 2]).is_err() && b.write(usize::MAX, &[1]).is_err());
         assert_eq!(b.bytes(), [0, 0, 0, 0, 0, 0, 1, 2]);
-        assert_eq!(b.ptr() as usize % ALIGN, 0);
+        assert_eq!(b.ptr() as usize % 64, 0);
     }
 
     #[test]
