@@ -9,17 +9,19 @@
 //! Weights are a mapped file, larger than the caches, and every launch of a pass has its own part
 //! of it.
 
+mod ceiling;
+
+use ceiling::{Time, median, peak, reader, time};
 use half::bf16;
 use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Host, Isa};
+use medflamingo::device::Host;
 use medflamingo::ops::GEMM;
 use memmap2::Mmap;
 use std::hint::black_box;
 use std::io::Write;
 use std::ptr::null;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 const MIB: usize = 1 << 20;
 /// Mapped weights; several times any third cache it is likely to meet.
@@ -152,32 +154,6 @@ fn arena() -> Mmap {
     unsafe { Mmap::map(&file) }.expect("a mapping")
 }
 
-/// Seconds by the clock, and of all this process's threads.
-#[derive(Clone, Copy)]
-struct Time {
-    wall: f64,
-    busy: f64,
-}
-
-fn time(f: impl FnOnce()) -> Time {
-    let (start, busy) = (Instant::now(), busy());
-    f();
-    Time { wall: start.elapsed().as_secs_f64(), busy: self::busy() - busy }
-}
-
-/// Processor seconds of this process so far.
-fn busy() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes the struct.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn launch_overhead(host: &Host) -> Row {
     let runs = 20_000;
     let count = AtomicU64::new(0);
@@ -303,151 +279,6 @@ impl Product<'_> {
         }
         self.row(name, count, flops, "GFLOP/s", &pairs[1..])
     }
-}
-
-/// A sum over `bytes` that the compiler cannot skip; fetched ahead in software if `AHEAD`.
-fn sum<const AHEAD: bool>(isa: Isa, bytes: &[u8]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-
-        #[target_feature(enable = "avx2")]
-        unsafe fn wide<const AHEAD: bool>(bytes: &[u8]) -> u64 {
-            let mut sums = [_mm256_setzero_si256(); 8];
-            for block in bytes.chunks_exact(256) {
-                for (i, s) in sums.iter_mut().enumerate() {
-                    // SAFETY: inside the block; a prefetch does not fault.
-                    unsafe {
-                        let at = block.as_ptr().add(32 * i);
-                        if AHEAD && i % 2 == 0 {
-                            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(16 << 10).cast());
-                        }
-                        *s = _mm256_xor_si256(*s, _mm256_loadu_si256(at.cast()));
-                    }
-                }
-            }
-            let all = sums.iter().fold(_mm256_setzero_si256(), |x, y| _mm256_xor_si256(x, *y));
-            _mm256_extract_epi64::<0>(all) as u64
-        }
-        if isa >= Isa::Avx2 {
-            // SAFETY: the host was made for this machine.
-            return unsafe { wide::<AHEAD>(bytes) };
-        }
-    }
-    let _ = isa;
-    let mut sums = [0u64; 32];
-    for block in bytes.chunks_exact(256) {
-        for (s, word) in sums.iter_mut().zip(block.chunks_exact(8)) {
-            *s ^= u64::from_ne_bytes(word.try_into().expect("eight bytes"));
-        }
-    }
-    sums.iter().fold(0, |x, y| x ^ y)
-}
-
-/// A read-only pass.
-fn read<const AHEAD: bool>(host: &Host, bytes: &[u8]) -> Time {
-    let piece = 256 << 10;
-    time(|| {
-        host.pool.run(bytes.len().div_ceil(piece), |i| {
-            let end = bytes.len().min((i + 1) * piece);
-            black_box(sum::<AHEAD>(host.isa, &bytes[i * piece..end]));
-        })
-    })
-}
-
-/// The faster way to read, with and without software prefetches.
-fn reader(host: &Host, arena: &[u8]) -> fn(&Host, &[u8]) -> Time {
-    let cost = |read: fn(&Host, &[u8]) -> Time| {
-        let times = arena.chunks(PASS).map(|part| read(host, part).busy);
-        median(times.collect())
-    };
-    // The first pass maps the pages.
-    cost(read::<false>);
-    if cost(read::<true>) < cost(read::<false>) { read::<true> } else { read::<false> }
-}
-
-/// The time of `flops` independent multiply-adds in registers, on all threads.
-fn peak(host: &Host, dtype: DType, flops: f64) -> Time {
-    let pieces = host.pool.threads() * 16;
-    let round = multiply_adds(host.isa, dtype, 1);
-    let steps = (flops / pieces as f64 / round as f64).max(1.0);
-    // Whole rounds only: the time is scaled by what they leave out.
-    let scale = steps / steps.floor();
-    let time = time(|| {
-        host.pool.run(pieces, |_| {
-            black_box(multiply_adds(host.isa, dtype, steps as u64));
-        })
-    });
-    Time { wall: time.wall * scale, busy: time.busy * scale }
-}
-
-/// `steps` rounds of 24 independent multiply-adds; returns the operations.
-fn multiply_adds(isa: Isa, dtype: DType, steps: u64) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-        const CHAINS: usize = 24;
-
-        #[target_feature(enable = "avx512f,avx512bf16")]
-        unsafe fn pairs(steps: u64) -> u64 {
-            let mut sums = [_mm512_set1_ps(0.0); CHAINS];
-            // SAFETY: a register of 32 bf16 has the size of one of 16 words.
-            let x = unsafe {
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0)))
-            };
-            for _ in 0..steps {
-                for s in &mut sums {
-                    *s = _mm512_dpbf16_ps(*s, x, x);
-                }
-            }
-            black_box(sums);
-            steps * CHAINS as u64 * 64
-        }
-
-        #[target_feature(enable = "avx512f")]
-        fn wide(steps: u64) -> u64 {
-            let mut sums = [_mm512_set1_ps(0.0); CHAINS];
-            let x = _mm512_set1_ps(black_box(0.5));
-            for _ in 0..steps {
-                for s in &mut sums {
-                    *s = _mm512_fmadd_ps(*s, x, x);
-                }
-            }
-            black_box(sums);
-            steps * CHAINS as u64 * 32
-        }
-
-        #[target_feature(enable = "avx2,fma")]
-        fn half(steps: u64) -> u64 {
-            let mut sums = [_mm256_set1_ps(0.0); 12];
-            let x = _mm256_set1_ps(black_box(0.5));
-            for _ in 0..2 * steps {
-                for s in &mut sums {
-                    *s = _mm256_fmadd_ps(*s, x, x);
-                }
-            }
-            black_box(sums);
-            2 * steps * 12 * 16
-        }
-
-        // SAFETY: the host was made for this machine.
-        unsafe {
-            match (isa, dtype) {
-                (Isa::Avx512Bf16, DType::BF16) => return pairs(steps),
-                (Isa::Avx512Bf16, _) => return wide(steps),
-                (Isa::Avx2, _) => return half(steps),
-                _ => {}
-            }
-        }
-    }
-    let _ = (isa, dtype);
-    let mut sums = [0.0f32; 32];
-    let x = black_box(0.5f32);
-    for _ in 0..steps {
-        sums.iter_mut().for_each(|s| *s = *s * x + x);
-    }
-    black_box(sums);
-    steps * 64
 }
 
 fn print(rows: &[Row], host: &Host, json: bool) {

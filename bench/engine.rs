@@ -1,0 +1,189 @@
+//! An engine on one model folder: opening, the first question, the second, and decoding against the
+//! reading of the same bytes.
+//!
+//! `cargo bench --bench engine -- --model DIR [--tokens N] [--reps N] [--threads N] [--json]`
+//!
+//! The prompt is six shots and a question with seven generated images; what the words mean does not
+//! matter here. Decoding and reading alternate, repetition by repetition, because the machine may be
+//! shared; shares are medians of the ratios.
+
+mod ceiling;
+
+use medflamingo::Result;
+use medflamingo::device::Host;
+use medflamingo::engine::{Answer, Control, Engine, EngineOptions, GenerateOptions, ModelFolder};
+use medflamingo::image::Pixels;
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+const SHOT: &str = "<image>Question: Which side is affected? Answer: the left side.<|endofchunk|>";
+const QUESTION: &str = "<image>Question: Where is the largest mass? Answer:";
+
+struct Options {
+    model: PathBuf,
+    tokens: usize,
+    reps: usize,
+    threads: usize,
+    json: bool,
+}
+
+fn options() -> Options {
+    let mut options =
+        Options { model: PathBuf::new(), tokens: 16, reps: 7, threads: 0, json: false };
+    let mut arguments = std::env::args().skip(1);
+    let number = |text: Option<String>| text.and_then(|t| t.parse().ok()).expect("a number");
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--model" => options.model = arguments.next().expect("--model DIR").into(),
+            "--tokens" => options.tokens = number(arguments.next()),
+            "--reps" => options.reps = number(arguments.next()),
+            "--threads" => options.threads = number(arguments.next()),
+            "--json" => options.json = true,
+            "--bench" => {}
+            other => panic!("unknown argument {other}; see the first lines of bench/engine.rs"),
+        }
+    }
+    options
+}
+
+fn main() -> Result<()> {
+    let options = options();
+    if options.model.as_os_str().is_empty() {
+        // `cargo bench` without arguments runs every bench; this one needs a model.
+        eprintln!("engine: skipped, no --model DIR (make one with medflamingo-tools synth)");
+        return Ok(());
+    }
+    let how = EngineOptions { threads: options.threads, ..EngineOptions::default() };
+    let open = (0..options.reps)
+        .map(|_| {
+            let started = Instant::now();
+            Engine::open(&options.model, &how).map(|_| started.elapsed().as_secs_f64() * 1e3)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut engine = Engine::open(&options.model, &how)?;
+    let questions = questions(&mut engine)?;
+    let decode = decode(&mut engine, &options)?;
+    let memory = engine.memory();
+    let report = json!({
+        "model": options.model.file_name().map(|n| n.to_string_lossy()),
+        "device": engine.device(),
+        "open_ms": median(&open),
+        "first": questions[0],
+        "same_shots_same_image": questions[1],
+        "same_shots_new_image": questions[2],
+        "decode": decode,
+        "anonymous_mib": memory.anonymous as f64 / 1048576.0,
+        "kv_pages_mib": memory.kv_pages as f64 / 1048576.0,
+        "weights_mib": memory.weights as f64 / 1048576.0,
+    });
+    if options.json {
+        println!("{report}");
+    } else {
+        println!("{}", serde_json::to_string_pretty(&report).expect("JSON"));
+    }
+    Ok(())
+}
+
+fn ask(
+    engine: &mut Engine,
+    question: &str,
+    images: &[usize],
+    options: GenerateOptions,
+) -> Result<Answer> {
+    let size = engine.model().config().vision.image_size;
+    let images = images.iter().map(|&seed| picture(size, seed)).collect();
+    let text = format!("You are a helpful medical assistant. {}{question}", SHOT.repeat(6));
+    let request = engine.request(&text, images, options)?;
+    engine.generate(request, &mut |_| Control::Continue)
+}
+
+/// Smooth waves, different for each seed.
+fn picture(size: usize, seed: usize) -> Pixels {
+    let wave = |i: usize| {
+        let (x, y) = (i % size, i / size % size);
+        ((x * (seed + 1) + y * (2 * seed + 3)) as f32 * 0.01).sin()
+    };
+    Pixels { size, data: (0..3 * size * size).map(wave).collect() }
+}
+
+/// The first question, the same shots with another question, and with another image.
+fn questions(engine: &mut Engine) -> Result<Vec<serde_json::Value>> {
+    let one = GenerateOptions { max_new_tokens: 1, ..GenerateOptions::default() };
+    // Weights come in and threads start with a prompt that shares nothing with the others.
+    ask(engine, "Warm up. <image>", &[90, 91, 92, 93, 94, 95, 96], one.clone())?;
+    let mut first = 0.0;
+    [
+        (QUESTION, [1, 2, 3, 4, 5, 6, 7]),
+        ("<image>Question: Is it large? Answer:", [1, 2, 3, 4, 5, 6, 7]),
+        (QUESTION, [1, 2, 3, 4, 5, 6, 8]),
+    ]
+    .into_iter()
+    .map(|(question, images)| {
+        let answer = ask(engine, question, &images, one.clone())?;
+        let t = &answer.timings_ms;
+        if first == 0.0 {
+            first = t.first_token;
+        }
+        Ok(json!({
+            "prompt_tokens": answer.prompt_tokens,
+            "cached_tokens": answer.cached_tokens,
+            "cached_images": answer.cached_images,
+            "vision_ms": t.vision,
+            "prefill_ms": t.prefill,
+            "first_token_ms": t.first_token,
+            "first_question_over_this": first / t.first_token,
+        }))
+    })
+    .collect()
+}
+
+/// Decoding and reading of the same bytes, in turns.
+fn decode(engine: &mut Engine, options: &Options) -> Result<serde_json::Value> {
+    let folder = ModelFolder::open(&options.model)?;
+    let is_read = |name: &str| {
+        let tied = folder.config.language.tied_head;
+        (name.starts_with("language.") && (tied || name != "language.embedding.weight"))
+            || (name.starts_with("xattn.") && !name.contains(".attn.kv."))
+    };
+    let pieces: Vec<&[u8]> = folder
+        .weights
+        .iter()
+        .filter(|(name, _)| is_read(name))
+        .filter_map(|(_, entry)| entry.contiguous())
+        .collect();
+    let bytes: usize = pieces.iter().map(|p| p.len()).sum();
+    let host = Host::new(options.threads);
+    let how = GenerateOptions {
+        max_new_tokens: options.tokens + 1,
+        min_new_tokens: options.tokens + 1,
+        ..GenerateOptions::default()
+    };
+    let (mut shares, mut per_token, mut reads) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..options.reps {
+        let read = ceiling::read_all(&host, &pieces);
+        let answer = ask(engine, QUESTION, &[1, 2, 3, 4, 5, 6, 7], how.clone())?;
+        let again = ceiling::read_all(&host, &pieces);
+        let token = median(&answer.timings_ms.decode) / 1e3;
+        let read = (read + again) / 2.0;
+        shares.push(read / token);
+        per_token.push(token * 1e3);
+        reads.push(bytes as f64 / read / 1e9);
+    }
+    Ok(json!({
+        "bytes_per_token": bytes,
+        "counted_by_the_model": engine.model().decode_bytes(),
+        "ms_per_token": median(&per_token),
+        "tokens_per_s": 1e3 / median(&per_token),
+        "gb_per_s": bytes as f64 / median(&per_token) / 1e6,
+        "read_gb_per_s": median(&reads),
+        "share_of_read": median(&shares),
+        "share_of_read_all": shares,
+    }))
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
