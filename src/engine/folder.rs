@@ -4,7 +4,7 @@ use crate::image::Preprocess;
 use crate::model::Config;
 use crate::text::Tokenizer;
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -60,6 +60,10 @@ impl ModelFolder {
     fn agree(&self) -> Result<()> {
         let (c, t) = (&self.config, &self.tokenizer);
         let specials = t.specials();
+        if self.weights.dtype() != c.dtype.into() {
+            let expected = format!("{} (config.json)", DType::from(c.dtype));
+            return Err(Error::invalid("weights", expected, self.weights.dtype()));
+        }
         for (name, expected, found) in [
             ("tokenizer.json <image>", c.tokens.image, specials.image),
             ("tokenizer.json <|endofchunk|>", c.tokens.end_of_chunk, specials.end_of_chunk),

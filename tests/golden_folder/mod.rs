@@ -2,6 +2,7 @@
 
 use medflamingo::convert::{NewHeadRows, Options, convert};
 use medflamingo::engine::{Engine, GenerateOptions, Request};
+use medflamingo::image::Pixels;
 use medflamingo::model::config::StoredDType;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -152,6 +153,13 @@ impl Model {
         all.data[index * each..(index + 1) * each].to_vec()
     }
 
+    /// An image of the recordings, prepared for `engine`.
+    pub fn image(&self, engine: &Engine, index: usize) -> Pixels {
+        let name = self.manifest["image_order"][index].as_str().unwrap();
+        let path = self.folder.parent().unwrap().join("images").join(name);
+        engine.image(&std::fs::read(path).unwrap()).unwrap()
+    }
+
     /// The case's row as a user would ask it: the prompt's text and the image files.
     pub fn request(
         &self,
@@ -160,13 +168,8 @@ impl Model {
         row: usize,
         options: GenerateOptions,
     ) -> Request {
-        let names = self.manifest["image_order"].as_array().unwrap();
-        let images = self.folder.parent().unwrap().join("images");
-        let image = |&i: &usize| {
-            let path = images.join(names[i].as_str().unwrap());
-            engine.image(&std::fs::read(path).unwrap()).unwrap()
-        };
-        let pixels = case.image_indices(row).iter().map(image).collect();
+        let indices = case.image_indices(row);
+        let pixels = indices.iter().map(|&i| self.image(engine, i)).collect();
         engine.request(case.prompt(row), pixels, options).unwrap()
     }
 }
