@@ -154,13 +154,24 @@ pub type TensorSpec = (String, Vec<usize>);
 
 impl Config {
     /// Reads and checks `config.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not one of ours, or has sizes that no model has.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        let config: Config = serde_json::from_str(&text).map_err(|e| {
-            Error::invalid(path.display(), "a medflamingo model configuration", e)
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        Config::parse(&bytes).map_err(|e| e.within(path.display()))
+    }
+
+    /// As [`Config::read`], from the file's bytes.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        let config: Config = serde_json::from_slice(json).map_err(|e| {
+            Error::invalid("config.json", "a medflamingo model configuration", e)
                 .advise("make a model folder with `medflamingo-tools convert`")
         })?;
-        config.check().map_err(|e| e.within(path.display()))?;
+        config.check()?;
         Ok(config)
     }
 
