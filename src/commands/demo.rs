@@ -67,6 +67,7 @@ impl Demo {
         let temporary = Temporary(
             std::env::temp_dir().join(format!("medflamingo-demo-{}", std::process::id())),
         );
+        std::fs::create_dir_all(&temporary.0).map_err(|e| Error::io("create", &temporary.0, e))?;
         let output = self.keep.unwrap_or_else(|| temporary.0.join("model"));
         convert_model(&model, &output)?;
         let mut engine = Engine::open(&output, &EngineOptions::default())?;

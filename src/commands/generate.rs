@@ -2,6 +2,7 @@
 
 use clap::Args;
 use medflamingo::device::Device;
+use medflamingo::engine::options::EarlyStopping;
 use medflamingo::engine::{
     Answer, Control, Engine, EngineOptions, Event, GenerateOptions, Request,
 };
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 ///
 /// Research software. Not a medical device.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, allow_negative_numbers = true)]
 pub struct Generate {
     /// Model folder, made by `medflamingo-tools convert`
     #[arg(long, value_name = "DIR")]
@@ -83,8 +84,11 @@ struct OptionArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_beams: usize,
     /// Beam scores are divided by length^X, prompt included; OpenFlamingo evaluates with 0
-    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
     length_penalty: f64,
+    /// When beams may stop: false (when no open beam can win), true (with enough answers), never
+    #[arg(long, default_value = "false", value_name = "RULE")]
+    early_stopping: EarlyStopping,
     /// 0 is greedy; above, tokens are drawn at random
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     temperature: f64,
@@ -121,6 +125,7 @@ impl OptionArgs {
             min_new_tokens: self.min_new_tokens,
             num_beams: self.num_beams,
             length_penalty: self.length_penalty,
+            early_stopping: self.early_stopping,
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -130,7 +135,6 @@ impl OptionArgs {
             seed: self.seed,
             stop: self.stop.clone(),
             logprobs: self.logprobs,
-            ..GenerateOptions::default()
         }
     }
 }
