@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 /// Make a model folder of a published shape with random weights.
 ///
-/// For timing and for trying things out: the answers are noise, but every part of the model is there
-/// and of the right size. The same preset and seed give the same weights.
+/// For timing and for trying things out: the answers are noise, but every part of the model is
+/// there and of the right size. The same preset and seed give the same weights.
 #[derive(Args)]
 pub struct Synth {
     /// The shape

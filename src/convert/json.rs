@@ -77,10 +77,11 @@ impl Object {
             .ok_or_else(|| self.wrong(keys, "a whole number above 0"))
     }
 
-    /// A number above zero.
+    /// A number above zero, as f32 too.
     pub(super) fn number_or(&self, keys: &[&str], default: f64) -> Result<f64> {
         let x = self.get(keys).map_or(Some(default), Value::as_f64);
-        x.filter(|x| *x > 0.0 && x.is_finite()).ok_or_else(|| self.wrong(keys, "a number above 0"))
+        let is_fine = |x: &f64| *x as f32 > 0.0 && (*x as f32).is_finite();
+        x.filter(is_fine).ok_or_else(|| self.wrong(keys, "a number above 0"))
     }
 
     pub(super) fn flag_or(&self, keys: &[&str], default: bool) -> Result<bool> {

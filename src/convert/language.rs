@@ -10,6 +10,8 @@ use crate::model::config::{Family, Language, Position};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 
+const MAX_LAYERS: usize = 1024;
+
 /// Reads `config`; `vocabulary` is the length of the tokenizer with Flamingo's tokens.
 ///
 /// # Errors
@@ -29,6 +31,13 @@ pub(super) fn infer(config: &Object, vocabulary: usize) -> Result<(Language, Lay
         }
     };
     language.0.vocabulary = vocabulary;
+    let l = &language.0;
+    // What follows loops over layers before the whole configuration is checked.
+    if l.layers > MAX_LAYERS || l.norm_eps > 1.0 {
+        let expected = format!("at most {MAX_LAYERS} layers, and an epsilon below 1");
+        let found = format!("{} layers, {}", l.layers, l.norm_eps);
+        return Err(Error::invalid(&config.at, expected, found));
+    }
     Ok(language)
 }
 
@@ -292,6 +301,7 @@ mod tests {
             (llama_7b(), "hidden_size", json!("wide")),
             (llama_7b(), "hidden_size", json!(0)),
             (llama_7b(), "num_hidden_layers", json!(-1)),
+            (llama_7b(), "rms_norm_eps", json!(1e300)),
             (llama_7b(), "model_type", json!("opt")),
             (mpt_7b(), "attn_config.clip_qkv", json!(6.0)),
             (mpt_7b(), "attn_config.alibi", json!(false)),

@@ -120,7 +120,7 @@ impl Spread {
         match name {
             _ if name.ends_with("gate") => {
                 let layer = name.split('.').nth(1).and_then(|n| n.parse::<usize>().ok());
-                let sign = if layer.unwrap_or(0) % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = if layer.unwrap_or(0).is_multiple_of(2) { 1.0 } else { -1.0 };
                 Spread { mean: 0.5 * sign, reach: 0.2 }
             }
             "resampler.latents" => centred(1.0),

@@ -34,8 +34,8 @@ struct Checksums {
     files: Vec<FileSum>,
 }
 
-/// Compares every tensor's shape and type with `config.json`, the tokenizer with the vocabulary, and
-/// every byte with the checksums in `conversion.json` or `checksums.json`.
+/// Compares every tensor's shape and type with `config.json`, the tokenizer with the vocabulary,
+/// and every byte with the checksums in `conversion.json` or `checksums.json`.
 ///
 /// # Errors
 /// The first thing that is not as it was written.

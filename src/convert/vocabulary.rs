@@ -123,10 +123,11 @@ fn alphabet(byte: u8) -> String {
 }
 
 fn template() -> Value {
+    let text = |id, kind| json!({"Sequence": {"id": id, "type_id": kind}});
     json!({
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, text("A", 0)],
+        "pair": [text("A", 0), text("B", 1)],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     })
 }
@@ -143,15 +144,17 @@ fn byte_level(
         json!({"id": id, "content": content, "special": true, "single_word": false,
             "lstrip": false, "rstrip": false, "normalized": false})
     });
+    let bytes = |prefix_space: bool| {
+        json!({"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": true,
+            "use_regex": true})
+    };
     let file = json!({
         "version": "1.0",
         "added_tokens": added.collect::<Vec<_>>(),
         "normalizer": null,
-        "pre_tokenizer":
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "pre_tokenizer": bytes(false),
         "post_processor": template,
-        "decoder":
-            {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "decoder": bytes(true),
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     });
     TokenizerFile::parse(file.to_string().as_bytes())
