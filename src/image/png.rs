@@ -6,7 +6,7 @@
 
 use super::{Limits, Mode, Picture};
 use crate::{Error, Result};
-use ::png::{BitDepth, ColorType, Decoder, DecodingError, Transformations};
+use ::png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Transformations};
 use std::io::{Cursor, ErrorKind};
 
 /// The first bytes of every PNG file.
@@ -15,15 +15,18 @@ pub(super) const MAGIC: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Decodes a PNG file.
 ///
 /// # Errors
-/// A header outside of `limits`, a truncated or damaged file (checksums are verified).
+/// A header outside of `limits`, a truncated or damaged file. All checksums of the pixel data are
+/// verified and the last chunk must be there; Pillow forgives a wrong CRC and a missing `IEND`.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     if let Some([w3, w2, w1, w0, h3, h2, h1, h0]) = bytes.get(16..24) {
         let (width, height) = ([*w3, *w2, *w1, *w0], [*h3, *h2, *h1, *h0]);
         limits.check(u32::from_be_bytes(width), u32::from_be_bytes(height))?;
     }
-    let mut decoder = Decoder::new(Cursor::new(bytes));
-    decoder.set_ignore_text_chunk(true);
-    decoder.set_ignore_iccp_chunk(true);
+    let mut options = DecodeOptions::default();
+    options.set_ignore_checksums(false);
+    options.set_ignore_text_chunk(true);
+    options.set_ignore_iccp_chunk(true);
+    let mut decoder = Decoder::new_with_options(Cursor::new(bytes), options);
     let info = decoder.read_header_info().map_err(refuse)?;
     let (width, height) = (info.width as usize, info.height as usize);
     let (color, depth) = (info.color_type, info.bit_depth);
@@ -108,6 +111,25 @@ mod tests {
         assert_eq!(unpack(&[0b1010_0000, 0b0110_0000], 3, 1, 255), [255, 0, 255, 0, 255, 255]);
         assert_eq!(unpack(&[0b0001_1011, 0b1100_0000], 5, 2, 85), [0, 85, 170, 255, 255]);
         assert_eq!(unpack(&[0x0f, 0x70], 3, 4, 17), [0, 255, 119]);
+    }
+
+    /// Flips a bit of the pixels' own checksum (Adler-32) and mends the chunk's (CRC-32).
+    #[test]
+    fn damaged_pixels_are_refused_by_their_own_checksum() {
+        let mut file = Vec::new();
+        let mut info = ::png::Info::with_size(2, 2);
+        info.color_type = ColorType::Grayscale;
+        let mut writer =
+            ::png::Encoder::with_info(&mut file, info).unwrap().write_header().unwrap();
+        writer.write_image_data(&[1, 2, 3, 4]).unwrap();
+        drop(writer);
+        assert_eq!(decode(&file, &Limits::default()).unwrap().data, [1, 2, 3, 4]);
+        let crc_at = file.len() - 12 - 4; // IEND has 12 bytes
+        file[crc_at - 1] ^= 1;
+        let start = file.windows(4).position(|w| w == b"IDAT").unwrap();
+        let crc = crc32(&file[start..crc_at]);
+        file[crc_at..crc_at + 4].copy_from_slice(&crc.to_be_bytes());
+        assert!(decode(&file, &Limits::default()).unwrap_err().to_string().contains("orrupt"));
     }
 
     #[test]

@@ -47,11 +47,6 @@ impl Target {
         let lost = |from: usize, to: usize| from as i64 - to as i64;
         lost(h, self.height) > (2 * lost(w, self.width)).max(0)
     }
-
-    fn transposed(&self) -> Self {
-        let Target { width, height, left, top, size } = *self;
-        Target { width: height, height: width, left: top, top: left, size }
-    }
 }
 
 /// The source samples of each output in a window, and their weights.
