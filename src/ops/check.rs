@@ -48,6 +48,18 @@ pub(super) fn small(op: &str, name: &str, value: usize) -> Result<i32> {
         .map_err(|_| Error::invalid(format!("{op}: {name}"), "less than 2^31", value))
 }
 
+/// The columns of `heads` heads of `head_dim`, `parts` of them side by side.
+pub(super) fn width(op: &str, parts: usize, heads: usize, head_dim: usize) -> Result<usize> {
+    let width = heads.checked_mul(head_dim).and_then(|inner| inner.checked_mul(parts));
+    match width {
+        Some(width) if width > 0 && width <= i32::MAX as usize => Ok(width),
+        _ => {
+            let found = format!("{heads} of {head_dim}");
+            Err(Error::invalid(format!("{op}: heads"), "at least one, of width 1 or more", found))
+        }
+    }
+}
+
 /// The width of one of `heads` heads of `cols` features together.
 pub(super) fn head_dim(op: &str, name: &str, cols: usize, heads: usize) -> Result<usize> {
     if heads > 0 && cols > 0 && cols.is_multiple_of(heads) {

@@ -26,7 +26,8 @@ pub fn kv_append(
     heads: usize,
     head_dim: usize,
 ) -> Result<()> {
-    check::matrix("kv_append", "qkv", &qkv, batch.rows(), 3 * heads * head_dim)?;
+    let width = check::width("kv_append", 3, heads, head_dim)?;
+    check::matrix("kv_append", "qkv", &qkv, batch.rows(), width)?;
     check::dtype("kv_append", "qkv", &qkv, pages.dtype())?;
     check_pages("kv_append", &pages.as_view(), batch, heads, head_dim)?;
     let params = KvAppendParams {
@@ -53,7 +54,8 @@ pub(super) fn check_pages(
     heads: usize,
     head_dim: usize,
 ) -> Result<()> {
-    let cols = 2 * heads * batch.page_tokens() * head_dim;
+    let inner = check::width(op, 2, heads, head_dim)?;
+    let cols = inner.saturating_mul(batch.page_tokens());
     if pages.rows() >= batch.pages() && pages.cols() == cols {
         return Ok(());
     }

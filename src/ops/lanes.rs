@@ -4,6 +4,7 @@
 //! the host's. Everything on the way is `inline(always)`: a function compiled on its own would
 //! not have the instruction set.
 
+use super::gemm::math;
 use super::rows::with_scratch;
 use crate::DType;
 use crate::device::{Host, Isa};
@@ -183,13 +184,13 @@ impl Lanes for Portable {
     unsafe fn load_bf16(p: *const u16) -> [f32; 4] {
         // SAFETY: the caller's.
         let h = unsafe { p.cast::<[u16; 4]>().read_unaligned() };
-        each(|i| half::bf16::from_bits(h[i]).to_f32())
+        each(|i| math::widen(half::bf16::from_bits(h[i])))
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> [f32; 4] {
         // SAFETY: the caller's.
         let h = unsafe { p.cast::<[u16; 4]>().read_unaligned() };
-        each(|i| half::f16::from_bits(h[i]).to_f32())
+        each(|i| math::widen(half::f16::from_bits(h[i])))
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 4]) {

@@ -1,6 +1,7 @@
 //! `patchify`: images to rows of patches; `vision_tokens`: class embedding and positions.
 
 use super::check;
+use super::gemm::math;
 use super::rows::{Rows, for_row_ranges};
 use crate::contracts::{PatchifyParams, VisionTokensParams};
 use crate::device::{Cost, Host, Kernel, Stream};
@@ -115,7 +116,7 @@ unsafe fn patchify_twin<T: Real>(p: &PatchifyParams, host: &Host) {
                 // SAFETY: `line` is one of the images' 3 * side lines.
                 let line = unsafe { lines.get(line) };
                 for (y, &x) in y.iter_mut().zip(&line[right * patch..(right + 1) * patch]) {
-                    *y = T::from_f32(x);
+                    *y = math::narrow(x);
                 }
             }
         }
@@ -138,7 +139,7 @@ unsafe fn vision_tokens_twin<T: Real>(p: &VisionTokensParams, host: &Host) {
             let x =
                 unsafe { if token == 0 { cls.get(0) } else { x.get(image * patches + token - 1) } };
             for ((y, x), pos) in y.iter_mut().zip(x).zip(pos) {
-                *y = T::from_f32(x.to_f32() + pos.to_f32());
+                *y = math::narrow(math::widen(*x) + math::widen(*pos));
             }
         }
     });

@@ -2,7 +2,9 @@
 
 use super::batch::Ragged;
 use super::check;
-use super::rows::{Rows, for_row_ranges, with_scratch};
+use super::gemm::math;
+use super::lanes::{self, Grid, Lanes};
+use super::rows::{Rows, row_range, row_tasks};
 use crate::contracts::RopeParams;
 use crate::device::{Cost, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -26,7 +28,8 @@ pub fn rope(
     rotary: usize,
     base: f32,
 ) -> Result<()> {
-    check::matrix("rope", "qkv", &qkv.as_view(), batch.rows(), 3 * heads * head_dim)?;
+    let width = check::width("rope", 3, heads, head_dim)?;
+    check::matrix("rope", "qkv", &qkv.as_view(), batch.rows(), width)?;
     if rotary == 0 || !rotary.is_multiple_of(2) || rotary > head_dim {
         return Err(Error::invalid("rope: rotary", format!("even, 2 to {head_dim}"), rotary));
     }
@@ -52,36 +55,68 @@ fn cost(p: &RopeParams, dtype: DType) -> Cost {
     Cost { bytes: 2.0 * cells * dtype.size() as f64, flops: 3.0 * cells }
 }
 
+struct Task<T> {
+    qkv: Rows<T>,
+    positions: Rows<i32>,
+    rows: usize,
+    heads: usize,
+    head_dim: usize,
+    rotary: usize,
+    base: f32,
+}
+
+impl<T: Real> Task<T> {
+    /// Columns that may change: queries and keys.
+    fn cols(&self) -> usize {
+        2 * self.heads * self.head_dim
+    }
+}
+
+impl<T: Real> Grid for Task<T> {
+    fn scratch(&self, _: usize) -> usize {
+        3 * self.rotary / 2
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, scratch: &mut [f32]) {
+        let half = self.rotary / 2;
+        let (frequencies, turns) = scratch.split_at_mut(half);
+        let (cosines, sines) = turns.split_at_mut(half);
+        for (i, f) in frequencies.iter_mut().enumerate() {
+            *f = 1.0 / self.base.powf((2 * i) as f32 / self.rotary as f32);
+        }
+        for r in row_range(task, self.rows, self.cols()) {
+            // SAFETY: each row of qkv is of one task only.
+            let (row, position) = unsafe { (self.qkv.get_mut(r), self.positions.get(0)[r]) };
+            for ((s, c), f) in sines.iter_mut().zip(cosines.iter_mut()).zip(frequencies.iter()) {
+                (*s, *c) = (position as f32 * f).sin_cos();
+            }
+            for head in row.chunks_exact_mut(self.head_dim) {
+                let (first, second) = head[..self.rotary].split_at_mut(half);
+                let pairs = first.iter_mut().zip(second);
+                for ((a, b), (c, s)) in pairs.zip(cosines.iter().zip(sines.iter())) {
+                    let (x, y) = (math::widen(*a), math::widen(*b));
+                    *a = math::narrow(x * c - y * s);
+                    *b = math::narrow(y * c + x * s);
+                }
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn rope_twin<T: Real>(p: &RopeParams, host: &Host) {
-    let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
-    let (rotary, half) = (p.rotary as usize, p.rotary as usize / 2);
-    let (rows, base) = (p.rows as usize, p.base);
-    let qkv = Rows::<T>::new(p.qkv, p.row_stride, 2 * heads * head_dim);
-    let positions = Rows::<i32>::dense(p.positions.cast(), rows);
-    for_row_ranges(host, rows, 2 * heads * head_dim, |range| {
-        with_scratch(3 * half, |scratch| {
-            let (frequencies, turns) = scratch.split_at_mut(half);
-            for (i, f) in frequencies.iter_mut().enumerate() {
-                *f = 1.0 / base.powf((2 * i) as f32 / rotary as f32);
-            }
-            let (cosines, sines) = turns.split_at_mut(half);
-            for r in range {
-                // SAFETY: each row of qkv is of one task only.
-                let (row, position) = unsafe { (qkv.get_mut(r), positions.get(0)[r]) };
-                for i in 0..half {
-                    (sines[i], cosines[i]) = (position as f32 * frequencies[i]).sin_cos();
-                }
-                for head in row.chunks_exact_mut(head_dim) {
-                    let (first, second) = head[..rotary].split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b) = (first[i].to_f32(), second[i].to_f32());
-                        first[i] = T::from_f32(a * cosines[i] - b * sines[i]);
-                        second[i] = T::from_f32(b * cosines[i] + a * sines[i]);
-                    }
-                }
-            }
-        });
-    });
+    let (heads, head_dim, rows) = (p.heads as usize, p.head_dim as usize, p.rows as usize);
+    let grid = Task {
+        qkv: Rows::<T>::new(p.qkv, p.row_stride, 2 * heads * head_dim),
+        positions: Rows::dense(p.positions.cast(), rows),
+        rows,
+        heads,
+        head_dim,
+        rotary: p.rotary as usize,
+        base: p.base,
+    };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(rows, grid.cols()), &grid) }
 }

@@ -35,8 +35,9 @@ pub fn self_attention(
     scale: f32,
 ) -> Result<()> {
     let op = "self_attention";
-    check::matrix(op, "q", &q, batch.rows(), heads * head_dim)?;
-    check::matrix(op, "o", &o.as_view(), batch.rows(), heads * head_dim)?;
+    let width = check::width(op, 1, heads, head_dim)?;
+    check::matrix(op, "q", &q, batch.rows(), width)?;
+    check::matrix(op, "o", &o.as_view(), batch.rows(), width)?;
     check::dense(op, "o", &o.as_view())?;
     check::dtype(op, "o", &o.as_view(), q.dtype())?;
     check::dtype(op, "pages", &pages, q.dtype())?;

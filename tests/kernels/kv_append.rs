@@ -86,6 +86,12 @@ fn wrong_arguments_are_named() {
     let batch = Ragged::new(&mut arena, &[one], 4, 3).unwrap();
     let zeros = |dtype, shape: &[usize]| Tensor::zeros(&stream, dtype, shape).unwrap();
     let qkv = zeros(DType::F32, &[1, 24]);
+    for (heads, head_dim) in [(0, 8), (1, 0), (usize::MAX, 2), (1 << 31, 1 << 31)] {
+        let mut pages = zeros(DType::F32, &[3, 64]);
+        let pages = pages.view_mut();
+        let e = message(ops::kv_append(&stream, pages, qkv.view(), &batch, heads, head_dim));
+        assert!(e.starts_with("kv_append: heads: expected at least one, of width 1"), "{e}");
+    }
     for (mut pages, expected) in [
         (zeros(DType::F32, &[2, 64]), "kv_append: pages: expected at least (3, 64)"),
         (zeros(DType::F32, &[3, 63]), "kv_append: pages: expected at least (3, 64)"),
