@@ -4,8 +4,8 @@
 //! `cargo bench --bench engine -- --model DIR [--tokens N] [--reps N] [--threads N] [--json]`
 //!
 //! The prompt is six shots and a question with seven generated images; what the words mean does not
-//! matter here. Decoding and reading alternate, repetition by repetition, because the machine may be
-//! shared; shares are medians of the ratios.
+//! matter here. Decoding and reading alternate, repetition by repetition, because the machine may
+//! be shared; shares are medians of the ratios.
 
 mod ceiling;
 

@@ -79,7 +79,7 @@ fn a_batch_answers_each_line_as_it_would_be_alone() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("requests.jsonl");
     std::fs::copy(image("phantom_1.jpg"), dir.path().join("a.jpg")).unwrap();
-    let lines = r#"{"id": "q1", "prompt": "<image>Question: Is it big? Answer:", "images": ["a.jpg"]}
+    let lines = r#"{"id":"q1", "prompt": "<image>Question: Is it big? Answer:", "images": ["a.jpg"]}
 
 {"id": 2, "prompt": "No image here", "max_new_tokens": 2, "temperature": 0.0}
 "#;
