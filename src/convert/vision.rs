@@ -181,12 +181,20 @@ fn hints(path: &Path, source: &Source, style: Style, vision: &Vision) -> Result<
         if path.is_dir() { path } else { source.path().parent().unwrap_or(Path::new(".")) };
     if style == Style::HuggingFace {
         return match Object::read_optional(folder.join("config.json"))? {
-            Some(config) => hugging_face(&config, vision),
+            Some(config) => {
+                if let Some(pixels) =
+                    Object::read_optional(folder.join("preprocessor_config.json"))?
+                {
+                    pixels.only("image_mean", &[json!(MEAN)])?;
+                    pixels.only("image_std", &[json!(STD)])?;
+                }
+                hugging_face(&config, vision)
+            }
             None => Ok(Hints::default()),
         };
     }
     let mut found: Option<(Object, Hints)> = None;
-    for config in open_clip_configs(folder)? {
+    for (config, pixels) in open_clip_configs(folder)? {
         let hints = match open_clip(&config, vision)? {
             Some(hints) => hints,
             None => continue,
@@ -204,13 +212,17 @@ fn hints(path: &Path, source: &Source, style: Style, vision: &Vision) -> Result<
                 .advise("leave only the .json of this model beside the weights"));
             }
         }
+        if let Some(pixels) = pixels {
+            pixels.only("mean", &[json!(MEAN)])?;
+            pixels.only("std", &[json!(STD)])?;
+        }
         found = Some((config, hints));
     }
     Ok(found.map(|(_, hints)| hints).unwrap_or_default())
 }
 
-/// The JSON files of a folder that have a `vision_cfg`, by name.
-fn open_clip_configs(folder: &Path) -> Result<Vec<Object>> {
+/// The JSON files of a folder that have a `vision_cfg`, by name; with what they say about pixels.
+fn open_clip_configs(folder: &Path) -> Result<Vec<(Object, Option<Object>)>> {
     const MOST: usize = 256;
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))?;
@@ -220,8 +232,9 @@ fn open_clip_configs(folder: &Path) -> Result<Vec<Object>> {
     paths.sort();
     // Other people's JSON may lie here too: what cannot be read has no vision_cfg.
     let objects = paths.iter().filter_map(|p| Object::read(p).ok());
-    let inner = |o: Object| o.object("model_cfg").unwrap_or(o);
-    Ok(objects.map(inner).filter(|o| o.value.get("vision_cfg").is_some()).collect())
+    let parts =
+        |o: Object| (o.object("model_cfg").unwrap_or(o.clone()), o.object("preprocess_cfg"));
+    Ok(objects.map(parts).filter(|(o, _)| o.value.get("vision_cfg").is_some()).collect())
 }
 
 /// `None` if the file describes another tower than the tensors show.

@@ -262,7 +262,9 @@ impl Staging {
             let expected = format!("{bytes} free bytes for the model");
             return Err(Error::invalid(parent.display(), expected, format!("{free} bytes")));
         }
-        let folder = parent.join(format!(".{name}.partial-{}", std::process::id()));
+        let start = format!(".{name}.partial-");
+        remove_abandoned(parent, &start);
+        let folder = parent.join(format!("{start}{}", std::process::id()));
         std::fs::create_dir(&folder).map_err(|e| Error::io("create", &folder, e))?;
         Ok(Staging { folder, output: output.to_path_buf(), is_forced })
     }
@@ -314,6 +316,22 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // After a commit there is nothing under this name.
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Removes what a process that was killed left behind, if it is certain that it runs no more.
+fn remove_abandoned(parent: &Path, start: &str) {
+    let has_processes = Path::new("/proc/self").exists();
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix(start));
+        let process = number.and_then(|n| n.parse::<u32>().ok());
+        let is_gone = |id: u32| !Path::new(&format!("/proc/{id}")).exists();
+        if has_processes && process.is_some_and(is_gone) {
+            // If it cannot be removed it is only in the way of the disk's owner, not in ours.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -384,6 +402,13 @@ mod tests {
         staging.file("a", b"1").unwrap();
         drop(staging);
         assert_eq!(count(), 0);
+        // Process ids stay below 2^22, so this one is gone; process 1 is not.
+        for id in [1, 1 << 30] {
+            std::fs::create_dir(parent.path().join(format!(".model.partial-{id}"))).unwrap();
+        }
+        drop(Staging::new(&output, 1, false).unwrap());
+        assert_eq!(count(), 1);
+        std::fs::remove_dir(parent.path().join(".model.partial-1")).unwrap();
         let staging = Staging::new(&output, 1, false).unwrap();
         staging.file("a", b"1").unwrap();
         staging.commit().unwrap();

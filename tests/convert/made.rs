@@ -310,3 +310,41 @@ fn the_ledger_explains_every_key_and_every_tensor() {
     assert_eq!(serde_json::from_slice::<Ledger>(&written).unwrap(), ledger);
     assert_eq!(tools(&["verify", options.output.to_str().unwrap()]).status.code(), Some(0));
 }
+
+/// LLaMA-7B as Med-Flamingo was trained with it: SentencePiece only, special tokens named "".
+#[test]
+fn a_sentencepiece_model_with_empty_names_starts_prompts_with_unk() {
+    let work = tempfile::tempdir().unwrap();
+    let mut options = options("fmt-tiny", work.path());
+    let folder = work.path().join("lm");
+    bare_folder(&options.language_model, &folder);
+    std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    std::fs::remove_file(folder.join("special_tokens_map.json")).unwrap();
+    let model = golden("extras/llama_sentencepiece_tokenizer/tokenizer.model");
+    std::fs::copy(model, folder.join("tokenizer.model")).unwrap();
+    let names = json!({"bos_token": "", "eos_token": "", "unk_token": ""}).to_string();
+    std::fs::write(folder.join("tokenizer_config.json"), names).unwrap();
+    let resized = |path: &Path, name: &str, rows: usize| {
+        let mut file = load(path);
+        let (shape, values) = file.get_mut(name).unwrap();
+        shape[0] = rows;
+        values.resize(rows * 32, 0.5);
+        file
+    };
+    let weights = "model.safetensors";
+    let lm = resized(&options.language_model.join(weights), "lm_head.weight", 520);
+    save(&folder.join(weights), &lm);
+    let embedding = "lang_encoder.model.embed_tokens.weight";
+    let flamingo = resized(&options.flamingo, embedding, 523);
+    options.flamingo = work.path().join("flamingo.safetensors");
+    save(&options.flamingo, &flamingo);
+    options.language_model = folder;
+    let tensors = converted(&options);
+    let config = Config::read(&options.output.join("config.json")).unwrap();
+    let t = &config.tokens;
+    assert_eq!((t.leading, t.end_of_chunk, t.image, t.pad), (Some(0), 520, 521, 522));
+    let head = &tensors["language.head.weight"].1;
+    assert_eq!(head[520 * 32..521 * 32], head[2 * 32..3 * 32], "the row of </s>");
+    let tokenizer = medflamingo::text::Tokenizer::open(&options.output).unwrap();
+    assert_eq!(tokenizer.encode_prompt("a<image>b").unwrap()[0], 0);
+}

@@ -197,6 +197,11 @@ fn a_language_model_that_does_not_fit_is_refused() {
     case.edit(&case.clip, |f| f.retain(|name, _| !name.starts_with("visual.")));
     case.refuse("no vision tower", &["clip.safetensors", "visual.class_embedding"]);
     let case = Case::new();
+    edit_json(&case.folder.path().join("clip.json"), |c| {
+        *c = json!({"model_cfg": c, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}});
+    });
+    case.refuse("other pixels", &["clip.json", "preprocess_cfg: mean"]);
+    let case = Case::new();
     std::fs::remove_file(case.folder.path().join("clip.json")).unwrap();
     case.refuse("unknown heads", &["clip.safetensors", "how wide a head"]);
     let case = Case::new();
