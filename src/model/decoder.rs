@@ -4,10 +4,10 @@
 use super::config::{Config, Family, Language, Position};
 use super::kv::{KvPool, PAGE_TOKENS};
 use super::layers::{Linear, Norm};
-use super::media::{Media, Origin};
+use super::media::{Marker, Media, Origin};
 use super::probe::Probe;
 use super::session::Session;
-use super::xattn::GatedBlock;
+use super::xattn::{CrossRoom, GatedBlock};
 use crate::device::Stream;
 use crate::ops::{self, Epilogue, MediaSpans, Out, Ragged, Sequence, TokenIds};
 use crate::tensor::{Arena, Tensor, View};
@@ -62,11 +62,9 @@ struct Layer {
 }
 
 /// Intermediates, shared by all layers.
-pub(super) struct Room {
-    pub normed: Tensor,
-    pub cross_q: Tensor,
-    pub cross_o: Tensor,
-    pub cross_hidden: Tensor,
+struct Room {
+    cross: CrossRoom,
+    normed: Tensor,
     qkv: Tensor,
     attended: Tensor,
     fc1: Tensor,
@@ -109,7 +107,7 @@ impl Decoder {
     pub fn scratch(&self, rows: usize, logits: usize, sequences: usize, images: usize) -> usize {
         let l = &self.shape;
         let one = |n: usize| Arena::footprint(self.dtype, n);
-        let widths = [l.width, 2 * self.cross_inner, 3 * l.width, l.width, l.width, l.mlp_width];
+        let widths = [3 * l.width, 2 * self.cross_inner, 3 * l.width, l.width, l.mlp_width];
         let state: usize = widths.iter().map(|w| one(rows * w)).sum();
         let hidden = one(rows * self.cross_hidden) + one(rows * 2 * l.mlp_width);
         let out = 2 * one(logits * l.width) + Arena::footprint(DType::F32, logits * l.vocabulary);
@@ -141,7 +139,7 @@ impl Decoder {
         }
         let batch = ragged(arena, pool, steps)?;
         let media: Vec<_> = steps.iter().flat_map(|s| s.session.media()).cloned().collect();
-        let spans = media_spans(arena, steps, media.len())?;
+        let (spans, markers) = media_spans(arena, steps, media.len())?;
         let mut x = arena.take(self.dtype, &[rows, l.width])?;
         let mut room = self.room(arena, rows)?;
         ops::embedding(stream, x.view_mut(), &ids, self.embedding.view())?;
@@ -150,8 +148,8 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(gated) = &layer.block {
                 let images = seen_by_block(arena, &media, blocks, self.latents)?;
-                gated.run(stream, &mut x, &images, &spans, &mut room)?;
-                gated.show(stream, probe, i, &room)?;
+                gated.run(stream, &mut x, &images, &spans, &mut room.cross)?;
+                gated.show(stream, probe, i, &room.cross)?;
                 probe.see(|| format!("lm.{i:02}.gated_out"), x.view());
                 blocks += 1;
             }
@@ -160,10 +158,11 @@ impl Decoder {
             probe.see(|| format!("lm.{i:02}.layer_out"), x.view());
         }
         let chosen = chosen_rows(steps);
-        for step in steps.iter_mut() {
-            step.session.advance(step.ids.len());
+        let logits = self.logits(stream, arena, x.view(), &chosen, probe)?;
+        for (step, marker) in steps.iter_mut().zip(markers) {
+            step.session.advance(step.ids.len(), marker);
         }
-        self.logits(stream, arena, x.view(), &chosen, probe)
+        Ok(logits)
     }
 
     /// Attention of one layer into `room.attended`, appending keys and values.
@@ -248,12 +247,12 @@ impl Decoder {
 
     fn room(&self, arena: &mut Arena, rows: usize) -> Result<Room> {
         let l = &self.shape;
+        let (inner, hidden) = (self.cross_inner, self.cross_hidden);
+        let cross = CrossRoom::take(arena, self.dtype, rows, l.width, inner, hidden)?;
         let mut take = |cols| arena.take(self.dtype, &[rows, cols]);
         Ok(Room {
+            cross,
             normed: take(l.width)?,
-            cross_q: take(self.cross_inner)?,
-            cross_o: take(self.cross_inner)?,
-            cross_hidden: take(self.cross_hidden)?,
             qkv: take(3 * l.width)?,
             attended: take(l.width)?,
             fc1: take(if l.family == Family::Llama { 2 * l.mlp_width } else { 0 })?,
@@ -331,15 +330,21 @@ fn ragged(arena: &mut Arena, pool: &KvPool, steps: &[Step<'_>]) -> Result<Ragged
     Ragged::new(arena, &sequences, PAGE_TOKENS, pool.pages())
 }
 
-/// What each row may look at, counting the images of all steps.
-fn media_spans(arena: &mut Arena, steps: &mut [Step<'_>], images: usize) -> Result<MediaSpans> {
-    let mut spans = Vec::new();
+/// What each row may look at, counting the images of all steps, and the text times after it.
+fn media_spans(
+    arena: &mut Arena,
+    steps: &[Step<'_>],
+    images: usize,
+) -> Result<(MediaSpans, Vec<Marker>)> {
+    let (mut spans, mut markers) = (Vec::new(), Vec::new());
     let mut first = 0;
-    for step in steps.iter_mut() {
-        step.session.marker_mut().spans(step.ids, step.origin, first, &mut spans);
+    for step in steps {
+        let mut marker = step.session.marker().clone();
+        marker.spans(step.ids, step.origin, first, &mut spans);
         first += step.session.media().len();
+        markers.push(marker);
     }
-    MediaSpans::new(arena, &spans, images)
+    Ok((MediaSpans::new(arena, &spans, images)?, markers))
 }
 
 /// Keys and values of all images in one gated layer.

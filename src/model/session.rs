@@ -72,8 +72,8 @@ impl Session {
             && self.pages.last().is_some_and(|last| Arc::strong_count(last) > 1)
     }
 
-    pub(super) fn marker_mut(&mut self) -> &mut Marker {
-        &mut self.marker
+    pub(super) fn marker(&self) -> &Marker {
+        &self.marker
     }
 
     /// Makes room for `tokens` more: copies a shared last page, takes new ones.
@@ -99,8 +99,10 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn advance(&mut self, tokens: usize) {
+    /// `tokens` more are in the pages, and text time is now `marker`.
+    pub(super) fn advance(&mut self, tokens: usize, marker: Marker) {
         self.len += tokens;
+        self.marker = marker;
     }
 
     pub(super) fn table(&self) -> Vec<i32> {

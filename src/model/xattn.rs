@@ -2,14 +2,13 @@
 //! open_flamingo/src/helpers.py GatedCrossAttentionBlock).
 
 use super::config::Config;
-use super::decoder::Room;
 use super::layers::{Linear, Norm};
 use super::probe::Probe;
-use crate::Result;
 use crate::device::Stream;
 use crate::ops::{self, Epilogue, Media, MediaSpans, Out};
-use crate::tensor::{Tensor, View, ViewMut};
+use crate::tensor::{Arena, Tensor, View, ViewMut};
 use crate::weights::Weights;
+use crate::{DType, Result};
 
 /// x += tanh(g1) attention(norm(x), media); x += tanh(g2) mlp(norm(x)).
 pub struct GatedBlock {
@@ -24,6 +23,29 @@ pub struct GatedBlock {
     fc2: Linear,
     heads: usize,
     head_dim: usize,
+}
+
+/// A block's intermediates, shared by all blocks.
+pub(super) struct CrossRoom {
+    normed: Tensor,
+    q: Tensor,
+    o: Tensor,
+    hidden: Tensor,
+}
+
+impl CrossRoom {
+    pub fn take(
+        arena: &mut Arena,
+        dtype: DType,
+        rows: usize,
+        width: usize,
+        inner: usize,
+        hidden: usize,
+    ) -> Result<Self> {
+        let mut take = |cols| arena.take(dtype, &[rows, cols]);
+        let (normed, q) = (take(width)?, take(inner)?);
+        Ok(CrossRoom { normed, q, o: take(inner)?, hidden: take(hidden)? })
+    }
 }
 
 impl GatedBlock {
@@ -63,23 +85,23 @@ impl GatedBlock {
         x: &mut Tensor,
         images: &Media<'_>,
         spans: &MediaSpans,
-        room: &mut Room,
+        room: &mut CrossRoom,
     ) -> Result<()> {
         let plain = Epilogue::default();
         self.norm.run(stream, room.normed.view_mut(), x.view())?;
-        self.q.run(stream, room.cross_q.view_mut(), room.normed.view(), plain)?;
+        self.q.run(stream, room.q.view_mut(), room.normed.view(), plain)?;
         let scale = (self.head_dim as f32).powf(-0.5);
-        let (o, q) = (room.cross_o.view_mut(), room.cross_q.view());
+        let (o, q) = (room.o.view_mut(), room.q.view());
         ops::cross_attention(stream, o, q, images, spans, self.heads, scale)?;
         let gate = Some(self.gate.view());
         let add = Epilogue { gate, out: Out::Accumulate, ..plain };
-        self.out.run(stream, x.view_mut(), room.cross_o.view(), add)?;
+        self.out.run(stream, x.view_mut(), room.o.view(), add)?;
         self.mlp_norm.run(stream, room.normed.view_mut(), x.view())?;
         let bend = Epilogue { activation: ops::Activation::Gelu, ..plain };
-        self.fc1.run(stream, room.cross_hidden.view_mut(), room.normed.view(), bend)?;
+        self.fc1.run(stream, room.hidden.view_mut(), room.normed.view(), bend)?;
         let gate = Some(self.mlp_gate.view());
         let add = Epilogue { gate, out: Out::Accumulate, ..plain };
-        self.fc2.run(stream, x.view_mut(), room.cross_hidden.view(), add)
+        self.fc2.run(stream, x.view_mut(), room.hidden.view(), add)
     }
 
     /// Shows a watcher what [`GatedBlock::run`] just added, before the gates.
@@ -88,9 +110,9 @@ impl GatedBlock {
         stream: &Stream,
         probe: &mut Probe<'_>,
         layer: usize,
-        room: &Room,
+        room: &CrossRoom,
     ) -> Result<()> {
-        let (attended, hidden) = (room.cross_o.view(), room.cross_hidden.view());
+        let (attended, hidden) = (room.o.view(), room.hidden.view());
         let name = |part: &'static str| move || format!("lm.{layer:02}.{part}");
         self.out.show(stream, probe, name("gated_attn_raw"), attended)?;
         self.fc2.show(stream, probe, name("gated_ff_raw"), hidden)
