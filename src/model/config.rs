@@ -247,7 +247,7 @@ impl Config {
         }
         if let Position::Rope { dims, base } = l.position {
             let head_dim = l.width / l.heads;
-            if dims == 0 || dims % 2 != 0 || dims > head_dim || !(base > 0.0) {
+            if dims == 0 || dims % 2 != 0 || dims > head_dim || base.is_nan() || base <= 0.0 {
                 let expected = format!("even dims of at most {head_dim}, base > 0");
                 let found = format!("dims {dims}, base {base}");
                 return Err(Error::invalid("language.position", expected, found));

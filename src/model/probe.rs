@@ -2,8 +2,11 @@
 
 use crate::tensor::View;
 
+/// What a watcher does with a name and its tensor.
+type See<'a> = dyn FnMut(String, View<'_>) + 'a;
+
 /// Receives named intermediates, if anyone asked for them.
-pub struct Probe<'a>(Option<&'a mut dyn FnMut(String, View<'_>)>);
+pub struct Probe<'a>(Option<&'a mut See<'a>>);
 
 impl<'a> Probe<'a> {
     /// Nobody is watching.
@@ -13,7 +16,7 @@ impl<'a> Probe<'a> {
 
     /// `see` is called with every intermediate: names as in the golden files, such as
     /// `lm.03.layer_out`.
-    pub fn new(see: &'a mut dyn FnMut(String, View<'_>)) -> Self {
+    pub fn new(see: &'a mut See<'a>) -> Self {
         Probe(Some(see))
     }
 

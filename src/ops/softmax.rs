@@ -331,8 +331,8 @@ unsafe fn pack<T: Real, L: Lanes>(
                 for e in (0..whole).step_by(L::N) {
                     L::store(value.as_mut_ptr().add(e), load::<L, T>(v.add(e)));
                 }
-                for e in whole..d {
-                    value[e] = (*v.add(e)).to_f32();
+                for (e, value) in value[..d].iter_mut().enumerate().skip(whole) {
+                    *value = (*v.add(e)).to_f32();
                 }
                 value[d..].fill(0.0);
                 j += 1;
