@@ -50,6 +50,8 @@ pub struct Decoder {
 }
 
 struct Layer {
+    /// Counts decoder layers from 0.
+    index: usize,
     block: Option<GatedBlock>,
     norm_1: Norm,
     qkv: Linear,
@@ -153,7 +155,7 @@ impl Decoder {
                 probe.see(|| format!("lm.{i:02}.gated_out"), x.view());
                 blocks += 1;
             }
-            self.attend(stream, layer, i, &x, &batch, pool, &mut room)?;
+            self.attend(stream, layer, &x, &batch, pool, &mut room)?;
             self.add_layer(stream, layer, &mut x, &mut room)?;
             probe.see(|| format!("lm.{i:02}.layer_out"), x.view());
         }
@@ -171,7 +173,6 @@ impl Decoder {
         &self,
         stream: &Stream,
         layer: &Layer,
-        index: usize,
         x: &Tensor,
         batch: &Ragged,
         pool: &mut KvPool,
@@ -189,11 +190,11 @@ impl Decoder {
             ops::rope(stream, room.qkv.view_mut(), batch, l.heads, head_dim, dims, base)?;
         }
         let qkv = room.qkv.view();
-        ops::kv_append(stream, pool.layer_mut(index)?, qkv, batch, l.heads, head_dim)?;
+        ops::kv_append(stream, pool.layer_mut(layer.index)?, qkv, batch, l.heads, head_dim)?;
         let q = qkv.block(0..rows, 0..d)?;
         let slopes = self.slopes.as_ref().map(Tensor::view);
         let scale = (head_dim as f32).powf(-0.5);
-        let (o, pages) = (room.attended.view_mut(), pool.layer(index)?);
+        let (o, pages) = (room.attended.view_mut(), pool.layer(layer.index)?);
         ops::self_attention(stream, o, q, pages, batch, slopes, l.heads, head_dim, scale)
     }
 
@@ -293,6 +294,7 @@ impl Layer {
             None
         };
         Ok(Layer {
+            index: i,
             block,
             norm_1: language_norm(weights, config, &format!("{at}.norm_1"))?,
             qkv: linear("attn.qkv", 3 * d, d)?,
