@@ -168,7 +168,6 @@ impl Decoder {
     }
 
     /// Attention of one layer into `room.attended`, appending keys and values.
-    #[expect(clippy::too_many_arguments, reason = "each is a different part of the step")]
     fn attend(
         &self,
         stream: &Stream,
