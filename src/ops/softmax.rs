@@ -3,7 +3,8 @@
 //! Many queries are taken in blocks: keys and values of a block are widened to f32 once, keys
 //! transposed, and both products are register tiles; the softmax is the running one of
 //! arXiv:1805.02867. Few queries read keys and values where they lie. How keys are cut into
-//! blocks depends on their index only.
+//! blocks depends on their index only. Rows of a tile share its values: a NaN or infinite value
+//! that one of them sees makes NaN of the others, masked or not (0 times NaN).
 
 use super::lanes::{Lanes, PAD, exp, load, max, sum};
 use super::rows::narrow;
