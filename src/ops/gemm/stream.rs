@@ -57,7 +57,7 @@ unsafe fn pieces<T: Real>(p: &GemmParams, host: &Host, inner: &Inner, left: &Lef
     let b_stride = p.ldb as usize * size_of::<T>();
     // SAFETY: the caller's.
     let epilogue = unsafe { Epilogue::new::<T>(p) };
-    let rows = (PIECE / (k * size_of::<T>()).max(1)).min(n / (4 * host.pool.threads()));
+    let rows = (PIECE / (k * size_of::<T>()).max(1)).min(n / (8 * host.pool.threads()));
     let rows = rows.next_multiple_of(COLS / 2).max(COLS / 2);
     let b = Left { rows: p.b.cast(), stride: b_stride };
     host.pool.run(n.div_ceil(rows), |piece| {
