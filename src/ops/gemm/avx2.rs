@@ -1,7 +1,7 @@
 //! Inner loops for AVX2 with FMA and F16C: everything is widened to f32 on the way in.
 
 use super::epilogue::Epilogue;
-use super::inner::{AHEAD, Dots, Inner, Panel, Tile, padded};
+use super::inner::{AHEAD, Dots, Inner, Panel, SHORT, Tile, padded};
 use super::portable;
 use crate::DType;
 use crate::dtype::Real;
@@ -253,30 +253,36 @@ unsafe fn transpose(r: &mut [__m256; 8]) {
     }
 }
 
+/// Rows of B that all rows of A use before the next ones, while they are in the first cache.
+const GROUP: usize = 4;
+
 #[inline(always)]
 unsafe fn dots_as<E: Element>(d: &Dots) {
-    // SAFETY: rows of A below m.
+    // SAFETY: rows of A below m and of B below rows.
     unsafe {
-        for i in (0..d.m / 2 * 2).step_by(2) {
-            groups::<E, 2, 2>(d, i);
+        if d.m == 1 && d.k * size_of::<f32>() < SHORT {
+            for row in 0..d.rows {
+                group::<E, 1, 1>(d, 0, row);
+            }
+            return;
         }
-        if !d.m.is_multiple_of(2) {
-            groups::<E, 1, 4>(d, d.m - 1);
+        for row in (0..d.rows / GROUP * GROUP).step_by(GROUP) {
+            if d.m == 1 {
+                group::<E, 1, GROUP>(d, 0, row);
+                continue;
+            }
+            for i in (0..d.m / 2 * 2).step_by(2) {
+                group::<E, 2, 2>(d, i, row);
+                group::<E, 2, 2>(d, i, row + 2);
+            }
+            if !d.m.is_multiple_of(2) {
+                group::<E, 1, GROUP>(d, d.m - 1, row);
+            }
         }
-    }
-}
-
-/// All rows of B for M rows of A from row `i` on, R at a time.
-#[inline(always)]
-unsafe fn groups<E: Element, const M: usize, const R: usize>(d: &Dots, i: usize) {
-    let whole = d.rows / R * R;
-    // SAFETY: rows below d.rows.
-    unsafe {
-        for row in (0..whole).step_by(R) {
-            group::<E, M, R>(d, i, row);
-        }
-        for row in whole..d.rows {
-            group::<E, M, 1>(d, i, row);
+        for row in d.rows / GROUP * GROUP..d.rows {
+            for i in 0..d.m {
+                group::<E, 1, 1>(d, i, row);
+            }
         }
     }
 }
@@ -300,8 +306,10 @@ unsafe fn group<E: Element, const M: usize, const R: usize>(d: &Dots, i: usize, 
                 *left = [_mm256_loadu_ps(a), _mm256_loadu_ps(a.add(LANES))];
             }
             for r in 0..R {
-                _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                next = next.wrapping_add(STEP * E::SIZE);
+                if R > 1 && i == 0 {
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    next = next.wrapping_add(STEP * E::SIZE);
+                }
                 let b = b.add(r * d.b_stride + at * E::SIZE);
                 let right = if d.k - at < STEP {
                     E::sixteen(padded_copy::<E>(b, d.k - at).as_ptr())

@@ -4,7 +4,7 @@
 //! f16 is widened on the way in; f32 is used as it is.
 
 use super::epilogue::Epilogue;
-use super::inner::{AHEAD, Dots, Inner, Panel, Tile};
+use super::inner::{AHEAD, Dots, Inner, Panel, SHORT, Tile};
 use super::portable::prepare;
 use crate::DType;
 use crate::dtype::Real;
@@ -328,6 +328,9 @@ unsafe fn dots_as<E: Element>(d: &Dots) {
     // SAFETY: the caller's.
     unsafe {
         match d.m {
+            // A stays in the first cache beside one stream: the processor does the rest.
+            1 if d.k * E::LEFT < SHORT => groups::<E, 1, 1>(d),
+            2 if d.k * E::LEFT < SHORT / 2 => groups::<E, 2, 1>(d),
             1 => groups::<E, 1, 8>(d),
             2 => groups::<E, 2, 4>(d),
             3 => groups::<E, 3, 4>(d),
@@ -372,7 +375,9 @@ unsafe fn group<E: Element, const M: usize, const R: usize>(d: &Dots, row: usize
         while at + E::STEP <= d.k {
             let mut right = [_mm512_setzero_ps(); R];
             for (r, right) in right.iter_mut().enumerate() {
-                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(r * E::STEP * E::SIZE).cast());
+                if R > 1 {
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(r * E::STEP * E::SIZE).cast());
+                }
                 *right = E::load(b.add(r * d.b_stride + at * E::SIZE));
             }
             next = next.wrapping_add(R * E::STEP * E::SIZE);

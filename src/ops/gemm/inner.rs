@@ -32,6 +32,9 @@ pub(super) fn padded(k: usize) -> usize {
 /// How far ahead of the row in use a weight is fetched at least, bytes.
 pub(super) const AHEAD: usize = 16 << 10;
 
+/// Bytes of A below which one row of B at a time is the fastest.
+pub(super) const SHORT: usize = 8 << 10;
+
 /// Rows of an operand to be packed: `units` of `lanes` words are written, row by row of B or A
 /// across, zero beyond `rows` and `k`.
 pub(super) struct Panel {
