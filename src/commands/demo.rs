@@ -58,12 +58,13 @@ impl Drop for Temporary {
 
 impl Demo {
     pub fn run(self) -> Result<()> {
-        println!("Toy model with random weights, drawn pictures: no medical meaning.\n");
         let data = match self.data {
             Some(folder) => folder,
             None => sources()?.join("tests/golden"),
         };
         let model = data.join("llama-tiny");
+        let manifest: Manifest = read_json(&model.join("golden/manifest.json"))?;
+        println!("Toy model with random weights, drawn pictures: no medical meaning.\n");
         let temporary = Temporary(
             std::env::temp_dir().join(format!("medflamingo-demo-{}", std::process::id())),
         );
@@ -71,7 +72,6 @@ impl Demo {
         let output = self.keep.unwrap_or_else(|| temporary.0.join("model"));
         convert_model(&model, &output)?;
         let mut engine = Engine::open(&output, &EngineOptions::default())?;
-        let manifest: Manifest = read_json(&model.join("golden/manifest.json"))?;
         let case = manifest.cases.iter().find(|c| c.name == "six_shot");
         let missing = || Error::invalid(model.display(), "a recorded case six_shot", "none");
         let case = case.ok_or_else(missing)?;
