@@ -21,7 +21,7 @@ use memmap2::Mmap;
 use std::hint::black_box;
 use std::io::Write;
 use std::ptr::null;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
 /// Mapped weights; several times any third cache it is likely to meet.
@@ -118,7 +118,7 @@ fn main() {
     let read = reader(&host, &arena);
     let mut rows = Vec::new();
     if "launch".contains(&options.filter) {
-        rows.push(launch_overhead(&host));
+        rows.push(fork_join(&host));
     }
     for (dtype, phase, shapes) in NAMED {
         for &(m, n, k) in shapes {
@@ -154,26 +154,21 @@ fn arena() -> Mmap {
     unsafe { Mmap::map(&file) }.expect("a mapping")
 }
 
-fn launch_overhead(host: &Host) -> Row {
-    let runs = 20_000;
-    let count = AtomicU64::new(0);
-    let time = time(|| {
-        for _ in 0..runs {
-            host.pool.run(2, |_| {
-                count.fetch_add(1, Ordering::Relaxed);
-            });
-        }
+/// Four pieces of 3 us for each thread, against the 12 us they take: large enough that every
+/// thread has to join in.
+fn fork_join(host: &Host) -> Row {
+    let piece = Duration::from_micros(3);
+    let times = (0..2_000).map(|_| {
+        time(|| {
+            host.pool.run(4 * host.pool.threads(), |_| {
+                let start = Instant::now();
+                while start.elapsed() < piece {}
+            })
+        })
     });
-    let us = time.wall / f64::from(runs) * 1e6;
-    Row {
-        name: "launch of two pieces".into(),
-        us,
-        value: us,
-        unit: "us",
-        ceiling: 2.0,
-        ratio: us / 2.0,
-        busy: us / 2.0,
-    }
+    let us = median(times.map(|t| t.wall * 1e6).collect());
+    let (name, ratio) = ("launch of 4 x 3 us per thread".into(), 12.0 / us);
+    Row { name, us, value: us, unit: "us", ceiling: 12.0, ratio, busy: ratio }
 }
 
 struct Product<'a> {
