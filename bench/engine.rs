@@ -17,6 +17,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 
+const INSTRUCTION: &str = "You are a helpful medical assistant. ";
 const SHOT: &str = "<image>Question: Which side is affected? Answer: the left side.<|endofchunk|>";
 const QUESTION: &str = "<image>Question: Where is the largest mass? Answer:";
 
@@ -87,13 +88,14 @@ fn main() -> Result<()> {
 
 fn ask(
     engine: &mut Engine,
+    instruction: &str,
     question: &str,
     images: &[usize],
     options: GenerateOptions,
 ) -> Result<Answer> {
     let size = engine.model().config().vision.image_size;
     let images = images.iter().map(|&seed| picture(size, seed)).collect();
-    let text = format!("You are a helpful medical assistant. {}{question}", SHOT.repeat(6));
+    let text = format!("{instruction}{}{question}", SHOT.repeat(6));
     let request = engine.request(&text, images, options)?;
     engine.generate(request, &mut |_| Control::Continue)
 }
@@ -110,8 +112,9 @@ fn picture(size: usize, seed: usize) -> Pixels {
 /// The first question, the same shots with another question, and with another image.
 fn questions(engine: &mut Engine) -> Result<Vec<serde_json::Value>> {
     let one = GenerateOptions { max_new_tokens: 1, ..GenerateOptions::default() };
-    // Weights come in and threads start with a prompt that shares nothing with the others.
-    ask(engine, "Warm up. <image>", &[90, 91, 92, 93, 94, 95, 96], one.clone())?;
+    // Weights come in and threads start with a prompt that shares no image and no first word with
+    // the others.
+    ask(engine, "Warm up. ", QUESTION, &[90, 91, 92, 93, 94, 95, 96], one.clone())?;
     let mut first = 0.0;
     [
         (QUESTION, [1, 2, 3, 4, 5, 6, 7]),
@@ -120,7 +123,7 @@ fn questions(engine: &mut Engine) -> Result<Vec<serde_json::Value>> {
     ]
     .into_iter()
     .map(|(question, images)| {
-        let answer = ask(engine, question, &images, one.clone())?;
+        let answer = ask(engine, INSTRUCTION, question, &images, one.clone())?;
         let t = &answer.timings_ms;
         if first == 0.0 {
             first = t.first_token;
@@ -162,7 +165,8 @@ fn decode(engine: &mut Engine, options: &Options) -> Result<serde_json::Value> {
     let (mut shares, mut per_token, mut reads) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.reps {
         let read = ceiling::read_all(&host, &pieces);
-        let answer = ask(engine, QUESTION, &[1, 2, 3, 4, 5, 6, 7], how.clone())?;
+        let images = [1, 2, 3, 4, 5, 6, 7];
+        let answer = ask(engine, INSTRUCTION, QUESTION, &images, how.clone())?;
         let again = ceiling::read_all(&host, &pieces);
         let token = median(&answer.timings_ms.decode) / 1e3;
         let read = (read + again) / 2.0;

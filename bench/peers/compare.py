@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,16 +66,25 @@ class Peer:
 
 
 class Ours:
-    """`medflamingo generate` on one converted folder; a process per measurement."""
+    """`medflamingo generate` on one converted folder; a process per measurement.
+
+    The process answers the prompt twice, one after the other and without caches, and the second
+    answer counts: the peers are measured in processes that are warm as well."""
 
     def __init__(self, args, label: str, folder: str):
         self.name = f"medflamingo {label}"
+        images = [str(image.resolve()) for image in sorted((args.model / "images").iterdir())]
+        prompt = (args.model / "prompt.txt").read_text().removesuffix("\n")
+        self.requests = tempfile.NamedTemporaryFile("w", suffix=".jsonl")
+        for number in range(2):
+            line = {"id": number, "prompt": prompt, "images": images}
+            self.requests.write(json.dumps(line) + "\n")
+        self.requests.flush()
         self.command = [
-            args.ours, "generate", "--model", folder, "--prompt-file", args.model / "prompt.txt",
-            "--max-new-tokens", str(args.max_new_tokens), "--json", *args.ours_arguments.split(),
+            args.ours, "generate", "--model", folder, "--batch", self.requests.name, "--json",
+            "--concurrent", "1", "--no-cache", "--max-new-tokens", str(args.max_new_tokens),
+            *args.ours_arguments.split(),
         ]
-        for image in sorted((args.model / "images").iterdir()):
-            self.command += ["--image", image]
 
     def measure(self) -> dict:
         child = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
@@ -83,7 +93,7 @@ class Ours:
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode != 0:
             raise SystemExit(f"{self.name}: exit code {child.returncode}")
-        answer = json.loads(text)
+        answer = json.loads(text.splitlines()[-1])["answer"]
         times = answer["timings_ms"]
         whole = times["vision"] + times["prefill"]  # its prefill starts after the images
         times |= {"prefill": whole, "first_token": whole}

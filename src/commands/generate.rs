@@ -60,6 +60,9 @@ pub struct Generate {
     /// Tokens that all sequences together may keep; four contexts unless given
     #[arg(long, value_name = "N")]
     kv_tokens: Option<usize>,
+    /// Requests of --batch that run at the same time
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    concurrent: usize,
     /// Remember neither images nor prompts (the answers are the same)
     #[arg(long)]
     no_cache: bool,
@@ -152,7 +155,7 @@ impl Generate {
                 kv_tokens: self.kv_tokens,
                 image_cache,
                 prefixes,
-                ..EngineOptions::default()
+                concurrent: self.concurrent,
             },
         )?;
         if let Some(file) = &self.batch {
