@@ -63,16 +63,14 @@ fn main() -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let mut engine = Engine::open(&options.model, &how)?;
-    let questions = questions(&mut engine)?;
+    let questions = questions(&mut engine, options.reps)?;
     let decode = decode(&mut engine, &options)?;
     let memory = engine.memory();
     let report = json!({
         "model": options.model.file_name().map(|n| n.to_string_lossy()),
         "device": engine.device(),
         "open_ms": median(&open),
-        "first": questions[0],
-        "same_shots_same_image": questions[1],
-        "same_shots_new_image": questions[2],
+        "questions": questions,
         "decode": decode,
         "anonymous_mib": memory.anonymous as f64 / 1048576.0,
         "kv_pages_mib": memory.kv_pages as f64 / 1048576.0,
@@ -109,36 +107,45 @@ fn picture(size: usize, seed: usize) -> Pixels {
     Pixels { size, data: (0..3 * size * size).map(wave).collect() }
 }
 
-/// The first question, the same shots with another question, and with another image.
-fn questions(engine: &mut Engine) -> Result<Vec<serde_json::Value>> {
+/// The first question, the same shots with another question, and with another image as well.
+const QUESTIONS: [(&str, &str, usize); 3] = [
+    ("first", QUESTION, 6),
+    ("same_shots_same_image", "<image>Question: Is it large? Answer:", 6),
+    ("same_shots_new_image", QUESTION, 7),
+];
+
+/// Times of [`QUESTIONS`], medians over repetitions that share nothing with each other.
+fn questions(engine: &mut Engine, reps: usize) -> Result<serde_json::Value> {
     let one = GenerateOptions { max_new_tokens: 1, ..GenerateOptions::default() };
-    // Weights come in and threads start with a prompt that shares no image and no first word with
-    // the others.
-    ask(engine, "Warm up. ", QUESTION, &[90, 91, 92, 93, 94, 95, 96], one.clone())?;
-    let mut first = 0.0;
-    [
-        (QUESTION, [1, 2, 3, 4, 5, 6, 7]),
-        ("<image>Question: Is it large? Answer:", [1, 2, 3, 4, 5, 6, 7]),
-        (QUESTION, [1, 2, 3, 4, 5, 6, 8]),
-    ]
-    .into_iter()
-    .map(|(question, images)| {
-        let answer = ask(engine, INSTRUCTION, question, &images, one.clone())?;
-        let t = &answer.timings_ms;
-        if first == 0.0 {
-            first = t.first_token;
+    // Weights come in and threads start.
+    ask(engine, "Warm up. ", QUESTION, &[0; 7], one.clone())?;
+    let mut answers: [Vec<Answer>; 3] = Default::default();
+    for rep in 1..=reps {
+        let instruction = format!("{rep}. {INSTRUCTION}");
+        for ((_, question, last), answers) in QUESTIONS.iter().zip(&mut answers) {
+            let mut images: [usize; 7] = std::array::from_fn(|i| 10 * rep + i);
+            images[6] = 10 * rep + last;
+            answers.push(ask(engine, &instruction, question, &images, one.clone())?);
         }
-        Ok(json!({
-            "prompt_tokens": answer.prompt_tokens,
-            "cached_tokens": answer.cached_tokens,
-            "cached_images": answer.cached_images,
-            "vision_ms": t.vision,
-            "prefill_ms": t.prefill,
-            "first_token_ms": t.first_token,
-            "first_question_over_this": first / t.first_token,
-        }))
-    })
-    .collect()
+    }
+    let first = answers[0].clone();
+    let rows = QUESTIONS.iter().zip(&answers).map(|((name, ..), answers)| {
+        let of = |f: &dyn Fn(&Answer) -> f64| median(&answers.iter().map(f).collect::<Vec<_>>());
+        let times = first.iter().zip(answers);
+        let ratios: Vec<_> =
+            times.map(|(a, b)| a.timings_ms.first_token / b.timings_ms.first_token).collect();
+        let row = json!({
+            "prompt_tokens": answers[0].prompt_tokens,
+            "cached_tokens": answers[0].cached_tokens,
+            "cached_images": answers[0].cached_images,
+            "vision_ms": of(&|a| a.timings_ms.vision),
+            "prefill_ms": of(&|a| a.timings_ms.prefill),
+            "first_token_ms": of(&|a| a.timings_ms.first_token),
+            "first_question_over_this": median(&ratios),
+        });
+        (name.to_string(), row)
+    });
+    Ok(rows.collect::<serde_json::Map<_, _>>().into())
 }
 
 /// Decoding and reading of the same bytes, in turns.
