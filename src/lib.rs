@@ -33,3 +33,8 @@ pub mod weights;
 
 pub use dtype::DType;
 pub use error::{Error, Result};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
