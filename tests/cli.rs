@@ -135,6 +135,8 @@ fn dump_writes_the_tensors_of_the_recordings() {
         "lm.00.layer_out",
         "lm.final_norm",
         "logits",
+        "token_logprobs",
+        "input_ids",
     ] {
         assert!(tensors.tensor(name).is_ok(), "{name}");
     }

@@ -5,7 +5,6 @@
 //! (`LIBCLANG_PATH`); the layout check needs a C++ compiler only.
 
 use std::path::Path;
-use std::process::Command;
 
 const GENERATED: &str = "src/contracts.rs";
 
@@ -92,12 +91,15 @@ fn cpp_compiler_agrees_with_every_layout() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("probe.cpp");
     std::fs::write(&file, probe).unwrap();
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let out = Command::new(&compiler)
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut build = cc::Build::new();
+    let compiler = build.cpp(true).target(&host).host(&host).opt_level(0).get_compiler();
+    let out = compiler
+        .to_command()
         .args(["-std=c++17", "-fsyntax-only", "-I"])
         .arg(Path::new("kernels").canonicalize().unwrap())
         .arg(&file)
         .output()
-        .unwrap_or_else(|e| panic!("{compiler}: {e}"));
+        .unwrap_or_else(|e| panic!("{}: {e}", compiler.path().display()));
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }

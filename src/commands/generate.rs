@@ -2,6 +2,7 @@
 
 use clap::Args;
 use medflamingo::device::Device;
+use medflamingo::engine::logits::Summary;
 use medflamingo::engine::options::EarlyStopping;
 use medflamingo::engine::{
     Answer, Control, Engine, EngineOptions, Event, GenerateOptions, Request,
@@ -329,7 +330,7 @@ pub fn summary(answer: &Answer, engine: &Engine) -> String {
 fn dump(engine: &mut Engine, request: &Request, file: &Path) -> Result<()> {
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     let mut failed = None;
-    engine.inspect(request, &mut |name, view| match view.to_f32() {
+    let logits = engine.inspect(request, &mut |name, view| match view.to_f32() {
         Ok(values) => {
             tensors.insert(name, (vec![view.rows(), view.cols()], values));
         }
@@ -338,6 +339,16 @@ fn dump(engine: &mut Engine, request: &Request, file: &Path) -> Result<()> {
     if let Some(e) = failed {
         return Err(e);
     }
+    let ids = request.prompt.ids();
+    let rows = logits.chunks_exact(logits.len() / ids.len());
+    let scored = rows.zip(&ids[1..]).map(|(row, &next)| {
+        let summary = Summary::of(row)?;
+        Ok(summary.logprob(row[next as usize]))
+    });
+    let scored: Vec<f32> = scored.collect::<Result<_>>()?;
+    tensors.insert("token_logprobs".into(), (vec![scored.len()], scored));
+    let exact = ids.iter().map(|&id| id as f32).collect();
+    tensors.insert("input_ids".into(), (vec![ids.len()], exact));
     let views = tensors.iter().map(|(name, (shape, values))| {
         let bytes = bytemuck::cast_slice(values);
         let dtype = safetensors::Dtype::F32;

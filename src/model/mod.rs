@@ -30,7 +30,40 @@ use resampler::Resampler;
 use std::sync::Arc;
 use vision::Vision;
 
-/// The weights arranged as layers. Inference takes `&self`; what changes is in [`Session`],
+/// The weights arranged as layers.
+///
+/// Below [`crate::engine`], for those who score or search on their own:
+///
+/// ```no_run
+/// use medflamingo::device::Stream;
+/// use medflamingo::engine::ModelFolder;
+/// use medflamingo::model::{Flamingo, MaskMode, Origin, Probe, Rows, Session, Step};
+/// use medflamingo::tensor::Arena;
+///
+/// # fn main() -> medflamingo::Result<()> {
+/// let folder = ModelFolder::open("model".as_ref())?;
+/// let stream = Stream::host(0);
+/// let model = Flamingo::load(&stream, &folder.weights, &folder.config)?;
+/// let (mut arena, mut pool) = (Arena::new(&stream, 0)?, model.kv_pool(&stream, 4096)?);
+/// let ids = folder.tokenizer.encode_prompt("Question: Is it large? Answer:")?;
+/// let mut context = Session::new(&folder.config, MaskMode::V2, 0, Vec::new());
+/// let mut run = |session: &mut Session, ids: &[u32], origin, logits| {
+///     let mut steps = [Step { session, ids, origin, logits }];
+///     let probe = &mut Probe::none();
+///     model.forward(&stream, &mut arena, &mut pool, &mut steps, probe)?.view().to_f32()
+/// };
+/// run(&mut context, &ids, Origin::Prompt, Rows::None)?;
+/// for answer in [" yes", " no"] {
+///     // Forks share the context's pages: only the answer is computed.
+///     let tail = folder.tokenizer.encode_text(answer)?;
+///     let logits = run(&mut context.fork(), &tail, Origin::Generated, Rows::All)?;
+///     println!("{answer}: {} rows of logits", logits.len() / folder.config.language.vocabulary);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Inference takes `&self`; what changes is in [`Session`],
 /// [`KvPool`] and [`Arena`].
 pub struct Flamingo {
     config: Config,
