@@ -126,3 +126,42 @@ impl PrefixCache {
         oldest.map(|i| self.prefixes.swap_remove(i)).is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Stream;
+    use crate::tensor::Tensor;
+
+    fn media() -> Arc<Media> {
+        let stream = Stream::host(1);
+        let tensor = || Tensor::zeros(&stream, crate::DType::F32, &[2, 8]).unwrap();
+        Arc::new(Media { latents: tensor(), kv: tensor() })
+    }
+
+    #[test]
+    fn keys_follow_every_pixel() {
+        let mut pixels = vec![0.5; 12];
+        let key = image_key(&pixels);
+        assert_eq!(key, image_key(&pixels.clone()));
+        pixels[11] = 0.5000001;
+        assert_ne!(key, image_key(&pixels));
+    }
+
+    #[test]
+    fn the_least_recently_used_image_goes_first() {
+        let each = media().bytes();
+        let mut cache = ImageCache::new(2 * each);
+        let keys = [1, 2, 3].map(|i| image_key(&[i as f32]));
+        cache.put(keys[0], media());
+        cache.put(keys[1], media());
+        assert!(cache.get(&keys[0]).is_some());
+        cache.put(keys[2], media());
+        assert!(cache.get(&keys[1]).is_none());
+        assert!(cache.get(&keys[0]).is_some() && cache.get(&keys[2]).is_some());
+        assert_eq!(cache.bytes(), 2 * each);
+        let mut none = ImageCache::new(0);
+        none.put(keys[0], media());
+        assert!(none.get(&keys[0]).is_none());
+    }
+}

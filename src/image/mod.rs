@@ -18,7 +18,6 @@ mod resample;
 mod transform;
 
 use crate::{Error, Result};
-use sha2::{Digest, Sha256};
 
 pub use decode::decode;
 pub use transform::{Pixels, Preprocess, preprocess, resize_crop};
@@ -149,20 +148,6 @@ impl Picture {
         }
         Ok(Picture { width, height, mode, palette: Vec::new(), data })
     }
-
-    /// SHA-256 over width, height, mode, palette and pixels: equal for pictures that give the same
-    /// latents, whatever file they came from, and different for a picture and its transpose.
-    pub fn content_hash(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update((self.width as u64).to_le_bytes());
-        hash.update((self.height as u64).to_le_bytes());
-        hash.update([self.mode.name().len() as u8]);
-        hash.update(self.mode.name());
-        hash.update((self.palette.len() as u64).to_le_bytes());
-        hash.update(self.palette.as_flattened());
-        hash.update(&self.data);
-        hash.finalize().into()
-    }
 }
 
 #[cfg(test)]
@@ -180,20 +165,6 @@ mod tests {
             let error = limits.check(bad.0, bad.1).unwrap_err();
             assert!(error.to_string().contains(&format!("{}x{}", bad.0, bad.1)), "{error}");
         }
-    }
-
-    #[test]
-    fn content_hash_depends_on_shape_mode_and_palette() {
-        let wide = Picture::new(4, 2, Mode::Gray, (0..8).collect()).unwrap();
-        let tall = Picture::new(2, 4, Mode::Gray, (0..8).collect()).unwrap();
-        let deep = Picture::new(2, 2, Mode::Gray16, (0..8).collect()).unwrap();
-        let index = Picture { mode: Mode::Palette, ..wide.clone() };
-        let ink = Picture { palette: vec![[1, 2, 3]], ..index.clone() };
-        let hashes = [&wide, &tall, &deep, &index, &ink].map(Picture::content_hash);
-        for (i, a) in hashes.iter().enumerate() {
-            assert!(hashes[..i].iter().all(|b| a != b), "{i}");
-        }
-        assert_eq!(wide.clone().content_hash(), hashes[0]);
     }
 
     #[test]
