@@ -293,11 +293,6 @@ impl<'a> ViewMut<'a> {
         self.ptr.cast()
     }
 
-    /// A shorter exclusive borrow of the same cells.
-    pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { owner: PhantomData, ..*self }
-    }
-
     /// The same cells, shared for as long as this borrow lasts.
     pub fn as_view(&self) -> View<'_> {
         View {

@@ -27,8 +27,20 @@ trait Element {
     unsafe fn load(p: *const u8) -> __m512;
     /// The first `n < STEP` elements, then zeros.
     unsafe fn load_first(p: *const u8, n: usize) -> __m512;
-    unsafe fn left(p: *const u8) -> __m512;
-    unsafe fn left_first(p: *const u8, n: usize) -> __m512;
+    /// As `load`, of the other operand; stored alike unless a type says otherwise.
+    #[inline(always)]
+    unsafe fn left(p: *const u8) -> __m512 {
+        // SAFETY: the trait's.
+        unsafe { Self::load(p) }
+    }
+
+    /// As `load_first`, of the other operand.
+    #[inline(always)]
+    unsafe fn left_first(p: *const u8, n: usize) -> __m512 {
+        // SAFETY: the trait's.
+        unsafe { Self::load_first(p, n) }
+    }
+
     unsafe fn multiply_add(x: __m512, y: __m512, sum: __m512) -> __m512;
 }
 
@@ -57,18 +69,6 @@ impl Element for F32 {
     }
 
     #[inline(always)]
-    unsafe fn left(p: *const u8) -> __m512 {
-        // SAFETY: the trait's.
-        unsafe { Self::load(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn left_first(p: *const u8, n: usize) -> __m512 {
-        // SAFETY: the trait's.
-        unsafe { Self::load_first(p, n) }
-    }
-
-    #[inline(always)]
     unsafe fn multiply_add(x: __m512, y: __m512, sum: __m512) -> __m512 {
         // SAFETY: the trait's.
         unsafe { _mm512_fmadd_ps(x, y, sum) }
@@ -90,18 +90,6 @@ impl Element for Bf16 {
     unsafe fn load_first(p: *const u8, n: usize) -> __m512 {
         // SAFETY: the trait's; masked lanes are not read.
         unsafe { _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1 << n) - 1, p.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn left(p: *const u8) -> __m512 {
-        // SAFETY: the trait's.
-        unsafe { Self::load(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn left_first(p: *const u8, n: usize) -> __m512 {
-        // SAFETY: the trait's.
-        unsafe { Self::load_first(p, n) }
     }
 
     #[inline(always)]
