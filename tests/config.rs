@@ -30,6 +30,12 @@ fn every_prefix_and_bit_flip_is_answered() {
 }
 
 #[test]
+fn a_file_that_never_ends_is_refused() {
+    let error = Config::read("/dev/zero".as_ref()).unwrap_err().to_string();
+    assert!(error.contains("at most 1048576 bytes"), "{error}");
+}
+
+#[test]
 fn mutations_for_a_while() {
     let seconds = std::env::var("MEDFLAMINGO_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok());
     let end = Instant::now() + Duration::from_secs_f64(seconds.unwrap_or(3.0));

@@ -2,6 +2,7 @@
 
 use crate::image::Preprocess;
 use crate::model::Config;
+use crate::model::config::read_small;
 use crate::text::Tokenizer;
 use crate::weights::Weights;
 use crate::{DType, Error, Result};
@@ -29,9 +30,6 @@ pub struct ModelFolder {
     pub preprocess: Preprocess,
     pub generation: GenerationConfig,
 }
-
-/// No JSON file of a model folder but the tokenizer is longer.
-const MAX_JSON: u64 = 1 << 20;
 
 impl ModelFolder {
     /// # Errors
@@ -92,12 +90,7 @@ impl ModelFolder {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    if size > MAX_JSON {
-        let expected = format!("at most {MAX_JSON} bytes");
-        return Err(Error::invalid(path.display(), expected, size));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let bytes = read_small(path)?;
     serde_json::from_slice(&bytes)
         .map_err(|e| Error::invalid(path.display(), "the JSON of a model folder", e))
 }

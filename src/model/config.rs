@@ -149,6 +149,23 @@ pub struct Tokens {
     pub leading: Option<u32>,
 }
 
+/// The bytes of one of a model folder's small JSON files, at most 1 MiB.
+///
+/// # Errors
+/// A file that cannot be read, or is longer.
+pub fn read_small(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read;
+    const MOST: u64 = 1 << 20;
+    let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, e))?;
+    let mut bytes = Vec::new();
+    let read = file.take(MOST + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Error::io("read", path, e))?;
+    if bytes.len() as u64 > MOST {
+        return Err(Error::invalid(path.display(), format!("at most {MOST} bytes"), "more"));
+    }
+    Ok(bytes)
+}
+
 /// One tensor of a model folder: its name and shape.
 pub type TensorSpec = (String, Vec<usize>);
 
@@ -158,7 +175,7 @@ impl Config {
     /// # Errors
     /// A file that cannot be read, is not one of ours, or has sizes that no model has.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let bytes = read_small(path)?;
         Config::parse(&bytes).map_err(|e| e.within(path.display()))
     }
 
