@@ -3,11 +3,13 @@
 
 mod buffer;
 mod cuda;
+mod geometry;
 mod host;
 mod pool;
 
 pub use buffer::Buffer;
 pub use cuda::{CudaCard, cuda_cards};
+pub use geometry::{Chip, Geometry, Swizzle, TensorMap, unbuilt};
 pub use host::{Host, Isa};
 pub use pool::Pool;
 
@@ -100,6 +102,8 @@ pub struct Kernel<P: 'static> {
     pub name: &'static str,
     /// One function per storage type.
     pub twins: &'static [(DType, Twin<P>)],
+    /// The entry's variant, grid, block and shared memory on a card; pure.
+    pub geometry: fn(&P, DType, &Chip) -> Geometry,
     /// Bytes and operations of a launch; pure.
     pub cost: fn(&P, DType) -> Cost,
 }

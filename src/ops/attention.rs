@@ -11,8 +11,12 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/attention.h`.
-pub static ATTENTION: Kernel<AttentionParams> =
-    Kernel { name: "attention", twins: twins!(attention_twin), cost };
+pub static ATTENTION: Kernel<AttentionParams> = Kernel {
+    name: "attention",
+    twins: twins!(attention_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// O = softmax(scale * Q K^T) V per batch entry and head; o, q (batch*q_len, heads*head_dim) and
 /// one or two segments of keys and values (batch*len, heads*head_dim), seen as if concatenated

@@ -12,8 +12,12 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/cross_attention.h`.
-pub static CROSS_ATTENTION: Kernel<CrossAttentionParams> =
-    Kernel { name: "cross_attention", twins: twins!(cross_attention_twin), cost };
+pub static CROSS_ATTENTION: Kernel<CrossAttentionParams> = Kernel {
+    name: "cross_attention",
+    twins: twins!(cross_attention_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// O = softmax(scale * Q K^T) V per row and head over the latents of the images in the row's span;
 /// o, q (rows, heads*head_dim) dense. Rows that see no image become 0.

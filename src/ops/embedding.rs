@@ -10,8 +10,12 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/embedding.h`.
-pub static EMBEDDING: Kernel<EmbeddingParams> =
-    Kernel { name: "embedding", twins: twins!(embedding_twin), cost };
+pub static EMBEDDING: Kernel<EmbeddingParams> = Kernel {
+    name: "embedding",
+    twins: twins!(embedding_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// y[r] = w[ids[r]]; y (rows, cols), w (vocabulary, cols), both dense.
 ///

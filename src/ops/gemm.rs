@@ -26,8 +26,12 @@ use crate::{DType, Result};
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
-pub static GEMM: Kernel<GemmParams> =
-    Kernel { name: "gemm", twins: crate::twins!(gemm_twin), cost };
+pub static GEMM: Kernel<GemmParams> = Kernel {
+    name: "gemm",
+    twins: crate::twins!(gemm_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// f of the epilogue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,8 +10,12 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/kv_append.h`.
-pub static KV_APPEND: Kernel<KvAppendParams> =
-    Kernel { name: "kv_append", twins: twins!(kv_append_twin), cost };
+pub static KV_APPEND: Kernel<KvAppendParams> = Kernel {
+    name: "kv_append",
+    twins: twins!(kv_append_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// Copies the key and value parts of qkv (rows, 3*heads*head_dim) to the batch's slots of `pages`
 /// (pages, 2*heads*page_tokens*head_dim), the pages of one layer. Rows of both may be strided.

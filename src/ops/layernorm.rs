@@ -10,8 +10,12 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/layernorm.h`.
-pub static LAYERNORM: Kernel<LayernormParams> =
-    Kernel { name: "layernorm", twins: twins!(layernorm_twin), cost };
+pub static LAYERNORM: Kernel<LayernormParams> = Kernel {
+    name: "layernorm",
+    twins: twins!(layernorm_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row; y and x (rows, cols), w and b (cols).
 /// Rows of y and x may be strided.

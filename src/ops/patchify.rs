@@ -10,12 +10,20 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/patchify.h`.
-pub static PATCHIFY: Kernel<PatchifyParams> =
-    Kernel { name: "patchify", twins: twins!(patchify_twin), cost: patchify_cost };
+pub static PATCHIFY: Kernel<PatchifyParams> = Kernel {
+    name: "patchify",
+    twins: twins!(patchify_twin),
+    geometry: crate::device::unbuilt,
+    cost: patchify_cost,
+};
 
 /// See `kernels/patchify.h`.
-pub static VISION_TOKENS: Kernel<VisionTokensParams> =
-    Kernel { name: "vision_tokens", twins: twins!(vision_tokens_twin), cost: vision_tokens_cost };
+pub static VISION_TOKENS: Kernel<VisionTokensParams> = Kernel {
+    name: "vision_tokens",
+    twins: twins!(vision_tokens_twin),
+    geometry: crate::device::unbuilt,
+    cost: vision_tokens_cost,
+};
 
 /// Cuts pixels (images, 3, side, side) f32 into rows y (images*(side/patch)^2, 3*patch*patch) in
 /// the order (channel, y, x).

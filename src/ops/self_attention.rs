@@ -13,8 +13,12 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/self_attention.h`.
-pub static SELF_ATTENTION: Kernel<SelfAttentionParams> =
-    Kernel { name: "self_attention", twins: twins!(self_attention_twin), cost };
+pub static SELF_ATTENTION: Kernel<SelfAttentionParams> = Kernel {
+    name: "self_attention",
+    twins: twins!(self_attention_twin),
+    geometry: crate::device::unbuilt,
+    cost,
+};
 
 /// Causal attention of the batch's rows over the pages of one layer; o and q (rows,
 /// heads*head_dim), pages (pages, 2*heads*page_tokens*head_dim), ALiBi slopes (heads) f32 if any.

@@ -1,0 +1,88 @@
+//! How a launch is laid over a card: pure functions of the params and of what the card is, so that
+//! the choices made for an A100 or an H200 are tested on any machine.
+
+use std::ffi::c_void;
+
+/// What launch choices depend on. Plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chip {
+    /// Compute capability: 80, 90, ...
+    pub capability: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Most shared memory of one block, bytes.
+    pub shared_bytes: u32,
+    /// L2 cache, bytes.
+    pub l2_bytes: u64,
+}
+
+impl Chip {
+    /// A100 80 GB (sm_80).
+    pub const A100: Chip =
+        Chip { capability: 80, multiprocessors: 108, shared_bytes: 163 << 10, l2_bytes: 40 << 20 };
+    /// H100 and H200 SXM (sm_90a).
+    pub const H200: Chip =
+        Chip { capability: 90, multiprocessors: 132, shared_bytes: 227 << 10, l2_bytes: 60 << 20 };
+
+    /// True if the Hopper entries (`wgmma`, which newer cards do not have) run here.
+    pub const fn has_wgmma(&self) -> bool {
+        self.capability == 90
+    }
+}
+
+/// How shared-memory rows of a tensor map are permuted against bank conflicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swizzle {
+    None,
+    Bytes64,
+    Bytes128,
+}
+
+/// A matrix of 2-byte elements in device memory that a kernel reads or writes in boxes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    pub address: *const c_void,
+    /// Columns, rows.
+    pub sizes: [u64; 2],
+    /// Between rows, bytes; a multiple of 16.
+    pub stride: u64,
+    /// Columns, rows of a box.
+    pub tile: [u32; 2],
+    pub swizzle: Swizzle,
+}
+
+/// One launch: which entry, over how many blocks of how many threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// The entry is `{name}_{dtype}{variant}`; empty or begins with `_`.
+    pub variant: &'static str,
+    /// Blocks in x, y, z; nothing is launched if one is 0.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+    /// Blocks of a cluster in x; 1 is none.
+    pub cluster: u32,
+    /// For entries written with `KERNEL_TMA`.
+    pub maps: [Option<TensorMap>; 4],
+}
+
+impl Geometry {
+    /// `blocks` in x of `threads`, without shared memory.
+    pub const fn linear(blocks: u32, threads: u32) -> Self {
+        Geometry {
+            variant: "",
+            grid: [blocks, 1, 1],
+            threads,
+            shared: 0,
+            cluster: 1,
+            maps: [None; 4],
+        }
+    }
+}
+
+/// For kernels whose `.cu` is not written yet; must be gone when the last one is.
+pub fn unbuilt<P>(_: &P, dtype: crate::DType, _: &Chip) -> Geometry {
+    unimplemented!("no CUDA entry for {dtype}")
+}
