@@ -33,7 +33,8 @@ impl Buffer {
             let mib = len as f64 / 1048576.0;
             Error::device("cpu", format!("cannot allocate {mib:.1} MiB: {e}"))
         })?;
-        Ok(Buffer { memory: Memory::Owned { ptr: pages.as_mut_ptr(), _pages: pages }, len })
+        let memory = Memory::Owned { ptr: pages.as_mut_ptr(), _pages: pages };
+        Ok(Buffer { memory, len }.announced())
     }
 
     /// Borrows `start .. start + len` of a mapping.
@@ -45,7 +46,14 @@ impl Buffer {
             let found = format!("{start} + {len}");
             return Err(Error::invalid("mapping", format!("a range in {}", map.len()), found));
         }
-        Ok(Buffer { memory: Memory::Mapped { map, start }, len })
+        Ok(Buffer { memory: Memory::Mapped { map, start }, len }.announced())
+    }
+
+    /// Tells the emulator, if there is one, that kernels may use this memory.
+    fn announced(self) -> Self {
+        #[cfg(feature = "simt")]
+        super::simt::appeared(self.ptr(), self.len);
+        self
     }
 
     /// Bytes.
@@ -91,6 +99,13 @@ impl Buffer {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `len` bytes from `ptr` are initialised and live as long as self.
         unsafe { std::slice::from_raw_parts(self.ptr(), self.len) }
+    }
+}
+
+#[cfg(feature = "simt")]
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        super::simt::vanished(self.ptr());
     }
 }
 

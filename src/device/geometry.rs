@@ -1,6 +1,7 @@
 //! How a launch is laid over a card: pure functions of the params and of what the card is, so that
 //! the choices made for an A100 or an H200 are tested on any machine.
 
+use crate::DType;
 use std::ffi::c_void;
 
 /// What launch choices depend on. Plain data.
@@ -80,9 +81,19 @@ impl Geometry {
             maps: [None; 4],
         }
     }
+
+    /// The name of the entry that is launched.
+    pub fn entry(&self, kernel: &str, dtype: DType) -> String {
+        format!("{kernel}_{dtype}{}", self.variant)
+    }
+
+    /// True if there is nothing to launch.
+    pub fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
 }
 
 /// For kernels whose `.cu` is not written yet; must be gone when the last one is.
-pub fn unbuilt<P>(_: &P, dtype: crate::DType, _: &Chip) -> Geometry {
+pub fn unbuilt<P>(_: &P, dtype: DType, _: &Chip) -> Geometry {
     unimplemented!("no CUDA entry for {dtype}")
 }

@@ -6,18 +6,22 @@ mod cuda;
 mod geometry;
 mod host;
 mod pool;
+#[cfg(feature = "simt")]
+mod simt;
 
 pub use buffer::Buffer;
 pub use cuda::{CudaCard, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap, unbuilt};
 pub use host::{Host, Isa};
 pub use pool::Pool;
+#[cfg(feature = "simt")]
+pub use simt::Simt;
 
 use crate::{DType, Error, Result};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
+use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// The device a user asks for. A closed set: portability is [`Stream::launch`], not a trait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,9 @@ pub enum Device {
     Host,
     /// The CUDA card with this ordinal.
     Cuda(usize),
+    /// The kernels under the emulator, laid out as for this card. In tests only.
+    #[cfg(feature = "simt")]
+    Simt(Chip),
 }
 
 impl FromStr for Device {
@@ -39,6 +46,10 @@ impl FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Host),
             "cuda" => Ok(Device::Cuda(0)),
+            #[cfg(feature = "simt")]
+            "simt" | "simt:h200" => Ok(Device::Simt(Chip::H200)),
+            #[cfg(feature = "simt")]
+            "simt:a100" => Ok(Device::Simt(Chip::A100)),
             _ => {
                 let n = s.strip_prefix("cuda:").ok_or_else(wrong)?;
                 n.parse().map(Device::Cuda).map_err(|_| wrong())
@@ -53,6 +64,8 @@ impl fmt::Display for Device {
             Device::Auto => write!(f, "auto"),
             Device::Host => write!(f, "cpu"),
             Device::Cuda(n) => write!(f, "cuda:{n}"),
+            #[cfg(feature = "simt")]
+            Device::Simt(chip) => write!(f, "simt:sm_{}", chip.capability),
         }
     }
 }
@@ -66,6 +79,8 @@ impl Device {
     pub fn open(self, threads: usize) -> Result<Stream> {
         match self {
             Device::Auto | Device::Host => Ok(Stream::new(Host::new(threads))),
+            #[cfg(feature = "simt")]
+            Device::Simt(chip) => Stream::emulated(chip),
             Device::Cuda(n) => Err(Error::device(
                 self,
                 match cuda_cards() {
@@ -120,24 +135,63 @@ macro_rules! twins {
     };
 }
 
+/// What runs the launches of a stream.
+enum Backend {
+    Host(Host),
+    #[cfg(feature = "simt")]
+    Simt(simt::Queue),
+}
+
 /// An ordered queue of launches on one device, and the memory they work on.
 pub struct Stream {
-    host: Arc<Host>,
+    backend: Backend,
     trace: bool,
     launches: Cell<u64>,
+    workspace: OnceCell<Buffer>,
 }
 
 impl Stream {
     /// A stream of launches on `host`.
     pub fn new(host: Host) -> Self {
-        let trace = std::env::var_os("MEDFLAMINGO_TRACE").is_some_and(|v| v == "1");
-        Stream { host: Arc::new(host), trace, launches: Cell::new(0) }
+        Stream::on(Backend::Host(host))
     }
 
     /// A stream on this machine's processor; `threads` 0 means one per core.
     pub fn host(threads: usize) -> Self {
         Stream::new(Host::new(threads))
     }
+
+    /// A stream of the real kernels under the emulator, laid out as for `chip`.
+    ///
+    /// # Errors
+    /// If the kernels do not compile.
+    #[cfg(feature = "simt")]
+    pub fn emulated(chip: Chip) -> Result<Self> {
+        Ok(Stream::on(Backend::Simt(simt::Queue { simt: Simt::kernels()?, chip })))
+    }
+
+    fn on(backend: Backend) -> Self {
+        let trace = std::env::var_os("MEDFLAMINGO_TRACE").is_some_and(|v| v == "1");
+        Stream { backend, trace, launches: Cell::new(0), workspace: OnceCell::new() }
+    }
+
+    /// Scratch for one launch at a time, [`Stream::WORKSPACE`] bytes; its first 64 KiB are `u32`
+    /// counters, which every launch finds and leaves at 0. Null on the host, whose twins need none.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is not that much memory.
+    pub fn workspace(&self) -> Result<*mut c_void> {
+        if let Backend::Host(_) = self.backend {
+            return Ok(std::ptr::null_mut());
+        }
+        if self.workspace.get().is_none() {
+            let _ = self.workspace.set(self.zeros(Self::WORKSPACE)?);
+        }
+        Ok(self.workspace.get().map_or(std::ptr::null_mut(), |b| b.ptr().cast()))
+    }
+
+    /// Bytes of [`Stream::workspace`].
+    pub const WORKSPACE: usize = 32 << 20;
 
     /// Zeroed device memory. On the host untouched pages cost nothing.
     ///
@@ -179,8 +233,20 @@ impl Stream {
                 cost.flops / 1e6
             );
         }
-        // SAFETY: the caller's contract is the twin's.
-        unsafe { twin(params, &self.host) };
+        match &self.backend {
+            // SAFETY: the caller's contract is the twin's.
+            Backend::Host(host) => unsafe { twin(params, host) },
+            #[cfg(feature = "simt")]
+            Backend::Simt(queue) => {
+                let geometry = (kernel.geometry)(params, dtype, &queue.chip);
+                if geometry.is_empty() {
+                    return Ok(());
+                }
+                let entry = geometry.entry(kernel.name, dtype);
+                // SAFETY: the caller's contract is the entry's.
+                unsafe { queue.simt.launch(&entry, &geometry, params)? }
+            }
+        }
         Ok(())
     }
 
@@ -191,7 +257,11 @@ impl Stream {
 
     /// What the launches run on, in words.
     pub fn describe(&self) -> String {
-        format!("cpu, {} threads, {}", self.host.pool.threads(), self.host.isa)
+        match &self.backend {
+            Backend::Host(host) => format!("cpu, {} threads, {}", host.pool.threads(), host.isa),
+            #[cfg(feature = "simt")]
+            Backend::Simt(queue) => format!("emulated sm_{}", queue.chip.capability),
+        }
     }
 }
 

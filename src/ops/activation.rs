@@ -3,16 +3,17 @@
 use super::check;
 use super::gemm::math;
 use super::lanes::{self, Grid, Lanes};
+use super::layout;
 use super::rows::{Rows, row_range, row_tasks};
 use crate::contracts::SwigluParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/activation.h`.
 pub static SWIGLU: Kernel<SwigluParams> =
-    Kernel { name: "swiglu", twins: twins!(swiglu_twin), geometry: crate::device::unbuilt, cost };
+    Kernel { name: "swiglu", twins: twins!(swiglu_twin), geometry, cost };
 
 /// y = silu(gate) * up; y (rows, cols), x = [gate | up] (rows, 2*cols), both dense.
 ///
@@ -27,6 +28,11 @@ pub fn swiglu(stream: &Stream, mut y: ViewMut<'_>, x: View<'_>) -> Result<()> {
         SwigluParams { rows: y.rows() as i64, cols: y.cols() as i64, y: y.ptr(), x: x.ptr() };
     // SAFETY: shapes, strides and dtypes were checked; y is borrowed exclusively.
     unsafe { stream.launch(&SWIGLU, x.dtype(), &params) }
+}
+
+fn geometry(p: &SwigluParams, dtype: DType, _: &Chip) -> Geometry {
+    let packable = layout::is_packable(&[p.y.cast_const(), p.x], &[p.cols], dtype);
+    layout::packed_cells(p.rows * p.cols, dtype, packable)
 }
 
 fn cost(p: &SwigluParams, dtype: DType) -> Cost {

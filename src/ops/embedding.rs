@@ -2,20 +2,17 @@
 
 use super::batch::TokenIds;
 use super::check;
+use super::layout;
 use super::rows::{Rows, for_row_ranges};
 use crate::contracts::EmbeddingParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/embedding.h`.
-pub static EMBEDDING: Kernel<EmbeddingParams> = Kernel {
-    name: "embedding",
-    twins: twins!(embedding_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static EMBEDDING: Kernel<EmbeddingParams> =
+    Kernel { name: "embedding", twins: twins!(embedding_twin), geometry, cost };
 
 /// y[r] = w[ids[r]]; y (rows, cols), w (vocabulary, cols), both dense.
 ///
@@ -40,6 +37,11 @@ pub fn embedding(stream: &Stream, mut y: ViewMut<'_>, ids: &TokenIds, w: View<'_
     };
     // SAFETY: shapes, strides and dtypes were checked, the ids when they were made.
     unsafe { stream.launch(&EMBEDDING, w.dtype(), &params) }
+}
+
+fn geometry(p: &EmbeddingParams, dtype: DType, _: &Chip) -> Geometry {
+    let packable = layout::is_packable(&[p.y.cast_const(), p.w], &[p.cols], dtype);
+    layout::packed_cells(p.rows * p.cols, dtype, packable)
 }
 
 fn cost(p: &EmbeddingParams, dtype: DType) -> Cost {

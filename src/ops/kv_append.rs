@@ -2,20 +2,17 @@
 
 use super::batch::Ragged;
 use super::check;
+use super::layout;
 use super::rows::{Rows, for_row_ranges};
 use crate::contracts::KvAppendParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/kv_append.h`.
-pub static KV_APPEND: Kernel<KvAppendParams> = Kernel {
-    name: "kv_append",
-    twins: twins!(kv_append_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static KV_APPEND: Kernel<KvAppendParams> =
+    Kernel { name: "kv_append", twins: twins!(kv_append_twin), geometry, cost };
 
 /// Copies the key and value parts of qkv (rows, 3*heads*head_dim) to the batch's slots of `pages`
 /// (pages, 2*heads*page_tokens*head_dim), the pages of one layer. Rows of both may be strided.
@@ -65,6 +62,13 @@ pub(super) fn check_pages(
     }
     let expected = format!("at least ({}, {cols})", batch.pages());
     Err(Error::invalid(format!("{op}: pages"), expected, pages.shape()))
+}
+
+fn geometry(p: &KvAppendParams, dtype: DType, _: &Chip) -> Geometry {
+    let head_dim = i64::from(p.head_dim);
+    let distances = [head_dim, p.row_stride, p.page_stride];
+    let packable = layout::is_packable(&[p.pages.cast_const(), p.qkv], &distances, dtype);
+    layout::packed_cells(2 * p.rows * i64::from(p.heads) * head_dim, dtype, packable)
 }
 
 fn cost(p: &KvAppendParams, dtype: DType) -> Cost {

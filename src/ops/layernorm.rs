@@ -2,20 +2,17 @@
 
 use super::check;
 use super::lanes::{self, Grid, Lanes, PAD, sums, widen_row};
+use super::layout;
 use super::rows::{Rows, narrow, row_range, row_tasks};
 use crate::contracts::LayernormParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/layernorm.h`.
-pub static LAYERNORM: Kernel<LayernormParams> = Kernel {
-    name: "layernorm",
-    twins: twins!(layernorm_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static LAYERNORM: Kernel<LayernormParams> =
+    Kernel { name: "layernorm", twins: twins!(layernorm_twin), geometry, cost };
 
 /// y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row; y and x (rows, cols), w and b (cols).
 /// Rows of y and x may be strided.
@@ -80,6 +77,12 @@ fn launch(
     };
     // SAFETY: shapes and dtypes were checked; y is borrowed exclusively or is x itself.
     unsafe { stream.launch(&LAYERNORM, x.dtype(), &params) }
+}
+
+fn geometry(p: &LayernormParams, dtype: DType, _: &Chip) -> Geometry {
+    let addresses = [p.y.cast_const(), p.x, p.w, p.b];
+    let packable = layout::is_packable(&addresses, &[p.cols, p.y_stride, p.x_stride], dtype);
+    layout::row_blocks(p.rows, p.cols, dtype, packable, 3)
 }
 
 fn cost(p: &LayernormParams, dtype: DType) -> Cost {

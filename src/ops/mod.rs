@@ -15,6 +15,7 @@ mod gemm;
 mod kv_append;
 mod lanes;
 mod layernorm;
+mod layout;
 mod patchify;
 mod rmsnorm;
 mod rope;

@@ -2,9 +2,10 @@
 
 use super::check;
 use super::gemm::math;
+use super::layout;
 use super::rows::{Rows, for_row_ranges};
 use crate::contracts::{PatchifyParams, VisionTokensParams};
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
@@ -13,7 +14,7 @@ use crate::{DType, Error, Result, twins};
 pub static PATCHIFY: Kernel<PatchifyParams> = Kernel {
     name: "patchify",
     twins: twins!(patchify_twin),
-    geometry: crate::device::unbuilt,
+    geometry: patchify_geometry,
     cost: patchify_cost,
 };
 
@@ -21,7 +22,7 @@ pub static PATCHIFY: Kernel<PatchifyParams> = Kernel {
 pub static VISION_TOKENS: Kernel<VisionTokensParams> = Kernel {
     name: "vision_tokens",
     twins: twins!(vision_tokens_twin),
-    geometry: crate::device::unbuilt,
+    geometry: vision_tokens_geometry,
     cost: vision_tokens_cost,
 };
 
@@ -92,6 +93,15 @@ pub fn vision_tokens(
     };
     // SAFETY: shapes, strides and dtypes were checked; y is borrowed exclusively.
     unsafe { stream.launch(&VISION_TOKENS, x.dtype(), &params) }
+}
+
+fn patchify_geometry(p: &PatchifyParams, _: DType, _: &Chip) -> Geometry {
+    // The same number of cells as there are pixels.
+    layout::cells(3 * p.images * i64::from(p.side) * i64::from(p.side), 1)
+}
+
+fn vision_tokens_geometry(p: &VisionTokensParams, _: DType, _: &Chip) -> Geometry {
+    layout::cells(p.images * (1 + p.patches) * p.cols, 1)
 }
 
 fn patchify_cost(p: &PatchifyParams, dtype: DType) -> Cost {

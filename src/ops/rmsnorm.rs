@@ -3,16 +3,17 @@
 use super::check;
 use super::gemm::math;
 use super::lanes::{self, Grid, Lanes, PAD, sums, widen_row};
+use super::layout;
 use super::rows::{Rows, narrow, row_range, row_tasks};
 use crate::contracts::RmsnormParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/rmsnorm.h`.
 pub static RMSNORM: Kernel<RmsnormParams> =
-    Kernel { name: "rmsnorm", twins: twins!(rmsnorm_twin), geometry: crate::device::unbuilt, cost };
+    Kernel { name: "rmsnorm", twins: twins!(rmsnorm_twin), geometry, cost };
 
 /// y = x / sqrt(mean(x^2) + eps) * w, per row; y and x (rows, cols) dense, w (cols).
 ///
@@ -42,6 +43,11 @@ pub fn rmsnorm(
     };
     // SAFETY: shapes, strides and dtypes were checked; y is borrowed exclusively.
     unsafe { stream.launch(&RMSNORM, x.dtype(), &params) }
+}
+
+fn geometry(p: &RmsnormParams, dtype: DType, _: &Chip) -> Geometry {
+    let packable = layout::is_packable(&[p.y.cast_const(), p.x, p.w], &[p.cols], dtype);
+    layout::row_blocks(p.rows, p.cols, dtype, packable, 1)
 }
 
 fn cost(p: &RmsnormParams, dtype: DType) -> Cost {

@@ -4,16 +4,17 @@ use super::batch::Ragged;
 use super::check;
 use super::gemm::math;
 use super::lanes::{self, Grid, Lanes};
+use super::layout;
 use super::rows::{Rows, row_range, row_tasks};
 use crate::contracts::RopeParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::ViewMut;
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/rope.h`.
 pub static ROPE: Kernel<RopeParams> =
-    Kernel { name: "rope", twins: twins!(rope_twin), geometry: crate::device::unbuilt, cost };
+    Kernel { name: "rope", twins: twins!(rope_twin), geometry, cost };
 
 /// Rotates the first `rotary` features of every query and key head of qkv (rows, 3*heads*head_dim)
 /// by position * base^(-2i/rotary), in place. Rows may be strided.
@@ -49,6 +50,10 @@ pub fn rope(
     };
     // SAFETY: the shape was checked; the batch holds one position per row; qkv is exclusive.
     unsafe { stream.launch(&ROPE, qkv.dtype(), &params) }
+}
+
+fn geometry(p: &RopeParams, _: DType, _: &Chip) -> Geometry {
+    layout::cells(p.rows * i64::from(p.rotary / 2), 1)
 }
 
 fn cost(p: &RopeParams, dtype: DType) -> Cost {

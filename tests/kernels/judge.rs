@@ -1,12 +1,19 @@
 //! Inputs, streams, and the verdict: within twice the oracle's own error in the storage type, plus
 //! a stated absolute tolerance for f32 arithmetic.
 
-use medflamingo::device::{Host, Isa, Pool, Stream};
+use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::tensor::{Tensor, View};
 
-/// One stream per instruction set and number of threads.
+/// Streams in pairs that must agree with each other: two numbers of threads of one instruction
+/// set, and for the kernels under the emulator the same card twice.
 pub fn streams() -> Vec<Stream> {
+    let cards = [Chip::A100, Chip::A100, Chip::H200, Chip::H200];
+    twins().into_iter().chain(cards.map(|chip| Stream::emulated(chip).unwrap())).collect()
+}
+
+/// The host's streams among [`streams`].
+pub fn twins() -> Vec<Stream> {
     let best = Isa::detect();
     [Isa::Portable, Isa::Avx2, Isa::Avx512Bf16]
         .into_iter()

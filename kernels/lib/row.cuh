@@ -1,0 +1,69 @@
+/** A row of a matrix in the registers of a block: read once, used often, written once.
+ *
+ *  Thread t holds packs t, t + THREADS, ... of the row. Widths beyond the registers, and rows whose
+ *  packs would not be aligned, take `PlainRow`, which reads memory again each time. */
+#pragma once
+#include "types.cuh"
+
+template <typename T, int THREADS, int PACKS> struct RegisterRow {
+  Pack<T> packs[PACKS];
+  int64_t cols;
+
+  __device__ RegisterRow(const T *row, int64_t cols) : cols(cols) {
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) {
+      int64_t at = start(i);
+      if (at < cols) packs[i] = *reinterpret_cast<const Pack<T> *>(row + at);
+    }
+  }
+
+  __device__ __forceinline__ static int64_t start(int i) {
+    return ((int64_t)i * THREADS + threadIdx.x) * Pack<T>::SIZE;
+  }
+
+  /** The sum of f(x) over this thread's part. */
+  template <typename F> __device__ __forceinline__ float sum(F f) const {
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < PACKS; i++)
+      if (start(i) < cols)
+#pragma unroll
+        for (int j = 0; j < Pack<T>::SIZE; j++) total += f(widen(packs[i].x[j]));
+    return total;
+  }
+
+  /** y[c] = f(x[c], w[c], b[c]); `b` may be null and then counts as 0. */
+  template <typename F>
+  __device__ __forceinline__ void store(T *y, const T *w, const T *b, F f) const {
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) {
+      int64_t at = start(i);
+      if (at >= cols) continue;
+      Pack<T> scale = *reinterpret_cast<const Pack<T> *>(w + at), shift, out;
+      if (b) shift = *reinterpret_cast<const Pack<T> *>(b + at);
+#pragma unroll
+      for (int j = 0; j < Pack<T>::SIZE; j++)
+        out.x[j] = narrow<T>(f(widen(packs[i].x[j]), widen(scale.x[j]), b ? widen(shift.x[j]) : 0.0f));
+      *reinterpret_cast<Pack<T> *>(y + at) = out;
+    }
+  }
+};
+
+template <typename T, int THREADS> struct PlainRow {
+  const T *row;
+  int64_t cols;
+
+  __device__ PlainRow(const T *row, int64_t cols) : row(row), cols(cols) {}
+
+  template <typename F> __device__ __forceinline__ float sum(F f) const {
+    float total = 0;
+    for (int64_t c = threadIdx.x; c < cols; c += THREADS) total += f(widen(row[c]));
+    return total;
+  }
+
+  template <typename F>
+  __device__ __forceinline__ void store(T *y, const T *w, const T *b, F f) const {
+    for (int64_t c = threadIdx.x; c < cols; c += THREADS)
+      y[c] = narrow<T>(f(widen(row[c]), widen(w[c]), b ? widen(b[c]) : 0.0f));
+  }
+};
