@@ -5,6 +5,7 @@ mod buffer;
 mod cuda;
 mod geometry;
 mod host;
+mod plan;
 mod pool;
 #[cfg(feature = "simt")]
 mod simt;
@@ -13,6 +14,7 @@ pub use buffer::Buffer;
 pub use cuda::{CudaCard, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap, unbuilt};
 pub use host::{Host, Isa};
+pub use plan::Planned;
 pub use pool::Pool;
 #[cfg(feature = "simt")]
 pub use simt::Simt;
@@ -140,6 +142,7 @@ enum Backend {
     Host(Host),
     #[cfg(feature = "simt")]
     Simt(simt::Queue),
+    Plan(plan::Plan),
 }
 
 /// An ordered queue of launches on one device, and the memory they work on.
@@ -168,6 +171,20 @@ impl Stream {
     #[cfg(feature = "simt")]
     pub fn emulated(chip: Chip) -> Result<Self> {
         Ok(Stream::on(Backend::Simt(simt::Queue { simt: Simt::kernels()?, chip })))
+    }
+
+    /// A stream that writes down what it would launch on `chip` and runs nothing; memory is the
+    /// host's and stays as it is.
+    pub fn planning(chip: Chip) -> Self {
+        Stream::on(Backend::Plan(plan::Plan::new(chip)))
+    }
+
+    /// Takes what a planning stream wrote down; of other streams nothing.
+    pub fn planned(&self) -> Vec<Planned> {
+        match &self.backend {
+            Backend::Plan(plan) => plan.take(),
+            _ => Vec::new(),
+        }
     }
 
     fn on(backend: Backend) -> Self {
@@ -236,6 +253,7 @@ impl Stream {
         match &self.backend {
             // SAFETY: the caller's contract is the twin's.
             Backend::Host(host) => unsafe { twin(params, host) },
+            Backend::Plan(plan) => plan.add(kernel, dtype, params),
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => {
                 let geometry = (kernel.geometry)(params, dtype, &queue.chip);
@@ -261,6 +279,7 @@ impl Stream {
             Backend::Host(host) => format!("cpu, {} threads, {}", host.pool.threads(), host.isa),
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => format!("emulated sm_{}", queue.chip.capability),
+            Backend::Plan(plan) => format!("planned for sm_{}", plan.capability()),
         }
     }
 }
