@@ -5,6 +5,7 @@ mod buffer;
 mod cuda;
 mod geometry;
 mod host;
+mod modules;
 mod plan;
 mod pool;
 #[cfg(feature = "simt")]
@@ -14,6 +15,7 @@ pub use buffer::Buffer;
 pub use cuda::{CudaCard, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap, unbuilt};
 pub use host::{Host, Isa};
+pub use modules::{MODULES, TOOLKIT};
 pub use plan::Planned;
 pub use pool::Pool;
 #[cfg(feature = "simt")]
