@@ -17,6 +17,7 @@ typedef struct GemmParams {
   const void *bias;     /**< (n) T or null */
   const void *residual; /**< (m,n) T with stride ldc, or null */
   const void *gate;     /**< (1) T or null */
+  void *workspace;      /**< the stream's, for sums of parts of k; null on the host */
   int64_t m, n, k;
   int64_t lda, ldb, ldc; /**< row strides, elements */
   int32_t activation;

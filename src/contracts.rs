@@ -198,6 +198,8 @@ pub struct GemmParams {
     pub residual: *const ::core::ffi::c_void,
     #[doc = "(1) T or null"]
     pub gate: *const ::core::ffi::c_void,
+    #[doc = "the stream's, for sums of parts of k; null on the host"]
+    pub workspace: *mut ::core::ffi::c_void,
     pub m: i64,
     pub n: i64,
     pub k: i64,
@@ -212,7 +214,7 @@ pub struct GemmParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmParams"][::core::mem::size_of::<GemmParams>() - 104usize];
+    ["Size of GemmParams"][::core::mem::size_of::<GemmParams>() - 112usize];
     ["Alignment of GemmParams"][::core::mem::align_of::<GemmParams>() - 8usize];
     ["Offset of field: GemmParams::c"][::core::mem::offset_of!(GemmParams, c) - 0usize];
     ["Offset of field: GemmParams::a"][::core::mem::offset_of!(GemmParams, a) - 8usize];
@@ -221,16 +223,18 @@ const _: () = {
     ["Offset of field: GemmParams::residual"]
         [::core::mem::offset_of!(GemmParams, residual) - 32usize];
     ["Offset of field: GemmParams::gate"][::core::mem::offset_of!(GemmParams, gate) - 40usize];
-    ["Offset of field: GemmParams::m"][::core::mem::offset_of!(GemmParams, m) - 48usize];
-    ["Offset of field: GemmParams::n"][::core::mem::offset_of!(GemmParams, n) - 56usize];
-    ["Offset of field: GemmParams::k"][::core::mem::offset_of!(GemmParams, k) - 64usize];
-    ["Offset of field: GemmParams::lda"][::core::mem::offset_of!(GemmParams, lda) - 72usize];
-    ["Offset of field: GemmParams::ldb"][::core::mem::offset_of!(GemmParams, ldb) - 80usize];
-    ["Offset of field: GemmParams::ldc"][::core::mem::offset_of!(GemmParams, ldc) - 88usize];
+    ["Offset of field: GemmParams::workspace"]
+        [::core::mem::offset_of!(GemmParams, workspace) - 48usize];
+    ["Offset of field: GemmParams::m"][::core::mem::offset_of!(GemmParams, m) - 56usize];
+    ["Offset of field: GemmParams::n"][::core::mem::offset_of!(GemmParams, n) - 64usize];
+    ["Offset of field: GemmParams::k"][::core::mem::offset_of!(GemmParams, k) - 72usize];
+    ["Offset of field: GemmParams::lda"][::core::mem::offset_of!(GemmParams, lda) - 80usize];
+    ["Offset of field: GemmParams::ldb"][::core::mem::offset_of!(GemmParams, ldb) - 88usize];
+    ["Offset of field: GemmParams::ldc"][::core::mem::offset_of!(GemmParams, ldc) - 96usize];
     ["Offset of field: GemmParams::activation"]
-        [::core::mem::offset_of!(GemmParams, activation) - 96usize];
+        [::core::mem::offset_of!(GemmParams, activation) - 104usize];
     ["Offset of field: GemmParams::c_is_f32"]
-        [::core::mem::offset_of!(GemmParams, c_is_f32) - 100usize];
+        [::core::mem::offset_of!(GemmParams, c_is_f32) - 108usize];
 };
 #[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool"]
 #[repr(C)]

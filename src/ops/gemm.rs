@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 mod blocked;
 mod epilogue;
+mod geometry;
 mod inner;
 pub(crate) mod math;
 mod portable;
@@ -26,12 +27,8 @@ use crate::{DType, Result};
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
-pub static GEMM: Kernel<GemmParams> = Kernel {
-    name: "gemm",
-    twins: crate::twins!(gemm_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static GEMM: Kernel<GemmParams> =
+    Kernel { name: "gemm", twins: crate::twins!(gemm_twin), geometry: geometry::geometry, cost };
 
 /// f of the epilogue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +97,7 @@ pub fn gemm(
         bias: vector("bias", epilogue.bias, n)?,
         residual: if accumulates { c.as_view().ptr() } else { std::ptr::null() },
         gate: vector("gate", epilogue.gate, 1)?,
+        workspace: stream.workspace()?,
         m: m as i64,
         n: n as i64,
         k: k as i64,

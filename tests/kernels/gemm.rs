@@ -1,10 +1,11 @@
 //! `gemm`: C = residual + tanh(gate) * f(A B^T + bias).
 
 use crate::guarded::Guarded;
+use crate::judge::tensor;
 use half::{bf16, f16};
 use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Host, Isa, Pool, Stream};
+use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm};
 use medflamingo::tensor::Tensor;
@@ -216,6 +217,7 @@ impl Case {
                 (true, false) => residual.as_ptr(),
             },
             gate: gate.as_ref().map_or(null(), |g| g.as_ptr().cast()),
+            workspace: null_mut(),
             m: m as i64,
             n: n as i64,
             k: k as i64,
@@ -227,6 +229,48 @@ impl Case {
         };
         launch::<T>(&params, host);
         c.values().iter().map(|x| f64::from(x.to_f32())).collect()
+    }
+}
+
+impl Case {
+    /// As [`Case::run`], through a stream.
+    fn run_on<T: Real>(&self, o: &Operands<T>, stream: &Stream) -> Vec<f64> {
+        let (m, n, k) = self.shape;
+        let (lda, ldb, ldc) = self.strides();
+        let upload = |x: &[T]| Tensor::upload(stream, x, &[x.len()]).unwrap();
+        let (a, b, bias) = (upload(&o.a), upload(&o.b), upload(&o.bias));
+        let (residual, gate) = (upload(&o.residual), upload(o.gate.as_slice()));
+        let mut start: Vec<f32> = vec![MARK; extent(m, n, ldc)];
+        if self.in_place {
+            let held = |i: usize| if i % ldc >= n { MARK } else { o.residual[i].to_f32() };
+            start = (0..start.len()).map(held).collect();
+        }
+        let mut c = if self.f32_out {
+            Tensor::upload(stream, &start, &[start.len()]).unwrap()
+        } else {
+            tensor::<T>(stream, &start, &[start.len()])
+        };
+        let is_there = |t: &Tensor, there| if there { t.view().ptr() } else { null() };
+        let params = GemmParams {
+            c: c.view_mut().ptr(),
+            a: a.view().ptr(),
+            b: b.view().ptr(),
+            bias: is_there(&bias, self.bias),
+            residual: is_there(if self.in_place { &c } else { &residual }, self.residual),
+            gate: is_there(&gate, o.gate.is_some()),
+            workspace: stream.workspace().unwrap(),
+            m: m as i64,
+            n: n as i64,
+            k: k as i64,
+            lda: lda as i64,
+            ldb: ldb as i64,
+            ldc: ldc as i64,
+            activation: self.activation,
+            c_is_f32: i32::from(self.f32_out),
+        };
+        // SAFETY: the tensors have the extents that the params state.
+        unsafe { stream.launch(&GEMM, T::DTYPE, &params) }.unwrap();
+        c.view().to_f32().unwrap().into_iter().map(f64::from).collect()
     }
 }
 
@@ -257,26 +301,59 @@ fn epsilon(dtype: DType) -> f64 {
 fn check<T: Real>(case: &Case) {
     let operands = Operands::<T>::new(case);
     let oracle = case.oracle(&operands);
-    let (_, n, _) = case.shape;
-    let (_, _, ldc) = case.strides();
-    let out = if case.f32_out { DType::F32 } else { T::DTYPE };
     for isa in isas() {
         let [alone, together] =
             [1, 3].map(|threads| case.run(&operands, &Host { pool: Pool::new(threads), isa }));
-        let what = format!("{} {:?} {} {isa}", case.name, case.shape, T::DTYPE);
-        assert!(alone == together, "{what}: depends on the number of threads");
-        for (at, &found) in alone.iter().enumerate() {
-            let (i, j) = (at / ldc, at % ldc);
-            if j >= n {
-                assert_eq!(found, f64::from(MARK), "{what}: wrote between rows at ({i}, {j})");
-                continue;
-            }
-            let (exact, sums) = oracle[i * n + j];
-            // Twice the rounding to the storage type, which is half of epsilon, and the sums.
-            let tolerance = epsilon(out) * exact.abs() + sums + 1e-7;
-            let error = (found - exact).abs();
-            assert!(error <= tolerance, "{what} ({i}, {j}): {found}, not {exact} ({error:e})");
+        assert!(alone == together, "{}: depends on the number of threads", case.name);
+        judge::<T>(case, &oracle, &alone, &isa.to_string());
+    }
+    check_on_cards::<T>(case, &operands, &oracle);
+}
+
+/// The real kernels, as an A100 and as an H200 would run them.
+fn check_on_cards<T: Real>(case: &Case, operands: &Operands<T>, oracle: &[(f64, f64)]) {
+    for chip in [Chip::A100, Chip::H200] {
+        let stream = Stream::emulated(chip).unwrap();
+        judge::<T>(case, oracle, &case.run_on(operands, &stream), &stream.describe());
+    }
+}
+
+fn judge<T: Real>(case: &Case, oracle: &[(f64, f64)], found: &[f64], on: &str) {
+    let (_, n, _) = case.shape;
+    let (_, _, ldc) = case.strides();
+    let out = if case.f32_out { DType::F32 } else { T::DTYPE };
+    let what = format!("{} {:?} {} {on}", case.name, case.shape, T::DTYPE);
+    for (at, &found) in found.iter().enumerate() {
+        let (i, j) = (at / ldc, at % ldc);
+        if j >= n {
+            assert_eq!(found, f64::from(MARK), "{what}: wrote between rows at ({i}, {j})");
+            continue;
         }
+        let (exact, sums) = oracle[i * n + j];
+        // Twice the rounding to the storage type, which is half of epsilon, and the sums.
+        let tolerance = epsilon(out) * exact.abs() + sums + 1e-7;
+        let error = (found - exact).abs();
+        assert!(error <= tolerance, "{what} ({i}, {j}): {found}, not {exact} ({error:e})");
+    }
+}
+
+/// Shapes for which the cards' entries differ: large tiles, parts of k, ends within a tile.
+#[test]
+fn every_tile_of_the_tensor_cores() {
+    let every =
+        |name, m, n, k| Case { bias: true, gate: Some(0.7), residual: true, ..case(name, m, n, k) };
+    for case in [
+        case("large_tiles", 300, 2100, 64),
+        every("parts_of_k", 70, 130, 4096),
+        Case { f32_out: true, residual: false, ..every("parts_of_k_to_f32", 20, 72, 2056) },
+        Case { pads: (8, 16, 3), activation: GELU, ..every("edges", 130, 67, 104) },
+    ] {
+        fn on_cards<T: Real>(case: &Case) {
+            let operands = Operands::<T>::new(case);
+            check_on_cards::<T>(case, &operands, &case.oracle(&operands));
+        }
+        on_cards::<bf16>(&case);
+        on_cards::<f16>(&case);
     }
 }
 
@@ -362,6 +439,7 @@ fn cost_counts_operands_once() {
         bias: null(),
         residual: null(),
         gate: null(),
+        workspace: null_mut(),
         m: 2,
         n: 3,
         k: 5,

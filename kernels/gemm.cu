@@ -1,0 +1,172 @@
+/*  `gemm` on tensor cores by mma.sync (sm_80 and newer), and in f32 by multiply-adds
+ *
+ *  Idea      for k0 in steps of 32: copy the next A and B tiles to shared memory (cp.async, a ring of
+ *            stages); acc += A B^T out of the tile that has arrived; then the epilogue in registers.
+ *            grid.z > 1 splits k: each part leaves its sums in the workspace, and the block that
+ *            arrives last adds them in the order of the parts: the same bits at every run.
+ *  Geometry  grid (n tiles, m tiles, parts of k). `_128x128`: 4 warps of 64x64, 4 stages, 64 KiB.
+ *            `_64x64`: 4 warps of 32x32, 4 stages, 32 KiB, for few rows or few tiles. `_plain`: as
+ *            `_64x64`, for operands that 16-byte copies cannot reach. f32: 64x64 of 4x4 a thread.
+ *  Traffic   A (n / BN) times and B (m / BM) times, through L2; C and residual once.
+ *  Rejected  padding rows instead of permuting chunks: copies of 16 bytes would straddle lines. */
+#include "gemm.h"
+#include "lib/epilogue.cuh"
+#include "lib/mma.cuh"
+#include "lib/reduce.cuh"
+
+constexpr int BK = 32;
+/** u32 counters at the beginning of the workspace. */
+constexpr int64_t COUNTERS = 16384;
+
+template <typename T, int BM, int BN, int STAGES> struct GemmShared {
+  SwizzledTile<T, BM, BK> a[STAGES];
+  SwizzledTile<T, BN, BK> b[STAGES];
+  int is_last;
+};
+
+/** Rows row0 .. of a (rows, k) matrix, columns k0 .. k0 + 32, zeros outside; all threads together. */
+template <bool ALIGNED, int ROWS, int THREADS, typename T>
+__device__ __forceinline__ void load_tile(SwizzledTile<T, ROWS, BK> &tile, const T *matrix, int64_t ld,
+                                          int64_t row0, int64_t rows, int64_t k0, int64_t k) {
+#pragma unroll
+  for (int i = threadIdx.x; i < ROWS * 4; i += THREADS) {
+    int row = i / 4, chunk = i % 4;
+    int64_t at = k0 + chunk * 8;
+    bool is_row = row0 + row < rows;
+    T *to = tile.chunk(row, chunk);
+    const T *from = matrix + (is_row ? row0 + row : 0) * ld + at;
+    if constexpr (ALIGNED) {
+      bool valid = is_row && at < k;
+      ptx::cp_async16(to, valid ? from : matrix, valid);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; j++) to[j] = is_row && at + j < k ? from[j] : T{0};
+    }
+  }
+}
+
+template <typename T, int BM, int BN, int WM, int WN, int STAGES, bool ALIGNED>
+__device__ __forceinline__ void gemm(const GemmParams &p) {
+  constexpr int THREADS = BM / WM * (BN / WN) * WARP, MI = WM / 16, NI = WN / 8;
+  using Shared = GemmShared<T, BM, BN, STAGES>;
+  SHARED(Shared, s);
+  const T *a = static_cast<const T *>(p.a), *b = static_cast<const T *>(p.b);
+  const int64_t row0 = (int64_t)blockIdx.y * BM, col0 = (int64_t)blockIdx.x * BN;
+  const int wm = warp() / (BN / WN) * WM, wn = warp() % (BN / WN) * WN, l = lane();
+  const int64_t all = (p.k + BK - 1) / BK, each = (all + gridDim.z - 1) / gridDim.z;
+  const int64_t begin = min(all, (int64_t)blockIdx.z * each), end = min(all, begin + each);
+
+  auto load = [&](int64_t step) {
+    if (step < end) {
+      int stage = (int)((step - begin) % STAGES);
+      load_tile<ALIGNED, BM, THREADS>(s.a[stage], a, p.lda, row0, p.m, step * BK, p.k);
+      load_tile<ALIGNED, BN, THREADS>(s.b[stage], b, p.ldb, col0, p.n, step * BK, p.k);
+    }
+    ptx::cp_async_commit();
+  };
+
+  float acc[MI][NI][4] = {};
+  for (int i = 0; i < STAGES - 1; i++) load(begin + i);
+  for (int64_t step = begin; step < end; step++) {
+    ptx::cp_async_wait<STAGES - 2>();
+    __syncthreads();
+    load(step + STAGES - 1);
+    int stage = (int)((step - begin) % STAGES);
+#pragma unroll
+    for (int chunk = 0; chunk < BK / 8; chunk += 2) {
+      uint32_t fa[MI][4], fb[NI / 2][4];
+#pragma unroll
+      for (int i = 0; i < MI; i++) s.a[stage].load_a(fa[i], wm + i * 16, chunk, l);
+#pragma unroll
+      for (int j = 0; j < NI / 2; j++) s.b[stage].load_b(fb[j], wn + j * 16, chunk, l);
+#pragma unroll
+      for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int j = 0; j < NI; j++)
+          mma<T>(acc[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+
+  if (gridDim.z > 1) {
+    const int64_t tile = (int64_t)blockIdx.y * gridDim.x + blockIdx.x;
+    float *room = static_cast<float *>(p.workspace) + COUNTERS;
+    auto part = [&](int64_t z) { return room + (tile * gridDim.z + z) * BM * BN + threadIdx.x; };
+    float *own = part(blockIdx.z);
+#pragma unroll
+    for (int e = 0; e < MI * NI * 4; e++) own[e * THREADS] = acc[e / 4 / NI][e / 4 % NI][e % 4];
+    __threadfence();
+    __syncthreads();
+    uint32_t *counter = static_cast<uint32_t *>(p.workspace) + tile;
+    if (threadIdx.x == 0) {
+      s.is_last = atomicAdd(counter, 1u) == gridDim.z - 1;
+      if (s.is_last) *counter = 0;
+      __threadfence();
+    }
+    __syncthreads();
+    if (!s.is_last) return;
+#pragma unroll
+    for (int e = 0; e < MI * NI * 4; e++) acc[e / 4 / NI][e / 4 % NI][e % 4] = 0;
+    for (unsigned z = 0; z < gridDim.z; z++) {
+      const volatile float *from = part(z);
+#pragma unroll
+      for (int e = 0; e < MI * NI * 4; e++) acc[e / 4 / NI][e / 4 % NI][e % 4] += from[e * THREADS];
+    }
+  }
+
+  const Epilogue<T> epilogue(p);
+#pragma unroll
+  for (int i = 0; i < MI; i++)
+#pragma unroll
+    for (int j = 0; j < NI; j++) {
+      int64_t row = row0 + wm + i * 16 + l / 4, col = col0 + wn + j * 8 + l % 4 * 2;
+      epilogue.store2(row, col, acc[i][j][0], acc[i][j][1]);
+      epilogue.store2(row + 8, col, acc[i][j][2], acc[i][j][3]);
+    }
+}
+
+/** f32: exact products, so multiply-adds instead of tensor cores. */
+struct GemmF32Shared {
+  float a[16][64], b[16][64];
+};
+
+__device__ __forceinline__ void gemm_f32_tiles(const GemmParams &p) {
+  SHARED(GemmF32Shared, s);
+  const float *a = static_cast<const float *>(p.a), *b = static_cast<const float *>(p.b);
+  const int64_t row0 = (int64_t)blockIdx.y * 64, col0 = (int64_t)blockIdx.x * 64;
+  const int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+  float acc[4][4] = {};
+  for (int64_t k0 = 0; k0 < p.k; k0 += 16) {
+    for (int i = threadIdx.x; i < 64 * 16; i += 256) {
+      int64_t row = i / 16, k = k0 + i % 16;
+      s.a[i % 16][row] = row0 + row < p.m && k < p.k ? a[(row0 + row) * p.lda + k] : 0.0f;
+      s.b[i % 16][row] = col0 + row < p.n && k < p.k ? b[(col0 + row) * p.ldb + k] : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+      float x[4], y[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) x[i] = s.a[k][ty * 4 + i], y[i] = s.b[k][tx * 4 + i];
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) acc[i][j] = fmaf(x[i], y[j], acc[i][j]);
+    }
+    __syncthreads();
+  }
+  const Epilogue<float> epilogue(p);
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) epilogue.store(row0 + ty * 4 + i, col0 + tx * 4 + j, acc[i][j]);
+}
+
+KERNEL(gemm_f32, GemmParams, 256) { gemm_f32_tiles(p); }
+
+#define GEMM(name, T)                                                                              \
+  KERNEL(gemm_##name##_128x128, GemmParams, 128) { gemm<T, 128, 128, 64, 64, 4, true>(p); }        \
+  KERNEL(gemm_##name##_64x64, GemmParams, 128) { gemm<T, 64, 64, 32, 32, 4, true>(p); }            \
+  KERNEL(gemm_##name##_plain, GemmParams, 128) { gemm<T, 64, 64, 32, 32, 2, false>(p); }
+
+GEMM(bf16, bf16)
+GEMM(f16, f16)
