@@ -19,7 +19,7 @@ typedef struct SelfAttentionParams {
   const int32_t *q_begin;   /**< (sequences+1) */
   const int32_t *kv_len;    /**< (sequences) */
   const float *slopes;      /**< (heads) ALiBi slopes, or null */
-  int64_t sequences, table_stride;
+  int64_t rows, sequences, table_stride;
   int64_t q_stride;    /**< elements */
   int64_t page_stride; /**< elements between pages of this layer */
   int32_t heads, head_dim;

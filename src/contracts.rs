@@ -461,6 +461,7 @@ pub struct SelfAttentionParams {
     pub kv_len: *const i32,
     #[doc = "(heads) ALiBi slopes, or null"]
     pub slopes: *const f32,
+    pub rows: i64,
     pub sequences: i64,
     pub table_stride: i64,
     #[doc = "elements"]
@@ -474,7 +475,7 @@ pub struct SelfAttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 104usize];
+    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 112usize];
     ["Alignment of SelfAttentionParams"][::core::mem::align_of::<SelfAttentionParams>() - 8usize];
     ["Offset of field: SelfAttentionParams::o"]
         [::core::mem::offset_of!(SelfAttentionParams, o) - 0usize];
@@ -491,19 +492,19 @@ const _: () = {
     ["Offset of field: SelfAttentionParams::slopes"]
         [::core::mem::offset_of!(SelfAttentionParams, slopes) - 48usize];
     ["Offset of field: SelfAttentionParams::sequences"]
-        [::core::mem::offset_of!(SelfAttentionParams, sequences) - 56usize];
+        [::core::mem::offset_of!(SelfAttentionParams, sequences) - 64usize];
     ["Offset of field: SelfAttentionParams::table_stride"]
-        [::core::mem::offset_of!(SelfAttentionParams, table_stride) - 64usize];
+        [::core::mem::offset_of!(SelfAttentionParams, table_stride) - 72usize];
     ["Offset of field: SelfAttentionParams::q_stride"]
-        [::core::mem::offset_of!(SelfAttentionParams, q_stride) - 72usize];
+        [::core::mem::offset_of!(SelfAttentionParams, q_stride) - 80usize];
     ["Offset of field: SelfAttentionParams::page_stride"]
-        [::core::mem::offset_of!(SelfAttentionParams, page_stride) - 80usize];
+        [::core::mem::offset_of!(SelfAttentionParams, page_stride) - 88usize];
     ["Offset of field: SelfAttentionParams::heads"]
-        [::core::mem::offset_of!(SelfAttentionParams, heads) - 88usize];
+        [::core::mem::offset_of!(SelfAttentionParams, heads) - 96usize];
     ["Offset of field: SelfAttentionParams::head_dim"]
-        [::core::mem::offset_of!(SelfAttentionParams, head_dim) - 92usize];
+        [::core::mem::offset_of!(SelfAttentionParams, head_dim) - 100usize];
     ["Offset of field: SelfAttentionParams::page_tokens"]
-        [::core::mem::offset_of!(SelfAttentionParams, page_tokens) - 96usize];
+        [::core::mem::offset_of!(SelfAttentionParams, page_tokens) - 104usize];
     ["Offset of field: SelfAttentionParams::scale"]
-        [::core::mem::offset_of!(SelfAttentionParams, scale) - 100usize];
+        [::core::mem::offset_of!(SelfAttentionParams, scale) - 108usize];
 };

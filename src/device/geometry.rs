@@ -92,8 +92,3 @@ impl Geometry {
         self.grid.contains(&0)
     }
 }
-
-/// For kernels whose `.cu` is not written yet; must be gone when the last one is.
-pub fn unbuilt<P>(_: &P, dtype: DType, _: &Chip) -> Geometry {
-    unimplemented!("no CUDA entry for {dtype}")
-}

@@ -13,7 +13,7 @@ mod simt;
 
 pub use buffer::Buffer;
 pub use cuda::{CudaCard, cuda_cards};
-pub use geometry::{Chip, Geometry, Swizzle, TensorMap, unbuilt};
+pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
 pub use plan::Planned;

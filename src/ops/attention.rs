@@ -2,21 +2,18 @@
 
 use super::check;
 use super::lanes::{self, Grid, Lanes};
+use super::layout::{self, Attend};
 use super::rows::Rows;
 use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::AttentionParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/attention.h`.
-pub static ATTENTION: Kernel<AttentionParams> = Kernel {
-    name: "attention",
-    twins: twins!(attention_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static ATTENTION: Kernel<AttentionParams> =
+    Kernel { name: "attention", twins: twins!(attention_twin), geometry, cost };
 
 /// O = softmax(scale * Q K^T) V per batch entry and head; o, q (batch*q_len, heads*head_dim) and
 /// one or two segments of keys and values (batch*len, heads*head_dim), seen as if concatenated
@@ -93,6 +90,20 @@ fn per_entry(rows: usize, batch: usize) -> Result<usize> {
     }
     let expected = format!("the same number for each of {batch} batch entries");
     Err(Error::invalid("attention: rows", expected, rows))
+}
+
+fn geometry(p: &AttentionParams, dtype: DType, _: &Chip) -> Geometry {
+    let addresses = [p.o.cast_const(), p.q, p.k0, p.v0, p.k1, p.v1];
+    let distances = [i64::from(p.head_dim), p.o_stride, p.q_stride, p.kv0_stride, p.kv1_stride];
+    let attend = Attend {
+        tiles: (p.q_len + 63) / 64,
+        rows: p.batch * p.q_len,
+        batch: p.batch,
+        heads: p.heads,
+        head_dim: p.head_dim,
+        beside: 0,
+    };
+    layout::attend(&attend, dtype, layout::is_packable(&addresses, &distances, dtype))
 }
 
 fn cost(p: &AttentionParams, dtype: DType) -> Cost {

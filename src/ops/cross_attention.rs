@@ -3,21 +3,18 @@
 use super::batch::{Media, MediaSpans};
 use super::check;
 use super::lanes::{self, Grid, Lanes};
+use super::layout::{self, Attend};
 use super::rows::Rows;
 use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::{CrossAttentionParams, MediaSpan};
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/cross_attention.h`.
-pub static CROSS_ATTENTION: Kernel<CrossAttentionParams> = Kernel {
-    name: "cross_attention",
-    twins: twins!(cross_attention_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static CROSS_ATTENTION: Kernel<CrossAttentionParams> =
+    Kernel { name: "cross_attention", twins: twins!(cross_attention_twin), geometry, cost };
 
 /// O = softmax(scale * Q K^T) V per row and head over the latents of the images in the row's span;
 /// o, q (rows, heads*head_dim) dense. Rows that see no image become 0.
@@ -63,6 +60,20 @@ pub fn cross_attention(
     };
     // SAFETY: shapes, strides and dtypes were checked, spans and media when they were made.
     unsafe { stream.launch(&CROSS_ATTENTION, q.dtype(), &params) }
+}
+
+fn geometry(p: &CrossAttentionParams, dtype: DType, _: &Chip) -> Geometry {
+    // Images are tensors of their own and begin at multiples of 16 bytes.
+    let packable = layout::is_packable(&[p.o.cast_const(), p.q], &[i64::from(p.head_dim)], dtype);
+    let attend = Attend {
+        tiles: (p.rows + 63) / 64,
+        rows: p.rows,
+        batch: 1,
+        heads: p.heads,
+        head_dim: p.head_dim,
+        beside: 128,
+    };
+    layout::attend(&attend, dtype, packable)
 }
 
 fn cost(p: &CrossAttentionParams, dtype: DType) -> Cost {

@@ -47,3 +47,32 @@ pub(super) fn row_blocks(
     let shared = sums * THREADS / 32 * size_of::<f32>() as u32;
     Geometry { variant, shared, ..Geometry::linear(rows as u32, THREADS) }
 }
+
+/// What the attention kernels share: rows and heads, and whether their tiles can be copied.
+pub(super) struct Attend {
+    /// Tiles of 64 rows in x, single rows in all, and blocks in z.
+    pub tiles: i64,
+    pub rows: i64,
+    pub batch: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    /// Bytes that the kernel keeps beside its tiles.
+    pub beside: u32,
+}
+
+/// Tensor-core tiles of `ATTEND_THREADS` threads for 16-bit types where `is_packable`, else a warp
+/// per row.
+pub(super) fn attend(a: &Attend, dtype: DType, is_packable: bool) -> Geometry {
+    const ATTEND_THREADS: u32 = 128;
+    let head_dim = a.head_dim as usize;
+    if dtype.size() != 2 || !is_packable || head_dim > 128 {
+        let rows = (a.rows.max(0) as u64).div_ceil(u64::from(ATTEND_THREADS / 32)) as u32;
+        let grid = [rows, a.heads as u32, head_dim.div_ceil(256) as u32];
+        return Geometry { variant: "_row", grid, ..Geometry::linear(rows, ATTEND_THREADS) };
+    }
+    let (variant, width) = if head_dim <= 64 { ("_64", 64) } else { ("_128", 128) };
+    // Queries, and two stages of keys and of values.
+    let shared = 5 * 64 * width * dtype.size() as u32 + a.beside;
+    let grid = [a.tiles.max(0) as u32, a.heads as u32, a.batch as u32];
+    Geometry { variant, grid, shared, ..Geometry::linear(0, ATTEND_THREADS) }
+}

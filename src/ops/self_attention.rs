@@ -4,21 +4,18 @@ use super::batch::Ragged;
 use super::check;
 use super::kv_append::check_pages;
 use super::lanes::{self, Grid, Lanes};
+use super::layout::{self, Attend};
 use super::rows::Rows;
 use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::SelfAttentionParams;
-use crate::device::{Cost, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/self_attention.h`.
-pub static SELF_ATTENTION: Kernel<SelfAttentionParams> = Kernel {
-    name: "self_attention",
-    twins: twins!(self_attention_twin),
-    geometry: crate::device::unbuilt,
-    cost,
-};
+pub static SELF_ATTENTION: Kernel<SelfAttentionParams> =
+    Kernel { name: "self_attention", twins: twins!(self_attention_twin), geometry, cost };
 
 /// Causal attention of the batch's rows over the pages of one layer; o and q (rows,
 /// heads*head_dim), pages (pages, 2*heads*page_tokens*head_dim), ALiBi slopes (heads) f32 if any.
@@ -58,6 +55,7 @@ pub fn self_attention(
         q_begin: batch.q_begin(),
         kv_len: batch.kv_len(),
         slopes: slopes.map_or(std::ptr::null(), |s| s.ptr()),
+        rows: batch.rows() as i64,
         sequences: batch.sequences() as i64,
         table_stride: batch.table_stride(),
         q_stride: q.stride() as i64,
@@ -69,6 +67,23 @@ pub fn self_attention(
     };
     // SAFETY: shapes, strides and dtypes were checked, the batch when it was made; o is exclusive.
     unsafe { stream.launch(&SELF_ATTENTION, q.dtype(), &params) }
+}
+
+fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
+    let addresses = [p.o.cast_const(), p.q, p.pages];
+    let distances = [i64::from(p.head_dim), p.q_stride, p.page_stride];
+    let attend = Attend {
+        // Every sequence may end within a tile.
+        tiles: p.rows / 64 + p.sequences,
+        rows: p.rows,
+        batch: 1,
+        heads: p.heads,
+        head_dim: p.head_dim,
+        beside: 0,
+    };
+    let is_decode = p.rows == p.sequences;
+    let packable = !is_decode && layout::is_packable(&addresses, &distances, dtype);
+    layout::attend(&attend, dtype, packable)
 }
 
 fn cost(p: &SelfAttentionParams, dtype: DType) -> Cost {

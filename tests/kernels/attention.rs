@@ -1,4 +1,4 @@
-use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, tensor, twins};
+use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use crate::oracle::attend;
 use medflamingo::DType;
 use medflamingo::device::Stream;
@@ -132,7 +132,7 @@ fn check<T: Real>(streams: &[Stream], c: &Case) {
 #[test]
 fn agrees_with_the_oracle() {
     for case in cases() {
-        for_every_type!(check(&twins(), &case));
+        for_every_type!(check(&streams(), &case));
     }
 }
 
@@ -148,7 +148,7 @@ fn nan_reaches_exactly_the_rows_that_see_it() {
         spread: 1.0,
         atol: 0.0,
     };
-    for stream in twins() {
+    for stream in streams() {
         let mut i = inputs(&c);
         i.segments[0][7 * 32] = f32::NAN;
         let o = run::<f32>(&stream, &c, &i).view().to_f32().unwrap();

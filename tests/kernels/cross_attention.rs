@@ -1,4 +1,4 @@
-use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, tensor, twins};
+use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use crate::oracle::attend;
 use medflamingo::DType;
 use medflamingo::device::Stream;
@@ -121,7 +121,7 @@ fn check<T: Real>(streams: &[Stream], c: &Case) {
 #[test]
 fn agrees_with_the_oracle() {
     for case in cases() {
-        for_every_type!(check(&twins(), &case));
+        for_every_type!(check(&streams(), &case));
     }
 }
 
@@ -130,7 +130,7 @@ fn unseen_images_are_never_touched() {
     let mut c = cases().remove(4);
     (c.why, c.images) = ("poisoned", 3);
     c.spans = vec![(0, 1, 0), (2, 3, 0), (2, 3, 1), (0, 0, 0)];
-    for stream in twins() {
+    for stream in streams() {
         let mut i = inputs(&c);
         i.images[1].fill(f32::NAN);
         let o = run::<f32>(&stream, &c, &i).view().to_f32().unwrap();

@@ -6,19 +6,15 @@ use medflamingo::dtype::Real;
 use medflamingo::tensor::{Tensor, View};
 
 /// Streams in pairs that must agree with each other: two numbers of threads of one instruction
-/// set, and for the kernels under the emulator the same card twice.
+/// set, and the real kernels as two cards run them, under the emulator.
 pub fn streams() -> Vec<Stream> {
-    let cards = [Chip::A100, Chip::A100, Chip::H200, Chip::H200];
-    twins().into_iter().chain(cards.map(|chip| Stream::emulated(chip).unwrap())).collect()
-}
-
-/// The host's streams among [`streams`].
-pub fn twins() -> Vec<Stream> {
+    let cards = [Chip::A100, Chip::H200].map(|chip| Stream::emulated(chip).unwrap());
     let best = Isa::detect();
     [Isa::Portable, Isa::Avx2, Isa::Avx512Bf16]
         .into_iter()
         .filter(|isa| *isa <= best)
         .flat_map(|isa| [1, 3].map(|threads| Stream::new(Host { pool: Pool::new(threads), isa })))
+        .chain(cards)
         .collect()
 }
 

@@ -1,4 +1,4 @@
-use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, tensor, twins};
+use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use crate::oracle::attend;
 use medflamingo::DType;
 use medflamingo::device::Stream;
@@ -177,7 +177,7 @@ fn check<T: Real>(streams: &[Stream], c: &Case) {
 #[test]
 fn agrees_with_the_oracle() {
     for case in cases() {
-        for_every_type!(check(&twins(), &case));
+        for_every_type!(check(&streams(), &case));
     }
 }
 
@@ -185,7 +185,7 @@ fn agrees_with_the_oracle() {
 fn nan_reaches_later_rows_only() {
     let mut c = cases().remove(7);
     c.sequences = vec![(40, 40)];
-    for stream in twins() {
+    for stream in streams() {
         let mut i = inputs(&c);
         let line = lines(&c, &i.tables[0], 13)[0];
         i.pool[line] = f32::NAN;
