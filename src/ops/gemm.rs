@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 mod blocked;
 mod epilogue;
+mod few_rows;
 mod geometry;
 mod inner;
 pub(crate) mod math;

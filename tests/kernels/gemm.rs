@@ -46,10 +46,13 @@ const fn case(name: &'static str, m: usize, n: usize, k: usize) -> Case {
     }
 }
 
+/// A product with every part of the epilogue but f.
+const fn every(name: &'static str, m: usize, n: usize, k: usize) -> Case {
+    Case { bias: true, gate: Some(0.7), residual: true, ..case(name, m, n, k) }
+}
+
 /// Each case for a reason; rows on both sides of where the regimes change.
 fn cases() -> Vec<Case> {
-    let every =
-        |name, m, n, k| Case { bias: true, gate: Some(0.7), residual: true, ..case(name, m, n, k) };
     vec![
         case("smallest", 1, 1, 1),
         case("nothing_to_do", 0, 5, 7),
@@ -340,21 +343,36 @@ fn judge<T: Real>(case: &Case, oracle: &[(f64, f64)], found: &[f64], on: &str) {
 /// Shapes for which the cards' entries differ: large tiles, parts of k, ends within a tile.
 #[test]
 fn every_tile_of_the_tensor_cores() {
-    let every =
-        |name, m, n, k| Case { bias: true, gate: Some(0.7), residual: true, ..case(name, m, n, k) };
     for case in [
         case("large_tiles", 300, 2100, 64),
         every("parts_of_k", 70, 130, 4096),
         Case { f32_out: true, residual: false, ..every("parts_of_k_to_f32", 20, 72, 2056) },
         Case { pads: (8, 16, 3), activation: GELU, ..every("edges", 130, 67, 104) },
     ] {
-        fn on_cards<T: Real>(case: &Case) {
-            let operands = Operands::<T>::new(case);
-            check_on_cards::<T>(case, &operands, &case.oracle(&operands));
-        }
         on_cards::<bf16>(&case);
         on_cards::<f16>(&case);
     }
+}
+
+/// Every number of rows that is few, odd ends in n and k, strided rows, all of the epilogue.
+#[test]
+fn few_rows_on_cards() {
+    for m in 1..=17 {
+        let (n, k) = (1 + m * 23 % 71, 8 * (1 + m * 53 % 150));
+        let tails = Case { pads: (8, 16, m % 3), ..every("few_rows", m, n, k) };
+        on_cards::<bf16>(&Case { activation: m as i32 % 3, in_place: m % 2 == 0, ..tails });
+        on_cards::<f16>(&Case { residual: false, f32_out: m % 2 == 0, ..tails });
+    }
+    // More than one round of every warp, and steps of k that are left over.
+    for m in [1, 8, 9, 16] {
+        on_cards::<bf16>(&case("long_rows", m, 33, 2 * 1024 + 256 + 40));
+        on_cards::<f16>(&case("long_rows", m, 33, 2 * 1024 + 256 + 40));
+    }
+}
+
+fn on_cards<T: Real>(case: &Case) {
+    let operands = Operands::<T>::new(case);
+    check_on_cards::<T>(case, &operands, &case.oracle(&operands));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How products are laid over a card: which tile, and into how many parts k is split.
 
+use super::few_rows;
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry, Stream};
@@ -107,6 +108,9 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
     }
     if !layout::is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype) {
         return PLAIN.geometry(p, 1);
+    }
+    if few_rows::fits(p) {
+        return few_rows::geometry(p);
     }
     let splits = if p.workspace.is_null() { &[1][..] } else { &[1, 2, 3, 4, 6, 8][..] };
     let mut best = (&SMALL, 1);

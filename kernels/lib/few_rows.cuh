@@ -1,0 +1,172 @@
+/** Products of few rows, C (m,n) = A (m,k) B (n,k)^T with m <= 16, at the speed of reading B.
+ *
+ *  The tensor cores take B as their A operand, 16 of its rows at a time, and 8 rows of A as their
+ *  B operand. Fragments want pairs of k that lie 8 apart; instead a lane takes the 16 bytes of B
+ *  that it loaded, and the same stretch of k of A: another order of k in both, the same product.
+ *  So B goes from memory to the multiplication without shared memory, and so does A, from L2.
+ *
+ *  The warps of a block share its rows of B and divide k; their sums are added in warp order. */
+#pragma once
+#include "epilogue.cuh"
+#include "mma.cuh"
+#include "reduce.cuh"
+
+constexpr int FEW_THREADS = 256;
+constexpr int FEW_WARPS = FEW_THREADS / WARP;
+
+/** Weights stored as T: nothing to do. */
+template <typename T> struct DenseWeights {
+  static constexpr int RUN = 8;          /**< weights in 16 bytes */
+  static constexpr bool GROUPED = false; /**< a scale for each 4 runs of a row */
+
+  /** Pair i of the run: w[2i] in the low half. */
+  static __device__ __forceinline__ void expand(uint4 raw, uint32_t (&pairs)[RUN / 2]) {
+    pairs[0] = raw.x, pairs[1] = raw.y, pairs[2] = raw.z, pairs[3] = raw.w;
+  }
+  template <typename P> static __device__ float row_scale(const P &, int64_t) { return 1.0f; }
+  template <typename P> static __device__ float group_scale(const P &, int64_t, int64_t) {
+    return 1.0f;
+  }
+};
+
+/** The sums of each warp: of 16 TILES rows of B and 8 COLS rows of A. */
+template <int TILES, int COLS> struct FewRowsShared {
+  float sums[FEW_WARPS][COLS * 8][TILES * 16];
+};
+
+/** One warp's part: 16 TILES rows of B against 8 COLS rows of A. */
+template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
+  static constexpr int RUN = Weights::RUN;
+  static constexpr int STEP = 4 * RUN; /**< k of a step */
+  static constexpr int RUN_BYTES = 16;
+
+  const unsigned char *b[TILES][2]; /**< this lane's rows of B, at its run of k = 0 */
+  const T *a[COLS];                 /**< this lane's rows of A, likewise */
+  int64_t b_row[TILES][2];
+  float acc[TILES][COLS][4];
+
+  /** Rows past the end are the last one once more; nobody stores their sums. */
+  template <typename P>
+  __device__ __forceinline__ FewRows(const P &p, int64_t row_of_b, int64_t row_of_a, int64_t ldb) {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int64_t row = row_of_b + i * 16 + half * 8 + g;
+        b_row[i][half] = row < p.n ? row : p.n - 1;
+        b[i][half] = static_cast<const unsigned char *>(p.b) + b_row[i][half] * ldb + t * RUN_BYTES;
+      }
+#pragma unroll
+    for (int j = 0; j < COLS; j++) {
+      const int64_t row = row_of_a + j * 8 + g;
+      a[j] = static_cast<const T *>(p.a) + (row < p.m ? row : p.m - 1) * p.lda + t * RUN;
+#pragma unroll
+      for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int x = 0; x < 4; x++) acc[i][j][x] = 0;
+    }
+  }
+
+  /** `STEPS` steps from k on, all loads before the first use. `valid` is false for a lane whose run
+   *  lies past the end of the row. */
+  template <int STEPS, typename P>
+  __device__ __forceinline__ void take(const P &p, int k, bool valid) {
+    uint4 weights[STEPS][TILES][2], rows[STEPS][COLS][RUN / 8];
+    const uint4 zero = {0, 0, 0, 0};
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+      const int at = (k / RUN + s * 4) * RUN_BYTES;
+#pragma unroll
+      for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          weights[s][i][half] = valid ? ptx::load_once(b[i][half] + at) : zero;
+    }
+#pragma unroll
+    for (int s = 0; s < STEPS; s++)
+#pragma unroll
+      for (int j = 0; j < COLS; j++)
+#pragma unroll
+        for (int x = 0; x < RUN / 8; x++)
+          rows[s][j][x] =
+              valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) multiply(p, k + s * STEP, weights[s], rows[s]);
+  }
+
+  template <typename P>
+  __device__ __forceinline__ void multiply(const P &p, int k, const uint4 (&weights)[TILES][2],
+                                           const uint4 (&rows)[COLS][RUN / 8]) {
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+      uint32_t low[RUN / 2], high[RUN / 2];
+      Weights::expand(weights[i][0], low);
+      Weights::expand(weights[i][1], high);
+      float group[COLS][4] = {};
+#pragma unroll
+      for (int x = 0; x < RUN / 4; x++) {
+        const uint32_t fragment[4] = {low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1]};
+#pragma unroll
+        for (int j = 0; j < COLS; j++) {
+          const uint4 &row = rows[j][x / 2];
+          mma<T>(Weights::GROUPED ? group[j] : acc[i][j], fragment, x % 2 ? row.z : row.x,
+                     x % 2 ? row.w : row.y);
+        }
+      }
+      if constexpr (Weights::GROUPED) {
+        const float scale_low = Weights::group_scale(p, b_row[i][0], k);
+        const float scale_high = Weights::group_scale(p, b_row[i][1], k);
+#pragma unroll
+        for (int j = 0; j < COLS; j++)
+#pragma unroll
+          for (int x = 0; x < 4; x++) acc[i][j][x] += group[j][x] * (x < 2 ? scale_low : scale_high);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void put(FewRowsShared<TILES, COLS> &s) const {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+      for (int j = 0; j < COLS; j++)
+#pragma unroll
+        for (int x = 0; x < 4; x++)
+          s.sums[warp()][j * 8 + 2 * t + x % 2][i * 16 + g + x / 2 * 8] = acc[i][j][x];
+  }
+};
+
+/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; 2 TILES STEPS loads
+ *  of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, and less than 2^30. */
+template <typename T, typename Weights, int TILES, int COLS, int STEPS, typename P>
+__device__ __forceinline__ void few_rows(const P &p, int64_t ldb) {
+  using Shared = FewRowsShared<TILES, COLS>;
+  SHARED(Shared, s);
+  using Part = FewRows<T, Weights, TILES, COLS>;
+  const int64_t row_of_b = (int64_t)blockIdx.x * (TILES * 16);
+  const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
+  Part part(p, row_of_b, row_of_a, ldb);
+
+  const int batches = (int)(p.k / (STEPS * Part::STEP));
+  for (int i = warp(); i < batches; i += FEW_WARPS)
+    part.template take<STEPS>(p, i * (STEPS * Part::STEP), true);
+  const int rest = batches * (STEPS * Part::STEP);
+  // What is left is less than a batch: its steps one by one.
+  for (int k = rest + warp() * Part::STEP; k < p.k; k += FEW_WARPS * Part::STEP)
+    part.template take<1>(p, k, k + lane() % 4 * Part::RUN < p.k);
+
+  part.put(s);
+  __syncthreads();
+  const Epilogue<T, P> epilogue(p);
+  for (int i = (int)threadIdx.x; i < COLS * 8 * TILES * 16; i += FEW_THREADS) {
+    const int x = i % (TILES * 16), y = i / (TILES * 16);
+    const int64_t row = row_of_a + y, col = row_of_b + x;
+    if (row >= p.m) break;
+    if (col >= p.n) continue;
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < FEW_WARPS; w++) sum += s.sums[w][y][x];
+    epilogue.store(row, col, sum * Weights::row_scale(p, col));
+  }
+}
