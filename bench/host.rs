@@ -199,6 +199,7 @@ impl Product<'_> {
                 bias: null(),
                 residual: null(),
                 gate: null(),
+                workspace: std::ptr::null_mut(),
                 m,
                 n,
                 k,
