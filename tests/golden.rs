@@ -7,7 +7,7 @@
 mod golden_folder;
 
 use golden_folder::{Case, close, models, relative_l2};
-use medflamingo::device::Stream;
+use medflamingo::device::{Chip, Device, Stream};
 use medflamingo::engine::{Control, Engine, EngineOptions, Finish, GenerateOptions, ModelFolder};
 use medflamingo::model::{Flamingo, MaskMode, Origin, Probe, Rows, Session, Step};
 use medflamingo::tensor::Arena;
@@ -268,5 +268,25 @@ fn bf16_logits_are_as_close_as_pytorch_bf16() {
             let ours = (squares / count as f64).sqrt();
             assert!(ours <= 1.25 * theirs, "{} {}: {ours} {theirs}", model.name, case.name);
         }
+    }
+}
+
+/// The whole engine on the real kernels, under the emulator.
+#[test]
+fn emulated_kernels_give_the_hosts_tokens() {
+    let models = models();
+    let model = models.iter().find(|m| m.name == "llama-tiny").expect("a small model");
+    let case = model.cases().into_iter().find(|c| !c.image_indices(0).is_empty());
+    let case = case.expect("a case with images");
+    for (dtype, chip) in [("f32", Chip::A100), ("bf16", Chip::H200)] {
+        let folder = model.convert(dtype);
+        let [host, emulated] = [Device::Host, Device::Simt(chip)].map(|device| {
+            let how = EngineOptions { device, ..options(MaskMode::V2) };
+            let mut engine = Engine::open(&folder, &how).unwrap();
+            let few = GenerateOptions { max_new_tokens: 3, ..GenerateOptions::default() };
+            let request = model.request(&engine, &case, 0, few);
+            engine.generate(request, &mut |_| Control::Continue).unwrap().token_ids
+        });
+        assert!(!host.is_empty() && emulated == host, "{dtype}: {emulated:?}, not {host:?}");
     }
 }
