@@ -36,8 +36,12 @@ constexpr size_t STACK = 128 << 10, PAGE = 4096, GUARD = 4096;
 /// Who did something, and at which of its own times; 0 is nobody.
 using Epoch = uint32_t;
 constexpr Epoch MANY = 0xffffffffu;
+/// A copy to this byte was begun and nobody has waited for it.
+constexpr Epoch IN_FLIGHT = 0xfffffffeu;
+/// Written by the copy engine (the asynchronous proxy), not by a thread's own store.
+constexpr Epoch ENGINE = 0x80000000u;
 Epoch epoch(uint32_t thread, uint32_t time) { return (thread + 1) << 20 | (time & 0xfffffu); }
-uint32_t who(Epoch e) { return (e >> 20) - 1; }
+uint32_t who(Epoch e) { return ((e & ~ENGINE) >> 20) - 1; }
 uint32_t when(Epoch e) { return e & 0xfffffu; }
 
 /// Where the device buffer around an address begins and ends; the host keeps the list.
@@ -49,7 +53,39 @@ struct Copy {
   bool valid;
 };
 
-enum class State { READY, BARRIER, NAMED, WARP, DONE };
+/// A tile on its way into shared memory; it lands when its barrier is waited for.
+struct Tile {
+  void *to;
+  const uint64_t *map;
+  uint64_t *barrier;
+  int x, y;
+  uint32_t thread;
+  Epoch own;
+  std::vector<uint32_t> clock;
+};
+
+struct Store {
+  const uint64_t *map;
+  const void *from;
+  int x, y;
+};
+
+/// A product of a warpgroup, as one of its threads sees it.
+struct Product {
+  float *d;
+  int n;
+  uint64_t a, b;
+  bool is_bf16;
+};
+
+/// A barrier object in shared memory.
+struct Arrivals {
+  uint32_t count, pending, phase = 0;
+  int64_t bytes = 0;
+  std::vector<uint32_t> arrived, released; ///< clocks
+};
+
+enum class State { READY, BARRIER, NAMED, WARP, ARRIVALS, DONE };
 
 struct Fiber : Thread {
   uint32_t id = 0;
@@ -63,6 +99,11 @@ struct Fiber : Thread {
   void *site = nullptr;
   std::vector<uint32_t> clock;
   std::vector<std::vector<Copy>> copies;
+  std::vector<std::vector<Store>> stores;
+  std::vector<std::vector<Product>> products;
+  std::vector<uint32_t> fenced; ///< clock at the last fence towards the copy engine
+  const void *barrier = nullptr;
+  uint32_t parity = 0;
 };
 
 /// Lanes that wait for each other.
@@ -108,7 +149,14 @@ struct Block {
   std::map<size_t, std::vector<Epoch>> readers;
   jmp_buf scheduler;
   bool in_operation = false; ///< the emulator works for a warp: on every lane's stack
-  uintptr_t hit_begin = 1, hit_end = 0;
+  std::map<const void *, Arrivals> arrivals;
+  std::vector<Tile> tiles;
+  void *barrier_site = nullptr;
+  /// Ranges that were found to be the device's, the last few.
+  struct Hit {
+    uintptr_t begin = 1, end = 0;
+  } hits[8];
+  uint32_t next_hit = 0;
 };
 
 namespace {
@@ -209,6 +257,9 @@ void shared_access(size_t at, size_t bytes, bool is_write, void *pc) {
   for (size_t i = at; i < at + bytes; i++) {
     Epoch &write = block->writes[i], &read = block->reads[i];
     if (write == own && (is_write ? read == 0 || read == own : read == own)) continue;
+    if (write == IN_FLIGHT)
+      fault_at(pc, "%s of shared byte %zu, to which a copy is in flight: nobody has waited for it",
+               is_write ? "write" : "read", i);
     if (write && write != own && who(write) != f.id && !is_before(write, f))
       race(is_write ? "write" : "read", write, "wrote", i, pc);
     if (!is_write) {
@@ -243,6 +294,9 @@ const char *verb(bool is_write) { return is_write ? "write" : "read"; }
 /// Any access of kernel code: to its stack, to shared memory, or to a buffer of the device.
 void access(const void *p, size_t bytes, bool is_write, void *pc) {
   Fiber *f = self();
+#ifdef SIMT_UNCHECKED
+  return;
+#endif
   if (!f || bytes == 0 || block->in_operation) return;
   auto at = (uintptr_t)p;
   if (at >= f->stack_begin && at < f->stack_end) return;
@@ -265,11 +319,12 @@ void access(const void *p, size_t bytes, bool is_write, void *pc) {
   auto params = (uintptr_t)b.launch->params, maps = (uintptr_t)b.launch->maps;
   if (!is_write && at >= params && at + bytes <= params + b.launch->params_bytes) return;
   if (!is_write && at >= maps && at + bytes <= maps + sizeof(uint64_t) * 64) return;
-  if (at >= b.hit_begin && at + bytes <= b.hit_end) return;
+  for (auto &hit : b.hits)
+    if (at >= hit.begin && at + bytes <= hit.end) return;
   uintptr_t begin = 0, end = 0;
   if (find_buffer(at, &begin, &end)) {
     if (at + bytes <= end) {
-      b.hit_begin = begin, b.hit_end = end;
+      b.hits[b.next_hit++ % 8] = {begin, end};
       return;
     }
     if (at < end + (1 << 20))
@@ -278,7 +333,11 @@ void access(const void *p, size_t bytes, bool is_write, void *pc) {
   }
   // Constants of the kernel library itself.
   Dl_info own, other;
-  if (!is_write && dladdr(pc, &own) && dladdr(p, &other) && own.dli_fbase == other.dli_fbase) return;
+  if (!is_write && dladdr((void *)b.launch->entry, &own) && dladdr(p, &other) &&
+      own.dli_fbase == other.dli_fbase) {
+    b.hits[b.next_hit++ % 8] = {at, at + bytes};
+    return;
+  }
   fault_at(pc, "%s of %zu bytes at %p, which is no device memory", verb(is_write), bytes, p);
 }
 
@@ -299,6 +358,16 @@ void fault(const char *format, ...) {
   vsnprintf(text, sizeof text, format, list);
   va_end(list);
   fault_at(self()->site, "%s", text);
+}
+
+/// A compiler may have several copies of one barrier.
+static bool is_same_line(void *a, void *b) {
+  static std::mutex lock;
+  static std::map<std::pair<void *, void *>, bool> known;
+  std::lock_guard<std::mutex> hold(lock);
+  auto [at, is_new] = known.try_emplace({a, b}, false);
+  if (is_new) at->second = place(a) == place(b);
+  return at->second;
 }
 
 void *shared(size_t bytes) {
@@ -325,7 +394,10 @@ int barrier(int how, int predicate) {
   Block &b = *block;
   f->predicate = predicate;
   if (b.at_barrier == 0) b.how = how;
+  if (b.at_barrier == 0) b.barrier_site = SITE;
   if (b.how != how) fault_at(SITE, "two kinds of __syncthreads at once");
+  if (b.barrier_site != SITE && !is_same_line(b.barrier_site, SITE))
+    fault_at(SITE, "divergent __syncthreads: others wait at %s", place(b.barrier_site).c_str());
   b.at_barrier++;
   f->state = State::BARRIER;
   if (b.at_barrier < b.threads) {
@@ -377,24 +449,24 @@ void named_barrier(int id, int threads, bool waits) {
   n.waiting.clear(), n.arrived = 0;
 }
 
-void collective(const char *name, uint32_t mask, Operation run, Lane *own) {
+static void meet(const char *name, uint32_t mask, Operation run, Lane *own, void *site) {
   Fiber *f = self();
   uint32_t lane = f->id % 32;
   if (!(mask >> lane & 1))
-    fault_at(SITE, "%s with mask %08x by lane %u, which is not in it", name, mask, lane);
-  f->site = SITE;
+    fault_at(site, "%s with mask %08x by lane %u, which is not in it", name, mask, lane);
+  f->site = site;
   auto &meetings = block->meetings[f->id / 32];
   auto m = std::find_if(meetings.begin(), meetings.end(), [&](const Meeting &m) { return m.mask & mask; });
   if (m == meetings.end()) {
     meetings.push_back({name, mask, 0, {}});
     m = meetings.end() - 1;
   }
-  if (m->mask != mask || m->name != name)
-    fault_at(SITE, "%s with mask %08x while other lanes are at %s with mask %08x", name, mask, m->name,
+  if (m->mask != mask || strcmp(m->name, name) != 0)
+    fault_at(site, "%s with mask %08x while other lanes are at %s with mask %08x", name, mask, m->name,
              m->mask);
   m->lanes[lane] = own;
   m->arrived |= 1u << lane;
-  if (m->arrived != mask) return yield_as(State::WARP, name, SITE);
+  if (m->arrived != mask) return yield_as(State::WARP, name, site);
   Meeting full = *m;
   meetings.erase(m);
   block->in_operation = true;
@@ -404,18 +476,21 @@ void collective(const char *name, uint32_t mask, Operation run, Lane *own) {
     if (mask >> i & 1) block->fibers[f->id / 32 * 32 + i]->state = State::READY;
 }
 
+void collective(const char *name, uint32_t mask, Operation run, Lane *own) {
+  meet(name, mask, run, own, SITE);
+}
+
 void sync_warp(uint32_t mask) {
-  static const char *const NAME = "__syncwarp";
-  Lane own = {nullptr, nullptr, 0};
-  collective(
-      NAME, mask,
+  Lane own = {nullptr, nullptr, 0, 32};
+  meet(
+      "__syncwarp", mask,
       [](Lane *const[32], uint32_t mask) {
         std::vector<Fiber *> fibers;
         for (uint32_t i = 0; i < 32; i++)
           if (mask >> i & 1) fibers.push_back(block->fibers[self()->id / 32 * 32 + i].get());
         synchronise(fibers);
       },
-      &own);
+      &own, SITE);
 }
 
 void will_read(const void *p, size_t bytes, size_t alignment) {
@@ -429,6 +504,10 @@ void will_write(void *p, size_t bytes, size_t alignment) {
 }
 
 void will_update(void *p, size_t bytes) {
+#ifdef SIMT_UNCHECKED
+  return;
+#endif
+  if ((uintptr_t)p % bytes) fault_at(SITE, "atomic of %zu bytes at %p is misaligned", bytes, p);
   auto at = (uintptr_t)p, begin = (uintptr_t)block->shared;
   if (at >= begin && at + bytes <= begin + block->launch->shared_bytes) {
     Fiber &f = *self();
@@ -441,6 +520,19 @@ void will_update(void *p, size_t bytes) {
   aligned_access(p, bytes, true, SITE);
 }
 
+static Epoch *shadow(const void *p) { return &block->writes[(uintptr_t)p - (uintptr_t)block->shared]; }
+
+static void mark_in_flight([[maybe_unused]] const void *p, [[maybe_unused]] size_t bytes) {
+#ifndef SIMT_UNCHECKED
+  std::fill_n(shadow(p), bytes, IN_FLIGHT);
+#endif
+}
+static void mark_landed([[maybe_unused]] const void *p, [[maybe_unused]] size_t bytes) {
+#ifndef SIMT_UNCHECKED
+  std::fill_n(shadow(p), bytes, 0u);
+#endif
+}
+
 // Running a block.
 
 namespace {
@@ -451,6 +543,10 @@ void fiber_main() {
     Launch &launch = *block->launch;
     launch.entry(launch.params, launch.maps);
     f = self();
+    for (auto &group : f->stores)
+      if (!group.empty()) fault_at(f->site, "returns with stores in flight from shared memory");
+    for (auto &group : f->products)
+      if (!group.empty()) fault_at(f->site, "returns with products in flight");
     f->state = State::DONE;
     block->live--;
     if (_setjmp(f->resume) == 0) _longjmp(block->scheduler, 1);
@@ -483,6 +579,9 @@ void prepare(Block &b, Launch &launch, uint3 index) {
   b.at_barrier = 0;
   b.in_operation = false;
   b.statics.clear();
+  b.arrivals.clear();
+  b.tiles.clear();
+  for (auto &hit : b.hits) hit = {};
   b.readers.clear();
   for (auto &n : b.named) n = {};
   size_t room = launch.shared_bytes + (64 << 10) + 4 * GUARD;
@@ -506,6 +605,9 @@ void prepare(Block &b, Launch &launch, uint3 index) {
     f.clock.assign(b.threads, 0);
     f.clock[i] = 1;
     f.copies.clear();
+    f.stores.clear();
+    f.products.clear();
+    f.fenced.assign(b.threads, 0);
   }
 }
 
@@ -616,14 +718,15 @@ uint16_t to_f16(float x) {
 }
 
 uint4 load_once(const void *p) {
-  simt::will_read(p, 16, 16);
+  simt::aligned_access(p, 16, false, SITE);
   return *static_cast<const uint4 *>(p);
 }
 
 void cp_async16(void *to, const void *from, bool valid) {
-  // The target is written when the copy is waited for; only its place is looked at now.
-  if ((uintptr_t)to % 16) simt::fault("cp.async to %p is misaligned", to);
-  if (valid) simt::will_read(from, 16, 16);
+  // The target is written when the copy is waited for; until then nobody may touch it.
+  simt::aligned_access(to, 16, true, SITE);
+  simt::mark_in_flight(to, 16);
+  if (valid) simt::aligned_access(from, 16, false, SITE);
   auto &copies = static_cast<simt::Fiber *>(simt::now)->copies;
   if (copies.empty()) copies.emplace_back();
   copies.back().push_back({to, from, valid});
@@ -640,7 +743,8 @@ void cp_async_wait(int groups) {
   // The last entry is the group that is still open.
   while (!copies.empty() && (int)copies.size() - 1 > groups) {
     for (auto &c : copies.front()) {
-      simt::will_write(c.to, 16, 16);
+      simt::mark_landed(c.to, 16);
+      simt::aligned_access(c.to, 16, true, SITE);
       if (c.valid)
         memcpy(c.to, c.from, 16);
       else
@@ -651,14 +755,14 @@ void cp_async_wait(int groups) {
 }
 
 void ldmatrix(uint32_t *r, const void *row, int matrices, bool transposed) {
-  if ((int)(simt::now->index.x % 32) < 8 * matrices) simt::will_read(row, 16, 16);
+  if ((int)(simt::now->index.x % 32) < 8 * matrices) simt::aligned_access(row, 16, false, SITE);
   struct Arguments {
     int matrices;
     bool transposed;
     const void *row;
   } arguments = {matrices, transposed, row};
-  Lane own = {&arguments, r, 0};
-  simt::collective(
+  Lane own = {&arguments, r, 0, 32};
+  simt::meet(
       "ldmatrix", 0xffffffffu,
       [](Lane *const lanes[32], uint32_t) {
         auto a = *static_cast<const Arguments *>(lanes[0]->in);
@@ -674,12 +778,12 @@ void ldmatrix(uint32_t *r, const void *row, int matrices, bool transposed) {
           }
         }
       },
-      &own);
+      &own, SITE);
 }
 
 namespace {
 
-struct Product {
+struct Fragments {
   const uint32_t *a;
   uint32_t b0, b1;
 };
@@ -692,7 +796,7 @@ template <bool IS_BF16> float element(uint32_t pair, int high) {
 template <bool IS_BF16> void product(Lane *const lanes[32], uint32_t) {
   float a[16][16], b[16][8];
   for (int l = 0; l < 32; l++) {
-    auto p = static_cast<const Product *>(lanes[l]->in);
+    auto p = static_cast<const Fragments *>(lanes[l]->in);
     int g = l / 4, t = l % 4 * 2;
     for (int i = 0; i < 2; i++) {
       a[g][t + i] = element<IS_BF16>(p->a[0], i);
@@ -718,15 +822,17 @@ template <bool IS_BF16> void product(Lane *const lanes[32], uint32_t) {
 } // namespace
 
 void mma(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, bool is_bf16) {
-  Product own = {a, b0, b1};
-  Lane lane = {&own, d, 0};
+  Fragments own = {a, b0, b1};
+  Lane lane = {&own, d, 0, 32};
   if (is_bf16)
-    simt::collective("mma_bf16", 0xffffffffu, product<true>, &lane);
+    simt::meet("mma_bf16", 0xffffffffu, product<true>, &lane, SITE);
   else
-    simt::collective("mma_f16", 0xffffffffu, product<false>, &lane);
+    simt::meet("mma_f16", 0xffffffffu, product<false>, &lane, SITE);
 }
 
 } // namespace ptx
+
+#include "simt_hopper.h"
 
 // What the host calls.
 

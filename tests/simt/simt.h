@@ -31,12 +31,12 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline int2 make_int2(int32_t x, int32_t y) { return {x, y}; }
-inline int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+__forceinline__ uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+__forceinline__ uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+__forceinline__ int2 make_int2(int32_t x, int32_t y) { return {x, y}; }
+__forceinline__ int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) { return {x, y, z, w}; }
+__forceinline__ float2 make_float2(float x, float y) { return {x, y}; }
+__forceinline__ float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace simt {
 
@@ -64,7 +64,7 @@ void sync_warp(uint32_t mask);
 struct Lane {
   const void *in;
   void *out;
-  int32_t number;
+  int32_t number, width;
 };
 /** Carried out once for all lanes of `mask` when the last of them has come; absent lanes are null. */
 using Operation = void (*)(Lane *const lanes[32], uint32_t mask);
@@ -103,27 +103,30 @@ void will_update(void *p, size_t bytes);
   static const char name##_key = 0;                                                                \
   Type *const name = static_cast<Type *>(simt::shared_static(&name##_key, sizeof(Type) * (count)))
 
-inline void __syncthreads() { simt::barrier(0, 0); }
-inline int __syncthreads_or(int x) { return simt::barrier(1, x != 0); }
-inline int __syncthreads_and(int x) { return simt::barrier(2, x != 0); }
-inline int __syncthreads_count(int x) { return simt::barrier(3, x != 0); }
-inline void __syncwarp(uint32_t mask = 0xffffffffu) { simt::sync_warp(mask); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+__forceinline__ void __syncthreads() { simt::barrier(0, 0); }
+__forceinline__ int __syncthreads_or(int x) { return simt::barrier(1, x != 0); }
+__forceinline__ int __syncthreads_and(int x) { return simt::barrier(2, x != 0); }
+__forceinline__ int __syncthreads_count(int x) { return simt::barrier(3, x != 0); }
+__forceinline__ void __syncwarp(uint32_t mask = 0xffffffffu) { simt::sync_warp(mask); }
+__forceinline__ void __threadfence() {}
+__forceinline__ void __threadfence_block() {}
 
 namespace simt {
 
-template <typename T, int HOW> T shuffle(const char *name, uint32_t mask, T x, int number) {
+template <typename T, int HOW>
+__forceinline__ T shuffle(const char *name, uint32_t mask, T x, int number, int width) {
   T y = x;
-  Lane own = {&x, &y, number};
+  Lane own = {&x, &y, number, width};
   collective(
       name, mask,
       [](Lane *const lanes[32], uint32_t) {
         for (int i = 0; i < 32; i++) {
           if (!lanes[i]) continue;
           int n = lanes[i]->number;
-          int from = HOW == 0 ? n & 31 : HOW == 1 ? i ^ n : HOW == 2 ? i - n : i + n;
-          if (from < 0 || from > 31) from = i;
+          int width = lanes[i]->width, first = i & -width;
+          int from = HOW == 0 ? first + (n & (width - 1)) : HOW == 1 ? i ^ n : HOW == 2 ? i - n : i + n;
+          // As the hardware has it: up stops at the segment's first lane, the others at its last.
+          if (HOW == 2 ? from < first : from >= first + width) from = i;
           if (!lanes[from]) fault("lane %d shuffles from lane %d, which is not in the mask", i, from);
           *static_cast<T *>(lanes[i]->out) = *static_cast<const T *>(lanes[from]->in);
         }
@@ -132,24 +135,25 @@ template <typename T, int HOW> T shuffle(const char *name, uint32_t mask, T x, i
   return y;
 }
 
-template <int HOW> uint32_t vote(const char *name, uint32_t mask, uint32_t x) {
-  uint32_t y = 0;
-  Lane own = {&x, &y, 0};
+template <int HOW, typename T> __forceinline__ T vote(const char *name, uint32_t mask, T x) {
+  T y = 0;
+  Lane own = {&x, &y, 0, 32};
   collective(
       name, mask,
-      [](Lane *const lanes[32], uint32_t mask) {
-        uint32_t result = HOW == 3 ? 0xffffffffu : 0;
+      [](Lane *const lanes[32], uint32_t) {
+        T result = 0;
+        bool is_first = true;
         for (int i = 0; i < 32; i++) {
           if (!lanes[i]) continue;
-          uint32_t x = *static_cast<const uint32_t *>(lanes[i]->in);
-          if (HOW == 0) result |= (x != 0 ? 1u : 0u) << i;
+          T x = *static_cast<const T *>(lanes[i]->in);
+          if (HOW == 0) result |= (T)((x != 0 ? 1u : 0u) << i);
           if (HOW == 1) result += x;
-          if (HOW == 2) result = x > result ? x : result;
-          if (HOW == 3) result = x < result ? x : result;
+          if (HOW == 2) result = is_first || x > result ? x : result;
+          if (HOW == 3) result = is_first || x < result ? x : result;
+          is_first = false;
         }
-        (void)mask;
         for (int i = 0; i < 32; i++)
-          if (lanes[i]) *static_cast<uint32_t *>(lanes[i]->out) = result;
+          if (lanes[i]) *static_cast<T *>(lanes[i]->out) = result;
       },
       &own);
   return y;
@@ -157,75 +161,115 @@ template <int HOW> uint32_t vote(const char *name, uint32_t mask, uint32_t x) {
 
 } // namespace simt
 
-template <typename T> T __shfl_sync(uint32_t mask, T x, int from) {
-  return simt::shuffle<T, 0>("__shfl_sync", mask, x, from);
+template <typename T> __forceinline__ T __shfl_sync(uint32_t mask, T x, int from, int width = 32) {
+  return simt::shuffle<T, 0>("__shfl_sync", mask, x, from, width);
 }
-template <typename T> T __shfl_xor_sync(uint32_t mask, T x, int bits) {
-  return simt::shuffle<T, 1>("__shfl_xor_sync", mask, x, bits);
+template <typename T> __forceinline__ T __shfl_xor_sync(uint32_t mask, T x, int bits, int width = 32) {
+  return simt::shuffle<T, 1>("__shfl_xor_sync", mask, x, bits, width);
 }
-template <typename T> T __shfl_up_sync(uint32_t mask, T x, int by) {
-  return simt::shuffle<T, 2>("__shfl_up_sync", mask, x, by);
+template <typename T> __forceinline__ T __shfl_up_sync(uint32_t mask, T x, int by, int width = 32) {
+  return simt::shuffle<T, 2>("__shfl_up_sync", mask, x, by, width);
 }
-template <typename T> T __shfl_down_sync(uint32_t mask, T x, int by) {
-  return simt::shuffle<T, 3>("__shfl_down_sync", mask, x, by);
+template <typename T> __forceinline__ T __shfl_down_sync(uint32_t mask, T x, int by, int width = 32) {
+  return simt::shuffle<T, 3>("__shfl_down_sync", mask, x, by, width);
 }
-inline uint32_t __ballot_sync(uint32_t mask, int x) {
+__forceinline__ uint32_t __ballot_sync(uint32_t mask, int x) {
   return simt::vote<0>("__ballot_sync", mask, (uint32_t)(x != 0));
 }
-inline int __any_sync(uint32_t mask, int x) { return __ballot_sync(mask, x) != 0; }
-inline int __all_sync(uint32_t mask, int x) { return __ballot_sync(mask, x) == mask; }
-inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t x) {
+__forceinline__ int __any_sync(uint32_t mask, int x) { return __ballot_sync(mask, x) != 0; }
+__forceinline__ int __all_sync(uint32_t mask, int x) { return __ballot_sync(mask, x) == mask; }
+__forceinline__ uint32_t __reduce_add_sync(uint32_t mask, uint32_t x) {
   return simt::vote<1>("__reduce_add_sync", mask, x);
 }
-inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t x) {
+__forceinline__ int32_t __reduce_add_sync(uint32_t mask, int32_t x) {
+  return simt::vote<1>("__reduce_add_sync", mask, x);
+}
+__forceinline__ uint32_t __reduce_max_sync(uint32_t mask, uint32_t x) {
   return simt::vote<2>("__reduce_max_sync", mask, x);
 }
-inline uint32_t __reduce_min_sync(uint32_t mask, uint32_t x) {
+__forceinline__ int32_t __reduce_max_sync(uint32_t mask, int32_t x) {
+  return simt::vote<2>("__reduce_max_sync", mask, x);
+}
+__forceinline__ uint32_t __reduce_min_sync(uint32_t mask, uint32_t x) {
+  return simt::vote<3>("__reduce_min_sync", mask, x);
+}
+__forceinline__ int32_t __reduce_min_sync(uint32_t mask, int32_t x) {
   return simt::vote<3>("__reduce_min_sync", mask, x);
 }
 
-template <typename T> T atomicAdd(T *p, T x) {
+template <typename T> __forceinline__ T atomicAdd(T *p, T x) {
   simt::will_update(p, sizeof(T));
   return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);
 }
-template <typename T> T atomicExch(T *p, T x) {
+template <typename T> __forceinline__ T atomicExch(T *p, T x) {
   simt::will_update(p, sizeof(T));
   return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);
 }
-template <typename T> T atomicCAS(T *p, T expected, T x) {
+template <typename T> __forceinline__ T atomicCAS(T *p, T expected, T x) {
   simt::will_update(p, sizeof(T));
   __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   return expected;
 }
-template <typename T> T atomicMax(T *p, T x) {
+template <typename T> __forceinline__ T atomicSub(T *p, T x) { return atomicAdd(p, (T)-x); }
+template <typename T> __forceinline__ T atomicOr(T *p, T x) {
+  simt::will_update(p, sizeof(T));
+  return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);
+}
+/** Wraps from `limit` to 0. */
+__forceinline__ uint32_t atomicInc(uint32_t *p, uint32_t limit) {
+  simt::will_update(p, sizeof *p);
+  uint32_t old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  while (!__atomic_compare_exchange_n(p, &old, old >= limit ? 0 : old + 1, false, __ATOMIC_SEQ_CST,
+                                      __ATOMIC_SEQ_CST)) {
+  }
+  return old;
+}
+template <typename T> __forceinline__ T atomicMin(T *p, T x) {
+  simt::will_update(p, sizeof(T));
+  T old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  while (x < old && !__atomic_compare_exchange_n(p, &old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+  }
+  return old;
+}
+template <typename T> __forceinline__ T atomicMax(T *p, T x) {
   simt::will_update(p, sizeof(T));
   T old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
   while (old < x && !__atomic_compare_exchange_n(p, &old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
   }
   return old;
 }
-template <typename T> T __ldg(const T *p) { return *p; }
+template <typename T> __forceinline__ T __ldg(const T *p) { return *p; }
 
-inline float __uint_as_float(uint32_t x) { return __builtin_bit_cast(float, x); }
-inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x); }
-inline float __int_as_float(int32_t x) { return __builtin_bit_cast(float, x); }
-inline int32_t __float_as_int(float x) { return __builtin_bit_cast(int32_t, x); }
-inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
-inline int __popc(uint32_t x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t order) {
+__forceinline__ float __uint_as_float(uint32_t x) { return __builtin_bit_cast(float, x); }
+__forceinline__ uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x); }
+__forceinline__ float __int_as_float(int32_t x) { return __builtin_bit_cast(float, x); }
+__forceinline__ int32_t __float_as_int(float x) { return __builtin_bit_cast(int32_t, x); }
+__forceinline__ int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+__forceinline__ int __popc(uint32_t x) { return __builtin_popcount(x); }
+__forceinline__ int __ffs(int x) { return __builtin_ffs(x); }
+__forceinline__ uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t order) {
   uint64_t both = (uint64_t)y << 32 | x;
   uint32_t out = 0;
   for (int i = 0; i < 4; i++)
     out |= (uint32_t)(both >> (8 * (order >> (4 * i) & 7)) & 0xff) << (8 * i);
   return out;
 }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float __expf(float x) { return expf(x); }
-inline float __fdividef(float x, float y) { return x / y; }
-inline int min(int a, int b) { return a < b ? a : b; }
-inline int max(int a, int b) { return a > b ? a : b; }
-inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
-inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+__forceinline__ float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+__forceinline__ float __expf(float x) { return expf(x); }
+__forceinline__ float __logf(float x) { return logf(x); }
+__forceinline__ float __log2f(float x) { return log2f(x); }
+__forceinline__ float __powf(float x, float y) { return powf(x, y); }
+__forceinline__ float __saturatef(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; }
+__forceinline__ float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+__forceinline__ float __frcp_rn(float x) { return 1.0f / x; }
+__forceinline__ float __fdividef(float x, float y) { return x / y; }
+__forceinline__ int min(int a, int b) { return a < b ? a : b; }
+__forceinline__ int max(int a, int b) { return a > b ? a : b; }
+__forceinline__ unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+__forceinline__ unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+__forceinline__ int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+__forceinline__ int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+__forceinline__ uint64_t min(uint64_t a, uint64_t b) { return a < b ? a : b; }
+__forceinline__ uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
+__forceinline__ float min(float a, float b) { return fminf(a, b); }
+__forceinline__ float max(float a, float b) { return fmaxf(a, b); }

@@ -2,40 +2,76 @@
 #pragma once
 #include "simt.h"
 
+struct TensorMap;
+
 namespace ptx {
 
 float f16_to_float(uint16_t x);
 uint16_t to_f16(float x);
-inline uint16_t to_bf16(float x) {
+__forceinline__ uint16_t to_bf16(float x) {
   uint32_t bits = __float_as_uint(x);
   if (x != x) return (uint16_t)0x7fff;
   return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
-inline uint32_t to_bf16x2(float low, float high) {
+__forceinline__ uint32_t to_bf16x2(float low, float high) {
   return to_bf16(low) | (uint32_t)to_bf16(high) << 16;
 }
-inline uint32_t to_f16x2(float low, float high) { return to_f16(low) | (uint32_t)to_f16(high) << 16; }
-inline float exp2(float x) { return ::exp2f(x); }
+__forceinline__ uint32_t to_f16x2(float low, float high) { return to_f16(low) | (uint32_t)to_f16(high) << 16; }
+__forceinline__ float exp2(float x) { return ::exp2f(x); }
 
 uint4 load_once(const void *p);
 
 void cp_async16(void *to, const void *from, bool valid);
 void cp_async_commit();
 void cp_async_wait(int groups);
-template <int N> void cp_async_wait() { cp_async_wait(N); }
+template <int N> __forceinline__ void cp_async_wait() { cp_async_wait(N); }
 
 void ldmatrix(uint32_t *r, const void *row, int matrices, bool transposed);
-inline void ldmatrix_x4(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, false); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, true); }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, false); }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, true); }
+__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, false); }
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, true); }
+__forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, false); }
+__forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, true); }
 
 void mma(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, bool is_bf16);
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   mma(d, a, b0, b1, true);
 }
-inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   mma(d, a, b0, b1, false);
 }
+
+// Hopper. Barriers in shared memory; copies and products that run beside the threads.
+
+void mbarrier_init(uint64_t *barrier, uint32_t count);
+void mbarrier_arrive(uint64_t *barrier);
+void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes);
+void mbarrier_wait(uint64_t *barrier, uint32_t parity);
+__forceinline__ void fence_barrier_init() {}
+void fence_async_shared();
+
+void tma_load_2d(void *to, const TensorMap *map, uint64_t *barrier, int x, int y);
+void tma_store_2d(const TensorMap *map, const void *from, int x, int y);
+void tma_store_commit();
+void tma_store_wait(int groups);
+template <int N> __forceinline__ void tma_store_wait() { tma_store_wait(N); }
+__forceinline__ void tma_prefetch(const TensorMap *) {}
+
+uint64_t shared_descriptor_128b(const void *p);
+void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups);
+template <int N> __forceinline__ void wgmma_wait() { wgmma_wait(N); }
+template <int N> __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b) {
+  wgmma(d, N, a, b, true);
+}
+template <int N> __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b) {
+  wgmma(d, N, a, b, false);
+}
+template <int N> __forceinline__ void setmaxnreg_inc() {}
+template <int N> __forceinline__ void setmaxnreg_dec() {}
+
+__forceinline__ void bar_sync(int id, int threads) { simt::named_barrier(id, threads, true); }
+__forceinline__ void bar_arrive(int id, int threads) { simt::named_barrier(id, threads, false); }
 
 } // namespace ptx

@@ -1,0 +1,156 @@
+//! The emulator finds what it is there to find: each kernel of `tests/simt/planted` has one bug if
+//! it is told to, and the message says which kernel, block, thread and line; without it, it passes.
+
+use medflamingo::device::{Buffer, Geometry, Simt, Stream, Swizzle, TensorMap};
+use std::path::Path;
+use std::sync::OnceLock;
+
+#[repr(C)]
+struct Params {
+    y: *mut u8,
+    x: *const u8,
+    wrong: i32,
+    reserved: i32,
+}
+
+fn planted() -> &'static Simt {
+    static PLANTED: OnceLock<Simt> = OnceLock::new();
+    PLANTED.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/simt/planted");
+        let files = ["barriers.cu", "bounds.cu", "hopper.cu", "layouts.cu", "races.cu"];
+        Simt::compile(&files.map(|f| folder.join(f))).unwrap()
+    })
+}
+
+fn buffer(stream: &Stream, values: &[f32]) -> Buffer {
+    stream.upload(bytemuck::cast_slice(values)).unwrap()
+}
+
+fn geometry(threads: u32, shared: u32) -> Geometry {
+    Geometry { shared, ..Geometry::linear(2, threads) }
+}
+
+fn run(entry: &str, geometry: &Geometry, wrong: i32) -> Result<(), String> {
+    let stream = Stream::host(1);
+    let (y, x) = (buffer(&stream, &[0.0; 256]), buffer(&stream, &[1.0; 256]));
+    let params = Params { y: y.ptr(), x: x.ptr(), wrong, reserved: 0 };
+    // SAFETY: both buffers are as long as the kernels expect; the bugs are caught before they act.
+    unsafe { planted().launch(entry, geometry, &params) }.map_err(|e| e.to_string())
+}
+
+/// Passes as it should be; if wrong, fails with a message that has all of `words`.
+fn catches(entry: &str, shared: u32, words: &[&str]) {
+    let geometry = geometry(64, shared);
+    assert_eq!(run(entry, &geometry, 0), Ok(()), "{entry}");
+    let message = run(entry, &geometry, 1).expect_err(entry);
+    for word in [entry, "block (", "thread"].iter().chain(words) {
+        assert!(message.contains(word), "{entry}: no `{word}` in: {message}");
+    }
+}
+
+#[test]
+fn barriers_that_not_all_reach() {
+    catches("divergent_barrier", 0, &["divergent __syncthreads", "barriers.cu:"]);
+    catches("barrier_after_return", 0, &["__syncthreads", "1 have returned", "barriers.cu:"]);
+    catches("wrong_mask", 0, &["0000ffff", "lane 16", "barriers.cu:"]);
+    catches("lanes_apart", 0, &["__shfl_sync", "__syncwarp", "barriers.cu:"]);
+    catches("lane_gone", 0, &["cannot go on", "__shfl_xor_sync", "barriers.cu:"]);
+    catches("named_too_few", 0, &["cannot go on", "a named barrier", "barriers.cu:"]);
+}
+
+#[test]
+fn races() {
+    catches("read_without_barrier", 256, &["race: read", "wrote", "races.cu:"]);
+    catches("write_after_read", 256, &["race: ", "without a barrier", "races.cu:"]);
+    catches("two_writers", 256, &["race: write", "wrote", "races.cu:"]);
+    catches("missing_syncwarp", 256, &["race: read", "wrote", "races.cu:"]);
+    catches("unwritten", 256, &["shared byte 28", "nobody has written", "thread 7", "races.cu:"]);
+    catches("missing_wait", 256, &["copy is in flight", "races.cu:"]);
+}
+
+#[test]
+fn accesses_out_of_bounds() {
+    catches("shared_beyond", 256, &["at 256 of 256 bytes of shared", "thread 63", "bounds.cu:"]);
+    catches("static_beyond", 0, &["out of bounds", "thread 63", "bounds.cu:"]);
+    catches("shared_too_small", 256, &["512 bytes", "launch has 256", "bounds.cu:"]);
+    catches("read_beyond", 0, &["read of 4 bytes at 1024 of a buffer of 1024", "bounds.cu:"]);
+    catches("write_beyond", 0, &["write of 4 bytes at 1024 of a buffer", "bounds.cu:"]);
+    catches("write_before", 0, &["write of 4 bytes", "thread 0", "bounds.cu:"]);
+    catches("misaligned_pack", 0, &["misaligned", "thread 0", "bounds.cu:"]);
+    catches("misaligned_vector", 0, &["misaligned", "thread 0", "bounds.cu:"]);
+}
+
+#[test]
+fn a_tile_product_is_the_matrix_product() {
+    let stream = Stream::host(1);
+    let values: Vec<f32> = (0..384).map(|i| ((i * 7 + i / 16) % 13) as f32 - 6.0).collect();
+    let (y, x) = (buffer(&stream, &[0.0; 128]), buffer(&stream, &values));
+    let params = Params { y: y.ptr(), x: x.ptr(), wrong: 0, reserved: 0 };
+    let geometry = Geometry { shared: 768, ..Geometry::linear(1, 32) };
+    // SAFETY: the buffers are as long as the kernel expects.
+    unsafe { planted().launch("tile_product", &geometry, &params) }.unwrap();
+    let got: &[f32] = bytemuck::cast_slice(y.bytes());
+    for (i, got) in got.iter().enumerate() {
+        let (a, b) = (&values[i / 8 * 16..][..16], &values[256 + i % 8 * 16..][..16]);
+        let want: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        assert_eq!(*got, want, "cell {i}");
+    }
+}
+
+/// A (rows,64) is smaller than its box: what is outside is zero.
+fn warpgroup(wrong: i32) -> Result<(), String> {
+    let stream = Stream::host(1);
+    let (rows, width) = (60, 64);
+    let value = |i: usize| ((i * 5 + i / 64) % 11) as f32 - 5.0;
+    let operand = |rows: usize, shift: usize| {
+        let bits = (0..rows * width).map(|i| half::bf16::from_f32(value(i + shift)));
+        stream.upload(bytemuck::cast_slice(&bits.collect::<Vec<_>>())).unwrap()
+    };
+    let (a, b, y) = (operand(rows, 0), operand(64, 3), buffer(&stream, &[9.0; 64 * 64]));
+    let map = |buffer: &Buffer, rows: usize| {
+        Some(TensorMap {
+            address: buffer.ptr().cast_const().cast(),
+            sizes: [width as u64, rows as u64],
+            stride: 128,
+            tile: [64, 64],
+            swizzle: Swizzle::Bytes128,
+        })
+    };
+    let maps = [map(&a, rows), map(&b, 64), None, None];
+    let shared = 2 * 64 * 64 * 2 + 8;
+    let geometry = Geometry { shared, maps, ..Geometry::linear(1, 128) };
+    let params = Params { y: y.ptr(), x: a.ptr(), wrong, reserved: 0 };
+    // SAFETY: the buffers are as long as the kernel expects.
+    unsafe { planted().launch("warpgroup_product", &geometry, &params) }
+        .map_err(|e| e.to_string())?;
+    let got: &[f32] = bytemuck::cast_slice(y.bytes());
+    for (i, got) in got.iter().enumerate() {
+        let (row, column) = (i / 64, i % 64);
+        let a = |k: usize| if row < rows { value(row * width + k) } else { 0.0 };
+        let want: f32 = (0..width).map(|k| a(k) * value(column * width + k + 3)).sum();
+        assert_eq!(*got, want, "cell ({row}, {column})");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_warpgroup_product_is_the_matrix_product() {
+    assert_eq!(warpgroup(0), Ok(()));
+}
+
+#[test]
+fn asynchronous_work_that_nobody_waits_for() {
+    let cases = [
+        (1, "copy is in flight"),
+        (2, "an mbarrier"),
+        (3, "products in flight"),
+        (4, "an mbarrier"),
+        (5, "without fence_async_shared"),
+    ];
+    for (wrong, words) in cases {
+        let message = warpgroup(wrong).expect_err(words);
+        for word in ["warpgroup_product", "block (0, 0, 0)", "thread", words, "hopper.cu"] {
+            assert!(message.contains(word), "{wrong}: no `{word}` in: {message}");
+        }
+    }
+}

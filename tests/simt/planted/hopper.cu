@@ -1,0 +1,41 @@
+#include "planted.h"
+
+struct Tiles {
+  bf16 a[64 * 64], b[64 * 64];
+  uint64_t full;
+};
+
+/** Y (64,64) = A (64,64) B (64,64)^T by one warpgroup. `wrong`: 1 does not wait for the tiles, 2
+ *  waits for the other phase, 3 leaves the product in flight, 4 expects too many bytes, 5 stores
+ *  into a tile and does not fence. */
+KERNEL_TMA(warpgroup_product, PlantedParams, 128) {
+  SHARED(Tiles, s);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&s.full, (p.wrong == 4 ? 3 : 2) * sizeof s.a);
+    ptx::tma_load_2d(s.a, &maps.map[0], &s.full, 0, 0);
+    ptx::tma_load_2d(s.b, &maps.map[1], &s.full, 0, 0);
+  }
+  if (p.wrong != 1) ptx::mbarrier_wait(&s.full, p.wrong == 2);
+  if (p.wrong == 2) ptx::mbarrier_wait(&s.full, 0), ptx::mbarrier_wait(&s.full, 1);
+  if (p.wrong == 5) {
+    __syncthreads();
+    if (threadIdx.x == 9) s.a[0] = narrow<bf16>(1.0f);
+    __syncthreads();
+  }
+  float d[32] = {};
+  ptx::wgmma_fence();
+  for (int k = 0; k < 64; k += 16)
+    ptx::wgmma_bf16<64>(d, ptx::shared_descriptor_128b(s.a) + k * 2 / 16,
+                        ptx::shared_descriptor_128b(s.b) + k * 2 / 16);
+  ptx::wgmma_commit();
+  if (p.wrong != 3) ptx::wgmma_wait<0>();
+  int row = 16 * warp() + lane() / 4, column = lane() % 4 * 2;
+  for (int j = 0; j < 8; j++)
+    for (int i = 0; i < 4; i++)
+      p.y[(row + i / 2 * 8) * 64 + 8 * j + column + i % 2] = d[4 * j + i];
+}
