@@ -2,6 +2,7 @@
 
 mod convert;
 mod inspect;
+mod kernels;
 mod report;
 mod synth;
 mod verify;
@@ -11,8 +12,8 @@ use std::process::ExitCode;
 
 /// Make, look at and check model folders.
 ///
-/// Results go to standard output, progress and errors to standard error. Exit status: 0 done, 2 bad
-/// input, 3 device, 130 cancelled.
+/// Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 a
+/// check does not hold, 2 bad input, 3 device, 130 cancelled.
 #[derive(Parser)]
 #[command(name = "medflamingo-tools", version, max_term_width = 100)]
 struct Cli {
@@ -24,6 +25,7 @@ struct Cli {
 enum Command {
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
+    Kernels(kernels::Kernels),
     Synth(synth::Synth),
     Verify(verify::Verify),
 }
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Kernels(command) => command.run(),
         Command::Synth(command) => command.run(),
         Command::Verify(command) => command.run(),
     };
