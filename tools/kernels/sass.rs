@@ -1,4 +1,4 @@
-//! Machine code as `cuobjdump` prints it: what one entry needs and which instructions it is made of.
+//! Machine code as `cuobjdump` prints it: what an entry needs and what it is made of.
 
 use medflamingo::{Error, Result};
 use serde::Serialize;

@@ -49,7 +49,8 @@ pub fn draw(report: &Report) -> String {
     for (i, card) in CARDS.iter().enumerate() {
         let _ = writeln!(
             out,
-            "<text x=\"{}\" y=\"22\" text-anchor=\"end\" fill=\"{}\">{}: {} TB/s, {} TFLOP/s</text>",
+            "<text x=\"{}\" y=\"22\" text-anchor=\"end\" fill=\"{}\">{}: {} TB/s, {} \
+             TFLOP/s</text>",
             WIDTH - RIGHT - 210.0 * (1 - i) as f64,
             COLORS[i],
             card.name,
@@ -160,8 +161,8 @@ fn labels(out: &mut String, top: f64, work: &Work) {
         let _ = writeln!(
             out,
             "<path d=\"M{at:.1} {:.1}V{bottom:.1}L{:.1} {:.1}\" fill=\"none\" stroke=\"#bbb\" \
-             stroke-dasharray=\"2 3\"/><text x=\"{left:.1}\" y=\"{base:.1}\" font-size=\"11\">{name}\
-             </text>",
+             stroke-dasharray=\"2 3\"/><text x=\"{left:.1}\" y=\"{base:.1}\" \
+             font-size=\"11\">{name}</text>",
             top + HEAD,
             left + 3.0,
             base - 9.0
