@@ -26,7 +26,7 @@ struct TensorMaps {
 #define SHARED(Struct, name)                                                                       \
   extern __shared__ __align__(1024) unsigned char shared_bytes[];                                  \
   Struct &name = *reinterpret_cast<Struct *>(shared_bytes)
-/** `count` of Type, shared by the block, beside what the launch states. */
+/** An array of Type that the block shares, beside what the launch states. */
 #define SHARED_STATIC(Type, name, count) __shared__ Type name[count]
 /** Bodies of the Hopper path: wgmma needs sm_90a itself. Elsewhere such an entry is empty, and no
  *  geometry asks for it. */
