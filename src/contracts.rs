@@ -491,6 +491,8 @@ const _: () = {
         [::core::mem::offset_of!(SelfAttentionParams, kv_len) - 40usize];
     ["Offset of field: SelfAttentionParams::slopes"]
         [::core::mem::offset_of!(SelfAttentionParams, slopes) - 48usize];
+    ["Offset of field: SelfAttentionParams::rows"]
+        [::core::mem::offset_of!(SelfAttentionParams, rows) - 56usize];
     ["Offset of field: SelfAttentionParams::sequences"]
         [::core::mem::offset_of!(SelfAttentionParams, sequences) - 64usize];
     ["Offset of field: SelfAttentionParams::table_stride"]
