@@ -1,7 +1,7 @@
 //! `medflamingo devices`
 
 use clap::Args;
-use medflamingo::device::{Stream, cuda_cards};
+use medflamingo::device::{MODULES, Stream, TOOLKIT, cuda_cards};
 use medflamingo::{Result, ops};
 use serde_json::json;
 
@@ -26,15 +26,19 @@ impl Devices {
                             "name": c.name,
                             "capability": [c.capability.0, c.capability.1],
                             "memory_bytes": c.memory,
+                            "kernels": c.kernels().ok(),
+                            "why_not": c.kernels().err(),
                         }))
                         .collect::<Vec<_>>()
                 ),
                 Err(e) => json!({ "error": e.to_string() }),
             };
             let kernels: Vec<_> = ops::ALL.iter().map(|k| k.name).collect();
-            return super::print_json(
-                &json!({ "cpu": host, "cuda": cuda, "cuda_kernels": [], "host_kernels": kernels }),
-            );
+            let modules: Vec<_> = MODULES.iter().map(|m| m.0).collect();
+            return super::print_json(&json!({
+                "cpu": host, "cuda": cuda, "cuda_kernels": modules, "toolkit": TOOLKIT,
+                "host_kernels": kernels,
+            }));
         }
         println!("{host}");
         match cards {
@@ -43,12 +47,27 @@ impl Devices {
                 for (i, c) in cards.iter().enumerate() {
                     let gib = c.memory as f64 / (1u64 << 30) as f64;
                     let (major, minor) = c.capability;
-                    println!("cuda:{i}  {}, compute {major}.{minor}, {gib:.0} GiB", c.name);
+                    let use_of_it = match c.kernels() {
+                        Ok(code) => format!("kernels: {code}"),
+                        Err(why) => format!("not usable: {why}"),
+                    };
+                    let name = &c.name;
+                    println!(
+                        "cuda:{i}  {name}, compute {major}.{minor}, {gib:.0} GiB; {use_of_it}"
+                    );
                 }
             }
             Err(e) => println!("{e}"),
         }
-        println!("kernels: {} on the host, none for CUDA in this build", ops::ALL.len());
+        println!("kernels: {} on the host, {}", ops::ALL.len(), in_this_build());
         Ok(())
+    }
+}
+
+/// What there is for cards.
+fn in_this_build() -> String {
+    match MODULES.len() {
+        0 => "none for CUDA in this build (build where nvcc is, or set MEDFLAMINGO_KERNELS)".into(),
+        n => format!("{n} files for CUDA in this build (sm_80, sm_90a, PTX; nvcc {TOOLKIT})"),
     }
 }

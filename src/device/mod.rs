@@ -12,6 +12,7 @@ mod pool;
 mod simt;
 
 pub use buffer::Buffer;
+pub(crate) use cuda::Cells;
 pub use cuda::{CudaCard, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
@@ -26,6 +27,7 @@ use std::cell::{Cell, OnceCell};
 use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The device a user asks for. A closed set: portability is [`Stream::launch`], not a trait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,24 +80,21 @@ impl Device {
     /// Opens the device. `threads` is the size of the host's pool; 0 means one per core.
     ///
     /// # Errors
-    /// [`Error::Device`] for a CUDA card: this build carries no GPU kernels, and saying so beats
-    /// running on the host unasked.
+    /// [`Error::Device`] for a CUDA card that is not there or that there are no kernels for: saying
+    /// so beats running on the host unasked.
     pub fn open(self, threads: usize) -> Result<Stream> {
         match self {
-            Device::Auto | Device::Host => Ok(Stream::new(Host::new(threads))),
+            Device::Host => Ok(Stream::new(Host::new(threads))),
+            Device::Cuda(n) => Ok(Stream::on(Backend::Cuda(cuda::Queue::open(n)?))),
+            Device::Auto => {
+                let usable = |c: &CudaCard| c.kernels().is_ok();
+                match cuda_cards().ok().and_then(|cards| cards.iter().position(usable)) {
+                    Some(n) => Device::Cuda(n).open(threads),
+                    None => Device::Host.open(threads),
+                }
+            }
             #[cfg(feature = "simt")]
             Device::Simt(chip) => Stream::emulated(chip),
-            Device::Cuda(n) => Err(Error::device(
-                self,
-                match cuda_cards() {
-                    Ok(cards) if n < cards.len() => format!(
-                        "{} is present, but this build has no GPU kernels; use --device cpu",
-                        cards[n].name
-                    ),
-                    Ok(cards) => format!("no such card: this machine has {}", cards.len()),
-                    Err(why) => why.to_string(),
-                },
-            )),
         }
     }
 }
@@ -142,6 +141,7 @@ macro_rules! twins {
 /// What runs the launches of a stream.
 enum Backend {
     Host(Host),
+    Cuda(Arc<cuda::Queue>),
     #[cfg(feature = "simt")]
     Simt(simt::Queue),
     Plan(plan::Plan),
@@ -217,7 +217,58 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`] when there is not that much memory.
     pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
-        Buffer::zeros(bytes)
+        match &self.backend {
+            Backend::Cuda(queue) => Buffer::on_card(queue, bytes),
+            _ => Buffer::zeros(bytes),
+        }
+    }
+
+    /// Copies of mapped files in the stream's own memory; none where kernels read the mapping.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is not that much memory.
+    pub fn place(&self, mapped: &[Buffer]) -> Result<Option<Vec<Buffer>>> {
+        match &self.backend {
+            Backend::Cuda(queue) => Buffer::all_on_card(queue, mapped).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Free memory of the card, bytes; none on the host, whose memory is the system's.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the card has failed.
+    pub fn free_memory(&self) -> Result<Option<usize>> {
+        match &self.backend {
+            Backend::Cuda(queue) => Ok(Some(queue.memory()?.0)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Runs `body`, whose launches may repeat: on a card they become one launch of a graph, made
+    /// when they are first seen. Its writes to device memory come before all its launches; reads
+    /// and copies in it first run what came before them.
+    ///
+    /// # Errors
+    /// Those of `body`, whose launches then may not have run.
+    pub fn step<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Backend::Cuda(queue) = &self.backend else { return body() };
+        queue.begin_step()?;
+        match body() {
+            Ok(value) => queue.end_step().map(|()| value),
+            Err(e) => {
+                queue.drop_step();
+                Err(e)
+            }
+        }
+    }
+
+    /// Steps that ran as a graph seen before.
+    pub fn replays(&self) -> u64 {
+        match &self.backend {
+            Backend::Cuda(queue) => queue.replays(),
+            _ => 0,
+        }
     }
 
     /// Device memory holding `bytes`.
@@ -256,6 +307,18 @@ impl Stream {
             // SAFETY: the caller's contract is the twin's.
             Backend::Host(host) => unsafe { twin(params, host) },
             Backend::Plan(plan) => plan.add(kernel, dtype, params),
+            Backend::Cuda(queue) => {
+                let geometry = (kernel.geometry)(params, dtype, &queue.chip);
+                if geometry.is_empty() {
+                    return Ok(());
+                }
+                let start = std::ptr::from_ref(params).cast();
+                // SAFETY: the params are plain bytes without gaps; the rest is the caller's.
+                unsafe {
+                    let bytes = std::slice::from_raw_parts(start, size_of::<P>());
+                    queue.launch(kernel.name, dtype, &geometry, bytes)?;
+                }
+            }
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => {
                 let geometry = (kernel.geometry)(params, dtype, &queue.chip);
@@ -281,6 +344,7 @@ impl Stream {
             Backend::Host(host) => format!("cpu, {} threads, {}", host.pool.threads(), host.isa),
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => format!("emulated sm_{}", queue.chip.capability),
+            Backend::Cuda(queue) => queue.describe(),
             Backend::Plan(plan) => format!("planned for sm_{}", plan.capability()),
         }
     }

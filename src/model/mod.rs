@@ -181,6 +181,9 @@ impl Flamingo {
             .sum();
         let images = steps.iter().map(|s| s.session.media().len()).sum();
         arena.reset(stream, self.decoder.scratch(rows, logits, steps.len(), images))?;
+        if steps.iter().all(|s| s.ids.len() == 1) && !probe.is_watched() {
+            return stream.step(|| self.decoder.run(stream, arena, pool, steps, probe));
+        }
         self.decoder.run(stream, arena, pool, steps, probe)
     }
 

@@ -59,6 +59,8 @@ impl Ragged {
                 .map_err(|e| e.within(format!("sequence {s}")))?;
             table_stride = table_stride.max(used);
         }
+        // So that params stay the same from token to token.
+        let table_stride = table_stride.next_power_of_two();
         let rows = sequences.iter().map(|s| s.rows).sum();
         if rows > limit {
             return Err(Error::invalid("batch", "fewer than 2^31 rows", rows));
@@ -94,7 +96,7 @@ impl Ragged {
 
     /// Bytes of arena that [`Ragged::new`] takes at most, for sequences of at most `kv_len` tokens.
     pub fn footprint(rows: usize, sequences: usize, kv_len: usize, page_tokens: usize) -> usize {
-        let tables = sequences * kv_len.div_ceil(page_tokens.max(1));
+        let tables = sequences * kv_len.div_ceil(page_tokens.max(1)).next_power_of_two();
         Arena::footprint(DType::I32, rows)
             + Arena::footprint(DType::I64, rows)
             + Arena::footprint(DType::I32, tables)
