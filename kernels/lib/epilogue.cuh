@@ -14,10 +14,12 @@ __device__ __forceinline__ float activate(float x, int activation) {
 /** The parts of a launch's epilogue that are the same for every cell. */
 template <typename T, typename P = GemmParams> struct Epilogue {
   const P &p;
-  float factor; /**< tanh(gate) */
+  float factor;    /**< tanh(gate) */
+  bool is_aligned; /**< pairs of cells are, where their columns are even */
 
   __device__ __forceinline__ Epilogue(const P &p)
-      : p(p), factor(p.gate ? tanhf(widen(*static_cast<const T *>(p.gate))) : 1.0f) {}
+      : p(p), factor(p.gate ? tanhf(widen(*static_cast<const T *>(p.gate))) : 1.0f),
+        is_aligned(((uintptr_t)p.c % 8 | (uintptr_t)p.bias % 4 | (uintptr_t)p.residual % 4) == 0) {}
 
   /** The cell before it is rounded. */
   __device__ __forceinline__ float cell(int64_t row, int64_t col, float sum) const {
@@ -36,21 +38,29 @@ template <typename T, typename P = GemmParams> struct Epilogue {
       static_cast<T *>(p.c)[row * p.ldc + col] = narrow<T>(y);
   }
 
-  /** Cells `col` and `col + 1`, as one access where that is legal. */
+  /** Cells `col`, which is even, and `col + 1`: of 16-bit types as one access where that is legal. */
   __device__ __forceinline__ void store2(int64_t row, int64_t col, float first, float second) const {
     int64_t at = row * p.ldc + col;
-    bool is_pair = col + 1 < p.n && row < p.m && at % 2 == 0 && (uintptr_t)p.c % 8 == 0;
+    bool is_pair = sizeof(T) == 2 && row < p.m && col + 1 < p.n && at % 2 == 0 && is_aligned;
     if (!is_pair) {
       store(row, col, first);
       store(row, col + 1, second);
       return;
     }
-    float a = cell(row, col, first), b = cell(row, col + 1, second);
+    if (p.bias) add_pair(first, second, p.bias, col);
+    first = factor * activate(first, p.activation), second = factor * activate(second, p.activation);
+    if (p.residual) add_pair(first, second, p.residual, at);
     if (p.c_is_f32)
-      *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(a, b);
+      *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(first, second);
     else if constexpr (sizeof(T) == 2)
-      *reinterpret_cast<uint32_t *>(static_cast<T *>(p.c) + at) = pack2<T>(a, b);
-    else
-      *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(a, b);
+      *reinterpret_cast<uint32_t *>(static_cast<T *>(p.c) + at) = pack2<T>(first, second);
+  }
+
+  __device__ __forceinline__ static void add_pair(float &first, float &second, const void *from,
+                                                  int64_t at) {
+    if constexpr (sizeof(T) == 2) {
+      uint32_t pair = *reinterpret_cast<const uint32_t *>(static_cast<const T *>(from) + at);
+      first += low2<T>(pair), second += high2<T>(pair);
+    }
   }
 };
