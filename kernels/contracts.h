@@ -10,6 +10,7 @@
 
 #include "activation.h"
 #include "attention.h"
+#include "attention_decode.h"
 #include "cross_attention.h"
 #include "embedding.h"
 #include "gemm.h"

@@ -93,6 +93,93 @@ const _: () = {
     ["Offset of field: AttentionParams::reserved"]
         [::core::mem::offset_of!(AttentionParams, reserved) - 124usize];
 };
+#[doc = " `attention_decode`: `rope`, `kv_append` and `self_attention` of a step in which every sequence\n  has one row: row s turns its query and key, puts key and value into its slot, and attends to the\n  first kv_len\\[s\\] slots of its page table, its own the last. No turning if `rotary` is 0.\n\n  Source    arXiv:1706.03762 eq. 1; arXiv:2104.09864 eq. 34; parts of keys after flash decoding\n            (arXiv:2307.08691 sec. 3.1 merges them alike)\n  Entries   attention_decode_{f32,bf16,f16}\n  Limits    as of the three; positions\\[s\\] = kv_len\\[s\\] - 1; qkv is spent: its contents afterwards\n            are unspecified\n  Numerics  turned queries and keys are rounded to T; running maxima and sums in f32, merged in a\n            fixed order; the same bits whatever else is in the batch"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecodeParams {
+    #[doc = "(rows, heads*head_dim) T, dense"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(rows, 3*heads*head_dim) T, stride row_stride"]
+    pub qkv: *mut ::core::ffi::c_void,
+    #[doc = "first page of this layer, layout as in `kv_append`"]
+    pub pages: *mut ::core::ffi::c_void,
+    #[doc = "the stream's, for sums of parts of the keys; null on the host"]
+    pub workspace: *mut ::core::ffi::c_void,
+    #[doc = "(rows) page * page_tokens + offset of the new key"]
+    pub slots: *const i64,
+    #[doc = "(rows)"]
+    pub positions: *const i32,
+    #[doc = "(rows, table_stride) page numbers"]
+    pub tables: *const i32,
+    #[doc = "(rows)"]
+    pub kv_len: *const i32,
+    #[doc = "(heads) ALiBi slopes, or null"]
+    pub slopes: *const f32,
+    pub rows: i64,
+    pub table_stride: i64,
+    #[doc = "elements"]
+    pub row_stride: i64,
+    #[doc = "elements between pages of this layer"]
+    pub page_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub page_tokens: i32,
+    #[doc = "features that turn, even; 0 for none"]
+    pub rotary: i32,
+    #[doc = "keys of a part, at least 1"]
+    pub part: i32,
+    pub base: f32,
+    pub scale: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDecodeParams"][::core::mem::size_of::<AttentionDecodeParams>() - 136usize];
+    ["Alignment of AttentionDecodeParams"]
+        [::core::mem::align_of::<AttentionDecodeParams>() - 8usize];
+    ["Offset of field: AttentionDecodeParams::o"]
+        [::core::mem::offset_of!(AttentionDecodeParams, o) - 0usize];
+    ["Offset of field: AttentionDecodeParams::qkv"]
+        [::core::mem::offset_of!(AttentionDecodeParams, qkv) - 8usize];
+    ["Offset of field: AttentionDecodeParams::pages"]
+        [::core::mem::offset_of!(AttentionDecodeParams, pages) - 16usize];
+    ["Offset of field: AttentionDecodeParams::workspace"]
+        [::core::mem::offset_of!(AttentionDecodeParams, workspace) - 24usize];
+    ["Offset of field: AttentionDecodeParams::slots"]
+        [::core::mem::offset_of!(AttentionDecodeParams, slots) - 32usize];
+    ["Offset of field: AttentionDecodeParams::positions"]
+        [::core::mem::offset_of!(AttentionDecodeParams, positions) - 40usize];
+    ["Offset of field: AttentionDecodeParams::tables"]
+        [::core::mem::offset_of!(AttentionDecodeParams, tables) - 48usize];
+    ["Offset of field: AttentionDecodeParams::kv_len"]
+        [::core::mem::offset_of!(AttentionDecodeParams, kv_len) - 56usize];
+    ["Offset of field: AttentionDecodeParams::slopes"]
+        [::core::mem::offset_of!(AttentionDecodeParams, slopes) - 64usize];
+    ["Offset of field: AttentionDecodeParams::rows"]
+        [::core::mem::offset_of!(AttentionDecodeParams, rows) - 72usize];
+    ["Offset of field: AttentionDecodeParams::table_stride"]
+        [::core::mem::offset_of!(AttentionDecodeParams, table_stride) - 80usize];
+    ["Offset of field: AttentionDecodeParams::row_stride"]
+        [::core::mem::offset_of!(AttentionDecodeParams, row_stride) - 88usize];
+    ["Offset of field: AttentionDecodeParams::page_stride"]
+        [::core::mem::offset_of!(AttentionDecodeParams, page_stride) - 96usize];
+    ["Offset of field: AttentionDecodeParams::heads"]
+        [::core::mem::offset_of!(AttentionDecodeParams, heads) - 104usize];
+    ["Offset of field: AttentionDecodeParams::head_dim"]
+        [::core::mem::offset_of!(AttentionDecodeParams, head_dim) - 108usize];
+    ["Offset of field: AttentionDecodeParams::page_tokens"]
+        [::core::mem::offset_of!(AttentionDecodeParams, page_tokens) - 112usize];
+    ["Offset of field: AttentionDecodeParams::rotary"]
+        [::core::mem::offset_of!(AttentionDecodeParams, rotary) - 116usize];
+    ["Offset of field: AttentionDecodeParams::part"]
+        [::core::mem::offset_of!(AttentionDecodeParams, part) - 120usize];
+    ["Offset of field: AttentionDecodeParams::base"]
+        [::core::mem::offset_of!(AttentionDecodeParams, base) - 124usize];
+    ["Offset of field: AttentionDecodeParams::scale"]
+        [::core::mem::offset_of!(AttentionDecodeParams, scale) - 128usize];
+    ["Offset of field: AttentionDecodeParams::reserved"]
+        [::core::mem::offset_of!(AttentionDecodeParams, reserved) - 132usize];
+};
 #[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of attending,\n  which is what the original's masked softmax does for a marker without an image."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

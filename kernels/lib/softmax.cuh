@@ -20,8 +20,8 @@ struct RunningSoftmax {
     return factor;
   }
 
-  /** exp2(score - max). */
+  /** exp2(score - max); NaN of NaN, even where no score was a number. */
   __device__ __forceinline__ float weight(float score) const {
-    return max == -INFINITY ? 0.0f : ptx::exp2(score - max);
+    return score == -INFINITY ? 0.0f : ptx::exp2(score - max);
   }
 };

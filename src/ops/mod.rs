@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod attention_decode;
 mod batch;
 mod check;
 mod cross_attention;
@@ -26,6 +27,7 @@ mod softmax;
 pub use crate::contracts::MediaSpan;
 pub use activation::{SWIGLU, swiglu};
 pub use attention::{ATTENTION, attention};
+pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
@@ -57,6 +59,7 @@ const fn entries<P>(kernel: &Kernel<P>) -> Entries {
 /// Every kernel: the one list for reports, benches and, with a GPU, module loading.
 pub static ALL: &[Entries] = &[
     entries(&ATTENTION),
+    entries(&ATTENTION_DECODE),
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),
     entries(&GEMM),

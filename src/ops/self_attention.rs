@@ -198,7 +198,7 @@ impl<T: Real> Grid for Task<T> {
 
 /// # Safety
 /// As [`Stream::launch`].
-unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host: &Host) {
+pub(super) unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
     let sequences = p.sequences as usize;
     let grid = Task {

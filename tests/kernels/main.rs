@@ -5,6 +5,7 @@
 
 mod activation;
 mod attention;
+mod attention_decode;
 mod batch;
 mod cross_attention;
 mod embedding;
