@@ -236,6 +236,62 @@ const _: () = {
     ["Offset of field: GemmParams::c_is_f32"]
         [::core::mem::offset_of!(GemmParams, c_is_f32) - 108usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmInt8Params {
+    #[doc = "(m,n) T or f32"]
+    pub c: *mut ::core::ffi::c_void,
+    #[doc = "(m,k) T"]
+    pub a: *const ::core::ffi::c_void,
+    #[doc = "(n,k) T, the weight"]
+    pub b: *const ::core::ffi::c_void,
+    pub scales: *const f32,
+    #[doc = "(n) T or null"]
+    pub bias: *const ::core::ffi::c_void,
+    #[doc = "(m,n) T with stride ldc, or null"]
+    pub residual: *const ::core::ffi::c_void,
+    #[doc = "(1) T or null"]
+    pub gate: *const ::core::ffi::c_void,
+    pub m: i64,
+    pub n: i64,
+    pub k: i64,
+    #[doc = "row strides, elements"]
+    pub lda: i64,
+    #[doc = "row strides, elements"]
+    pub ldb: i64,
+    #[doc = "row strides, elements"]
+    pub ldc: i64,
+    pub activation: i32,
+    pub c_is_f32: i32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmInt4Params {
+    #[doc = "(m,n) T or f32"]
+    pub c: *mut ::core::ffi::c_void,
+    #[doc = "(m,k) T"]
+    pub a: *const ::core::ffi::c_void,
+    #[doc = "(n,k) T, the weight"]
+    pub b: *const ::core::ffi::c_void,
+    pub scales: *const f32,
+    #[doc = "(n) T or null"]
+    pub bias: *const ::core::ffi::c_void,
+    #[doc = "(m,n) T with stride ldc, or null"]
+    pub residual: *const ::core::ffi::c_void,
+    #[doc = "(1) T or null"]
+    pub gate: *const ::core::ffi::c_void,
+    pub m: i64,
+    pub n: i64,
+    pub k: i64,
+    #[doc = "row strides, elements"]
+    pub lda: i64,
+    #[doc = "row strides, elements"]
+    pub ldb: i64,
+    #[doc = "row strides, elements"]
+    pub ldc: i64,
+    pub activation: i32,
+    pub c_is_f32: i32,
+}
 #[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

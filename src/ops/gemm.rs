@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocked;
+mod dequantised;
 mod epilogue;
 mod few_rows;
 mod geometry;
@@ -25,6 +26,7 @@ use crate::device::{Cost, Host, Isa, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result};
+pub(super) use dequantised::{GROUP, Stored, Weights};
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
@@ -151,5 +153,19 @@ unsafe fn gemm_twin<T: Real>(p: &GemmParams, host: &Host) {
         } else {
             blocked::run::<T>(p, host, &inner)
         }
+    }
+}
+
+/// The twin of products whose B is `weights`.
+///
+/// # Safety
+/// As [`gemm_twin`], but for B.
+pub(super) unsafe fn quantised_twin<T: Real>(p: &GemmParams, weights: &Weights, host: &Host) {
+    if p.m <= 0 || p.n <= 0 {
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        dequantised::run::<T>(p, weights, host, (&inner::<f32>(host.isa), &inner::<T>(host.isa)))
     }
 }

@@ -12,6 +12,7 @@ mod check;
 mod cross_attention;
 mod embedding;
 mod gemm;
+mod gemm_quantized;
 mod kv_append;
 mod lanes;
 mod layernorm;
@@ -30,6 +31,7 @@ pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
 pub use gemm::{Activation, Epilogue, GEMM, Out, gemm};
+pub use gemm_quantized::{GEMM_INT4, GEMM_INT8, gemm_quantized};
 pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
@@ -60,6 +62,8 @@ pub static ALL: &[Entries] = &[
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),
     entries(&GEMM),
+    entries(&GEMM_INT4),
+    entries(&GEMM_INT8),
     entries(&KV_APPEND),
     entries(&LAYERNORM),
     entries(&PATCHIFY),
