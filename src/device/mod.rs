@@ -78,7 +78,7 @@ impl Device {
     /// Opens the device. `threads` is the size of the host's pool; 0 means one per core.
     ///
     /// # Errors
-    /// [`Error::Device`] for a CUDA card: this build carries no GPU kernels, and saying so beats
+    /// [`Error::Device`] for a CUDA card: nothing launches on one yet, and saying so beats
     /// running on the host unasked.
     pub fn open(self, threads: usize) -> Result<Stream> {
         match self {
@@ -89,7 +89,7 @@ impl Device {
                 self,
                 match cuda_cards() {
                     Ok(cards) if n < cards.len() => format!(
-                        "{} is present, but this build has no GPU kernels; use --device cpu",
+                        "{} is present, but nothing launches on it yet; use --device cpu",
                         cards[n].name
                     ),
                     Ok(cards) => format!("no such card: this machine has {}", cards.len()),
