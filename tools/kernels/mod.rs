@@ -195,7 +195,7 @@ fn entry(compiled: Compiled, work: &[Work]) -> Entry {
 }
 
 fn of_phase(card: &Card, phase: &shapes::Phase) -> Work {
-    let mut groups: BTreeMap<(&str, [u32; 3], u64, u64), (usize, &Planned)> = BTreeMap::new();
+    let mut groups = BTreeMap::<_, (usize, &Planned)>::new();
     for l in &phase.launches {
         let key = (l.entry.as_str(), l.grid, l.cost.bytes as u64, l.cost.flops as u64);
         groups.entry(key).or_insert((0, l)).0 += 1;

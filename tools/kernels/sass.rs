@@ -224,7 +224,7 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
             "LDG" | "LD" => {
                 mix.narrow_loads += 1;
                 let inside = |l: &&(u64, u64)| l.0 <= i.address && i.address <= l.1;
-                mix.narrow_loads_in_loops += u32::from(innermost.iter().any(|l| inside(l)));
+                mix.narrow_loads_in_loops += u32::from(innermost.iter().any(inside));
             }
             "LDL" | "STL" => mix.local += 1,
             "BAR" => mix.barriers += 1,
