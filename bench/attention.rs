@@ -78,7 +78,7 @@ fn language(stream: &Stream, dtype: DType, kv_len: usize, rows: usize) {
     });
     let bytes = (2 * kv_len * 4096 * dtype.size() + 2 * q.bytes()) as f64;
     let name = format!("self_attention {dtype} {rows} of {kv_len}");
-    report(stream, name, seconds, 4.0 * batch.pairs() * 4096.0, bytes);
+    report(stream, name, seconds, 4.0 * batch.pairs() as f64 * 4096.0, bytes);
 }
 
 fn row_kernels(stream: &Stream, dtype: DType) {

@@ -26,4 +26,5 @@ typedef struct CrossAttentionParams {
   int64_t rows, images;
   int32_t latents, heads, head_dim;
   float scale;
+  int64_t visible; /**< (row, image) pairs that are not masked; for `cost` only */
 } CrossAttentionParams;

@@ -25,4 +25,6 @@ typedef struct SelfAttentionParams {
   int32_t heads, head_dim;
   int32_t page_tokens;
   float scale;
+  int64_t pairs; /**< (query, key) pairs that are not masked; for `cost` only */
+  int64_t keys;  /**< of all sequences; for `cost` only */
 } SelfAttentionParams;

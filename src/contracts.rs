@@ -127,10 +127,12 @@ pub struct CrossAttentionParams {
     pub heads: i32,
     pub head_dim: i32,
     pub scale: f32,
+    #[doc = "(row, image) pairs that are not masked; for `cost` only"]
+    pub visible: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 64usize];
+    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 72usize];
     ["Alignment of CrossAttentionParams"][::core::mem::align_of::<CrossAttentionParams>() - 8usize];
     ["Offset of field: CrossAttentionParams::o"]
         [::core::mem::offset_of!(CrossAttentionParams, o) - 0usize];
@@ -152,6 +154,8 @@ const _: () = {
         [::core::mem::offset_of!(CrossAttentionParams, head_dim) - 56usize];
     ["Offset of field: CrossAttentionParams::scale"]
         [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
+    ["Offset of field: CrossAttentionParams::visible"]
+        [::core::mem::offset_of!(CrossAttentionParams, visible) - 64usize];
 };
 #[doc = " `embedding`: y\\[r\\] = w\\[ids\\[r\\]\\].\n\n  Source    torch.nn.Embedding\n  Entries   embedding_{f32,bf16,f16}\n  Limits    0 <= ids\\[r\\] < vocabulary, checked when the ids are made"]
 #[repr(C)]
@@ -472,10 +476,14 @@ pub struct SelfAttentionParams {
     pub head_dim: i32,
     pub page_tokens: i32,
     pub scale: f32,
+    #[doc = "(query, key) pairs that are not masked; for `cost` only"]
+    pub pairs: i64,
+    #[doc = "of all sequences; for `cost` only"]
+    pub keys: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 112usize];
+    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 128usize];
     ["Alignment of SelfAttentionParams"][::core::mem::align_of::<SelfAttentionParams>() - 8usize];
     ["Offset of field: SelfAttentionParams::o"]
         [::core::mem::offset_of!(SelfAttentionParams, o) - 0usize];
@@ -509,4 +517,8 @@ const _: () = {
         [::core::mem::offset_of!(SelfAttentionParams, page_tokens) - 104usize];
     ["Offset of field: SelfAttentionParams::scale"]
         [::core::mem::offset_of!(SelfAttentionParams, scale) - 108usize];
+    ["Offset of field: SelfAttentionParams::pairs"]
+        [::core::mem::offset_of!(SelfAttentionParams, pairs) - 112usize];
+    ["Offset of field: SelfAttentionParams::keys"]
+        [::core::mem::offset_of!(SelfAttentionParams, keys) - 120usize];
 };

@@ -103,3 +103,29 @@ fn cpp_compiler_agrees_with_every_layout() {
         .unwrap_or_else(|e| panic!("{}: {e}", compiler.path().display()));
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
+
+/// Steps whose launches have equal params are replayed: bytes that no field owns would make equal
+/// launches differ.
+#[test]
+fn no_struct_has_gaps() {
+    let text = std::fs::read_to_string(GENERATED).unwrap();
+    for block in text.split("pub struct ").skip(1) {
+        let (name, rest) = block.split_once(" {").unwrap();
+        let fields = rest.split_once("\n}").unwrap().0;
+        let fields: usize =
+            fields.lines().filter_map(|l| l.trim().strip_prefix("pub ")).map(bytes).sum();
+        let size = text.split(&format!("size_of::<{name}>() - ")).nth(1).unwrap();
+        let size = size.split("usize").next().unwrap().parse::<usize>().unwrap();
+        assert_eq!(fields, size, "{name}: add a `reserved` field");
+    }
+}
+
+/// Of a field such as `rows: i64,`.
+fn bytes(field: &str) -> usize {
+    match field.trim_end_matches(',').split_once(": ").unwrap().1 {
+        "i64" | "u64" | "f64" => 8,
+        "i32" | "u32" | "f32" => 4,
+        pointer if pointer.starts_with('*') => 8,
+        other => panic!("{field}: how long is {other}?"),
+    }
+}

@@ -123,8 +123,12 @@ pub struct Kernel<P: 'static> {
     pub twins: &'static [(DType, Twin<P>)],
     /// The entry's variant, grid, block and shared memory on a card; pure.
     pub geometry: fn(&P, DType, &Chip) -> Geometry,
-    /// Bytes and operations of a launch; pure.
+    /// Bytes and operations of a launch; pure, and out of the params' numbers alone: what they
+    /// point at is on a card.
     pub cost: fn(&P, DType) -> Cost,
+    /// How many `i64` at the end of the params are for `cost` only: launches that differ in nothing
+    /// else are the same launch.
+    pub accounting: usize,
 }
 
 /// The twins of a generic function for the three storage types.

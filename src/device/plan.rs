@@ -59,6 +59,7 @@ mod tests {
             twins: &[(DType::BF16, |_, _| panic!("it ran"))],
             geometry: |n, _, chip| Geometry::linear(*n as u32, chip.capability),
             cost: |n, _| Cost { bytes: *n as f64, flops: 0.0 },
+            accounting: 0,
         };
         let stream = Stream::planning(Chip::H200);
         // SAFETY: the params have no pointers.

@@ -13,7 +13,7 @@ use crate::{DType, Result, twins};
 
 /// See `kernels/activation.h`.
 pub static SWIGLU: Kernel<SwigluParams> =
-    Kernel { name: "swiglu", twins: twins!(swiglu_twin), geometry, cost };
+    Kernel { name: "swiglu", twins: twins!(swiglu_twin), geometry, cost, accounting: 0 };
 
 /// y = silu(gate) * up; y (rows, cols), x = [gate | up] (rows, 2*cols), both dense.
 ///

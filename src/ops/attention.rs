@@ -13,7 +13,7 @@ use crate::{DType, Error, Result, twins};
 
 /// See `kernels/attention.h`.
 pub static ATTENTION: Kernel<AttentionParams> =
-    Kernel { name: "attention", twins: twins!(attention_twin), geometry, cost };
+    Kernel { name: "attention", twins: twins!(attention_twin), geometry, cost, accounting: 0 };
 
 /// O = softmax(scale * Q K^T) V per batch entry and head; o, q (batch*q_len, heads*head_dim) and
 /// one or two segments of keys and values (batch*len, heads*head_dim), seen as if concatenated

@@ -30,7 +30,8 @@ pub struct Ragged {
     table_stride: usize,
     page_tokens: usize,
     pages: usize,
-    pairs: f64,
+    pairs: usize,
+    keys: usize,
 }
 
 impl Ragged {
@@ -85,10 +86,8 @@ impl Ragged {
             table_stride,
             page_tokens,
             pages,
-            pairs: sequences
-                .iter()
-                .map(|s| s.rows as f64 * (s.kv_len as f64 - (s.rows as f64 - 1.0) / 2.0))
-                .sum(),
+            pairs: sequences.iter().map(|s| s.rows * (2 * s.kv_len + 1 - s.rows) / 2).sum(),
+            keys: sequences.iter().map(|s| s.kv_len).sum(),
         })
     }
 
@@ -123,8 +122,13 @@ impl Ragged {
     }
 
     /// (query, key) pairs that are not masked.
-    pub fn pairs(&self) -> f64 {
+    pub fn pairs(&self) -> usize {
         self.pairs
+    }
+
+    /// Keys of all sequences, those of earlier steps included.
+    pub fn keys(&self) -> usize {
+        self.keys
     }
 
     pub(super) fn positions(&self) -> *const i32 {

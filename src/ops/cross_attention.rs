@@ -13,8 +13,13 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
 
 /// See `kernels/cross_attention.h`.
-pub static CROSS_ATTENTION: Kernel<CrossAttentionParams> =
-    Kernel { name: "cross_attention", twins: twins!(cross_attention_twin), geometry, cost };
+pub static CROSS_ATTENTION: Kernel<CrossAttentionParams> = Kernel {
+    name: "cross_attention",
+    twins: twins!(cross_attention_twin),
+    geometry,
+    cost,
+    accounting: 1,
+};
 
 /// O = softmax(scale * Q K^T) V per row and head over the latents of the images in the row's span;
 /// o, q (rows, heads*head_dim) dense. Rows that see no image become 0.
@@ -57,6 +62,7 @@ pub fn cross_attention(
         heads: check::small(op, "heads", heads)?,
         head_dim: check::small(op, "head_dim", head_dim)?,
         scale,
+        visible: spans.visible() as i64,
     };
     // SAFETY: shapes, strides and dtypes were checked, spans and media when they were made.
     unsafe { stream.launch(&CROSS_ATTENTION, q.dtype(), &params) }
@@ -77,10 +83,8 @@ fn geometry(p: &CrossAttentionParams, dtype: DType, _: &Chip) -> Geometry {
 }
 
 fn cost(p: &CrossAttentionParams, dtype: DType) -> Cost {
-    // SAFETY: a launch's params point at the step's host-readable spans.
-    let spans = unsafe { std::slice::from_raw_parts(p.spans, p.rows as usize) };
     let width = p.heads as f64 * p.head_dim as f64;
-    let seen: f64 = spans.iter().map(|s| (s.end - s.begin) as f64).sum::<f64>() * p.latents as f64;
+    let seen = p.visible as f64 * p.latents as f64;
     let kv = p.images as f64 * p.latents as f64;
     Cost {
         bytes: 2.0 * (p.rows as f64 + kv) * width * dtype.size() as f64,

@@ -12,7 +12,7 @@ use crate::{DType, Error, Result, twins};
 
 /// See `kernels/embedding.h`.
 pub static EMBEDDING: Kernel<EmbeddingParams> =
-    Kernel { name: "embedding", twins: twins!(embedding_twin), geometry, cost };
+    Kernel { name: "embedding", twins: twins!(embedding_twin), geometry, cost, accounting: 0 };
 
 /// y[r] = w[ids[r]]; y (rows, cols), w (vocabulary, cols), both dense.
 ///

@@ -28,8 +28,13 @@ use crate::{DType, Result};
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
-pub static GEMM: Kernel<GemmParams> =
-    Kernel { name: "gemm", twins: crate::twins!(gemm_twin), geometry: geometry::geometry, cost };
+pub static GEMM: Kernel<GemmParams> = Kernel {
+    name: "gemm",
+    twins: crate::twins!(gemm_twin),
+    geometry: geometry::geometry,
+    cost,
+    accounting: 0,
+};
 
 /// f of the epilogue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use crate::{DType, Error, Result, twins};
 
 /// See `kernels/kv_append.h`.
 pub static KV_APPEND: Kernel<KvAppendParams> =
-    Kernel { name: "kv_append", twins: twins!(kv_append_twin), geometry, cost };
+    Kernel { name: "kv_append", twins: twins!(kv_append_twin), geometry, cost, accounting: 0 };
 
 /// Copies the key and value parts of qkv (rows, 3*heads*head_dim) to the batch's slots of `pages`
 /// (pages, 2*heads*page_tokens*head_dim), the pages of one layer. Rows of both may be strided.

@@ -12,7 +12,7 @@ use crate::{DType, Result, twins};
 
 /// See `kernels/layernorm.h`.
 pub static LAYERNORM: Kernel<LayernormParams> =
-    Kernel { name: "layernorm", twins: twins!(layernorm_twin), geometry, cost };
+    Kernel { name: "layernorm", twins: twins!(layernorm_twin), geometry, cost, accounting: 0 };
 
 /// y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row; y and x (rows, cols), w and b (cols).
 /// Rows of y and x may be strided.

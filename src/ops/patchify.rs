@@ -16,6 +16,7 @@ pub static PATCHIFY: Kernel<PatchifyParams> = Kernel {
     twins: twins!(patchify_twin),
     geometry: patchify_geometry,
     cost: patchify_cost,
+    accounting: 0,
 };
 
 /// See `kernels/patchify.h`.
@@ -24,6 +25,7 @@ pub static VISION_TOKENS: Kernel<VisionTokensParams> = Kernel {
     twins: twins!(vision_tokens_twin),
     geometry: vision_tokens_geometry,
     cost: vision_tokens_cost,
+    accounting: 0,
 };
 
 /// Cuts pixels (images, 3, side, side) f32 into rows y (images*(side/patch)^2, 3*patch*patch) in

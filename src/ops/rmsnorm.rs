@@ -13,7 +13,7 @@ use crate::{DType, Result, twins};
 
 /// See `kernels/rmsnorm.h`.
 pub static RMSNORM: Kernel<RmsnormParams> =
-    Kernel { name: "rmsnorm", twins: twins!(rmsnorm_twin), geometry, cost };
+    Kernel { name: "rmsnorm", twins: twins!(rmsnorm_twin), geometry, cost, accounting: 0 };
 
 /// y = x / sqrt(mean(x^2) + eps) * w, per row; y and x (rows, cols) dense, w (cols).
 ///

@@ -14,7 +14,7 @@ use crate::{DType, Error, Result, twins};
 
 /// See `kernels/rope.h`.
 pub static ROPE: Kernel<RopeParams> =
-    Kernel { name: "rope", twins: twins!(rope_twin), geometry, cost };
+    Kernel { name: "rope", twins: twins!(rope_twin), geometry, cost, accounting: 0 };
 
 /// Rotates the first `rotary` features of every query and key head of qkv (rows, 3*heads*head_dim)
 /// by position * base^(-2i/rotary), in place. Rows may be strided.

@@ -14,8 +14,13 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
 
 /// See `kernels/self_attention.h`.
-pub static SELF_ATTENTION: Kernel<SelfAttentionParams> =
-    Kernel { name: "self_attention", twins: twins!(self_attention_twin), geometry, cost };
+pub static SELF_ATTENTION: Kernel<SelfAttentionParams> = Kernel {
+    name: "self_attention",
+    twins: twins!(self_attention_twin),
+    geometry,
+    cost,
+    accounting: 2,
+};
 
 /// Causal attention of the batch's rows over the pages of one layer; o and q (rows,
 /// heads*head_dim), pages (pages, 2*heads*page_tokens*head_dim), ALiBi slopes (heads) f32 if any.
@@ -64,6 +69,8 @@ pub fn self_attention(
         head_dim: check::small(op, "head_dim", head_dim)?,
         page_tokens: check::small(op, "page_tokens", batch.page_tokens())?,
         scale,
+        pairs: batch.pairs() as i64,
+        keys: batch.keys() as i64,
     };
     // SAFETY: shapes, strides and dtypes were checked, the batch when it was made; o is exclusive.
     unsafe { stream.launch(&SELF_ATTENTION, q.dtype(), &params) }
@@ -87,21 +94,11 @@ fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
 }
 
 fn cost(p: &SelfAttentionParams, dtype: DType) -> Cost {
-    let sequences = p.sequences as usize;
-    // SAFETY: a launch's params point at the batch's host-readable sizes.
-    let (begin, kv_len) = unsafe {
-        (
-            std::slice::from_raw_parts(p.q_begin, sequences + 1),
-            std::slice::from_raw_parts(p.kv_len, sequences),
-        )
-    };
     let width = p.heads as f64 * p.head_dim as f64;
-    let mut cost = Cost::default();
-    for (rows, &kv) in begin.windows(2).map(|w| (w[1] - w[0]) as f64).zip(kv_len) {
-        cost.bytes += 2.0 * (rows + kv as f64) * width * dtype.size() as f64;
-        cost.flops += 4.0 * rows * (kv as f64 - (rows - 1.0) / 2.0) * width;
+    Cost {
+        bytes: 2.0 * (p.rows + p.keys) as f64 * width * dtype.size() as f64,
+        flops: 4.0 * p.pairs as f64 * width,
     }
-    cost
 }
 
 struct Task<T> {

@@ -41,5 +41,6 @@ fn shared_prefixes_and_spare_pages_are_fine() {
     let mut arena = Arena::new(&stream, Ragged::footprint(5, 2, 8, 4)).unwrap();
     let batch = Ragged::new(&mut arena, &sequences, 4, 9).unwrap();
     assert_eq!((batch.rows(), batch.sequences(), batch.pages()), (5, 2, 9));
-    assert_eq!(batch.pairs(), (5 + 6) as f64 + (6 + 7 + 8) as f64);
+    assert_eq!(batch.pairs(), 5 + 6 + 6 + 7 + 8);
+    assert_eq!(batch.keys(), 6 + 8);
 }

@@ -1,7 +1,7 @@
 use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use crate::oracle::attend;
 use medflamingo::DType;
-use medflamingo::device::Stream;
+use medflamingo::device::{Chip, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{self, Media, MediaSpan, MediaSpans};
 use medflamingo::tensor::{Arena, Tensor};
@@ -141,6 +141,16 @@ fn unseen_images_are_never_touched() {
             assert!(row.iter().all(|o| o.is_nan() == (r == 1 || r == 2)), "row {r}");
         }
     }
+}
+
+#[test]
+fn cost_counts_what_is_not_masked() {
+    let stream = Stream::planning(Chip::H200);
+    let c = cases().into_iter().find(|c| c.spans.iter().any(|s| s.1 - s.0 > 1)).unwrap();
+    run::<f32>(&stream, &c, &inputs(&c));
+    let seen: i32 = c.spans.iter().map(|s| s.1 - s.0).sum();
+    let cells = seen as usize * c.latents * c.heads * c.head_dim;
+    assert_eq!(stream.planned().pop().unwrap().cost.flops, 4.0 * cells as f64);
 }
 
 #[test]

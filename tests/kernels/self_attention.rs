@@ -1,7 +1,7 @@
 use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use crate::oracle::attend;
 use medflamingo::DType;
-use medflamingo::device::Stream;
+use medflamingo::device::{Chip, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{self, Ragged, Sequence};
 use medflamingo::tensor::{Arena, Tensor};
@@ -194,6 +194,16 @@ fn nan_reaches_later_rows_only() {
             assert!(row.iter().all(|o| o.is_nan() == (r >= 13)), "row {r}");
         }
     }
+}
+
+#[test]
+fn cost_counts_what_is_not_masked() {
+    let (stream, c) = (Stream::planning(Chip::H200), cases().remove(1));
+    assert_eq!(c.sequences, [(5, 5), (3, 1), (9, 4)]);
+    run::<f32>(&stream, &c, &inputs(&c));
+    let cost = stream.planned().pop().unwrap().cost;
+    let (pairs, width) = (15.0 + 3.0 + (6.0 + 7.0 + 8.0 + 9.0), 15.0);
+    assert_eq!((cost.bytes, cost.flops), (2.0 * (10.0 + 17.0) * width * 4.0, 4.0 * pairs * width));
 }
 
 #[test]
