@@ -1,7 +1,8 @@
 /*  `gemm` on tensor cores by mma.sync (sm_80 and newer), and in f32 by multiply-adds
  *
- *  Idea      for k0 in steps of 32: copy the next A and B tiles to shared memory (cp.async, a ring of
- *            stages); acc += A B^T out of the tile that has arrived; then the epilogue in registers.
+ *  Idea      for k0 in steps of 32: copy the next A and B tiles to shared memory (cp.async, a ring
+ *            of stages); acc += A B^T out of those that have arrived; then the epilogue in
+ *            registers.
  *            grid.z > 1 splits k: each part leaves its sums in the workspace, and the block that
  *            arrives last adds them in the order of the parts: the same bits at every run.
  *  Geometry  grid (n tiles, m tiles, parts of k). `_128x128`: 4 warps of 64x64, 4 stages, 64 KiB.
@@ -24,10 +25,11 @@ template <typename T, int BM, int BN, int STAGES> struct GemmShared {
   int is_last;
 };
 
-/** Rows row0 .. of a (rows, k) matrix, columns k0 .. k0 + 32, zeros outside; all threads together. */
+/** Rows row0 .. of a (rows, k) matrix, columns k0 .. k0 + 32, zeros outside; by all threads. */
 template <bool ALIGNED, int ROWS, int THREADS, typename T>
-__device__ __forceinline__ void load_tile(SwizzledTile<T, ROWS, BK> &tile, const T *matrix, int64_t ld,
-                                          int64_t row0, int64_t rows, int64_t k0, int64_t k) {
+__device__ __forceinline__ void load_tile(SwizzledTile<T, ROWS, BK> &tile, const T *matrix,
+                                          int64_t ld, int64_t row0, int64_t rows, int64_t k0,
+                                          int64_t k) {
 #pragma unroll
   for (int i = threadIdx.x; i < ROWS * 4; i += THREADS) {
     int row = i / 4, chunk = i % 4;

@@ -6,7 +6,8 @@
  *  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,
  *  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place).
  *
- *  Source    arXiv:2204.14198 eq. 2 (tanh gate); open_flamingo/src/helpers.py GatedCrossAttentionBlock
+ *  Source    arXiv:2204.14198 eq. 2 (tanh gate);
+ *            open_flamingo/src/helpers.py GatedCrossAttentionBlock
  *  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`
  *  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n
  *  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type */

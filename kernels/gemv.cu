@@ -4,8 +4,8 @@
  *              each warp, for its stretches of k:  D += B[rows, k] A[:, k]^T   (tensor cores)
  *              C = epilogue(sum of D over the warps, in their order)
  *  Geometry  8 warps divide k; `_rows8`: 16 rows of B and 8 of A, 8 loads of 16 bytes of B in
- *            flight a thread, at least 2 blocks a multiprocessor: 64 KiB. `_rows16`: 32 rows of B and
- *            16 of A, the same loads.
+ *            flight a thread, at least 2 blocks a multiprocessor: 64 KiB. `_rows16`: 32 rows of
+ *            B and 16 of A, the same loads.
  *  Traffic   B once, past L1; A from L2, m / 16 (`_rows8`) or m / 32 of B's bytes.
  *  Rejected  multiply-adds of f32: two instructions and more a weight, against a third of one here.
  *            A in shared memory: a barrier before the first product, for what L1 gives. */
@@ -14,10 +14,10 @@
 
 #define GEMV(name, T)                                                                              \
   KERNEL(gemm_##name##_rows8, GemmParams, FEW_THREADS, 2) {                                        \
-    few_rows<T, DenseWeights<T>, 1, 1, 4>(p, p.ldb * (int64_t)sizeof(T));                             \
+    few_rows<T, DenseWeights<T>, 1, 1, 4>(p, p.ldb * (int64_t)sizeof(T));                          \
   }                                                                                                \
   KERNEL(gemm_##name##_rows16, GemmParams, FEW_THREADS, 2) {                                       \
-    few_rows<T, DenseWeights<T>, 2, 2, 2>(p, p.ldb * (int64_t)sizeof(T));                             \
+    few_rows<T, DenseWeights<T>, 2, 2, 2>(p, p.ldb * (int64_t)sizeof(T));                          \
   }
 
 GEMV(bf16, bf16)

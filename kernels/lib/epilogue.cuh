@@ -37,7 +37,8 @@ template <typename T, typename P = GemmParams> struct Epilogue {
   }
 
   /** Cells `col` and `col + 1`, as one access where that is legal. */
-  __device__ __forceinline__ void store2(int64_t row, int64_t col, float first, float second) const {
+  __device__ __forceinline__ void store2(int64_t row, int64_t col, float first,
+                                         float second) const {
     int64_t at = row * p.ldc + col;
     bool is_pair = col + 1 < p.n && row < p.m && at % 2 == 0 && (uintptr_t)p.c % 8 == 0;
     if (!is_pair) {
@@ -48,9 +49,7 @@ template <typename T, typename P = GemmParams> struct Epilogue {
     float a = cell(row, col, first), b = cell(row, col + 1, second);
     if (p.c_is_f32)
       *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(a, b);
-    else if constexpr (sizeof(T) == 2)
-      *reinterpret_cast<uint32_t *>(static_cast<T *>(p.c) + at) = pack2<T>(a, b);
     else
-      *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(a, b);
+      *reinterpret_cast<uint32_t *>(static_cast<T *>(p.c) + at) = pack2<T>(a, b);
   }
 };

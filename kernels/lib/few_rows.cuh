@@ -111,7 +111,7 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
         for (int j = 0; j < COLS; j++) {
           const uint4 &row = rows[j][x / 2];
           mma<T>(Weights::GROUPED ? group[j] : acc[i][j], fragment, x % 2 ? row.z : row.x,
-                     x % 2 ? row.w : row.y);
+                 x % 2 ? row.w : row.y);
         }
       }
       if constexpr (Weights::GROUPED) {
@@ -120,7 +120,8 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
 #pragma unroll
         for (int j = 0; j < COLS; j++)
 #pragma unroll
-          for (int x = 0; x < 4; x++) acc[i][j][x] += group[j][x] * (x < 2 ? scale_low : scale_high);
+          for (int x = 0; x < 4; x++)
+            acc[i][j][x] += group[j][x] * (x < 2 ? scale_low : scale_high);
       }
     }
   }
@@ -137,8 +138,8 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   }
 };
 
-/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; 2 TILES STEPS loads
- *  of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, and less than 2^30. */
+/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; 2 TILES STEPS
+ *  loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, below 2^30. */
 template <typename T, typename Weights, int TILES, int COLS, int STEPS, typename P>
 __device__ __forceinline__ void few_rows(const P &p, int64_t ldb) {
   using Shared = FewRowsShared<TILES, COLS>;

@@ -1,9 +1,10 @@
-/** Tensor-core tiles of 16-bit types: how fragments come out of shared memory and are multiplied. */
+/** Tensor-core tiles of 16-bit types: how fragments leave shared memory and are multiplied. */
 #pragma once
 #include "types.cuh"
 
 template <typename T>
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1);
 template <>
 __device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                           uint32_t b1) {
@@ -32,13 +33,14 @@ template <typename T, int ROWS, int COLS> struct SwizzledTile {
   __device__ __forceinline__ void load_a(uint32_t (&a)[4], int row, int chunk_begin, int lane) {
     ptx::ldmatrix_x4(a, chunk(row + lane % 16, chunk_begin + lane / 16));
   }
-  /** B operands of rows row .. row + 8 and row + 8 .. row + 16 of a (n, k) tile: b0, b1, then b0, b1. */
+  /** B operands of a (n, k) tile, rows row .. row + 8: b0, b1, then those of the next 8 rows. */
   __device__ __forceinline__ void load_b(uint32_t (&b)[4], int row, int chunk_begin, int lane) {
     ptx::ldmatrix_x4(b, chunk(row + lane / 16 * 8 + lane % 8, chunk_begin + lane / 8 % 2));
   }
   /** B operands of a (k, n) tile: k rows row .. row + 16, columns of chunks `chunk_begin` and the
    *  next: b0, b1, then b0, b1. */
-  __device__ __forceinline__ void load_b_trans(uint32_t (&b)[4], int row, int chunk_begin, int lane) {
+  __device__ __forceinline__ void load_b_trans(uint32_t (&b)[4], int row, int chunk_begin,
+                                               int lane) {
     ptx::ldmatrix_x4_trans(b, chunk(row + lane % 16, chunk_begin + lane / 16));
   }
 };

@@ -9,6 +9,7 @@ use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm};
 use medflamingo::tensor::Tensor;
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 const NONE: i32 = 0;
@@ -194,32 +195,58 @@ impl Case {
     }
 
     fn run_as<T: Real, C: Real>(&self, o: &Operands<T>, host: &Host) -> Vec<f64> {
-        let (m, n, k) = self.shape;
-        let (lda, ldb, ldc) = self.strides();
         let (a, b) = (Guarded::new(&o.a), Guarded::new(&o.b));
         let (bias, residual) = (Guarded::new(&o.bias), Guarded::new(&o.residual));
-        let mark = vec![C::from_f32(MARK); extent(m, n, ldc)];
-        let mut c = if self.in_place {
-            let mut start = o.residual.clone();
-            for (_, x) in start.iter_mut().enumerate().filter(|(i, _)| i % ldc >= n) {
-                *x = T::from_f32(MARK);
-            }
-            Guarded::new(bytemuck::cast_slice::<T, C>(&start))
+        let gate = Guarded::new(o.gate.as_slice());
+        let start: Vec<C> = self.start(o).into_iter().map(C::from_f32).collect();
+        let mut c = Guarded::new(&start);
+        let others = [a.as_ptr(), b.as_ptr(), bias.as_ptr(), residual.as_ptr(), gate.as_ptr()];
+        launch::<T>(&self.params(c.as_mut_ptr(), others), host);
+        c.values().iter().map(|x| f64::from(x.to_f32())).collect()
+    }
+
+    /// As [`Case::run`], through a stream.
+    fn run_on<T: Real>(&self, o: &Operands<T>, stream: &Stream) -> Vec<f64> {
+        let upload = |x: &[T]| Tensor::upload(stream, x, &[x.len()]).unwrap();
+        let others = [&o.a[..], &o.b, &o.bias, &o.residual, o.gate.as_slice()].map(upload);
+        let start = self.start(o);
+        let mut c = if self.f32_out {
+            Tensor::upload(stream, &start, &[start.len()]).unwrap()
         } else {
-            Guarded::new(&mark)
+            tensor::<T>(stream, &start, &[start.len()])
         };
-        let gate = o.gate.map(|g| [g]);
+        let places = [0, 1, 2, 3, 4].map(|i| others[i].view().ptr());
         let params = GemmParams {
-            c: c.as_mut_ptr(),
-            a: a.as_ptr(),
-            b: b.as_ptr(),
-            bias: if self.bias { bias.as_ptr() } else { null() },
-            residual: match (self.residual, self.in_place) {
-                (false, _) => null(),
-                (true, true) => c.as_ptr(),
-                (true, false) => residual.as_ptr(),
-            },
-            gate: gate.as_ref().map_or(null(), |g| g.as_ptr().cast()),
+            workspace: stream.workspace().unwrap(),
+            ..self.params(c.view_mut().ptr(), places)
+        };
+        // SAFETY: the tensors have the extents that the params state.
+        unsafe { stream.launch(&GEMM, T::DTYPE, &params) }.unwrap();
+        c.view().to_f32().unwrap().into_iter().map(f64::from).collect()
+    }
+
+    /// What C holds before the launch.
+    fn start<T: Real>(&self, o: &Operands<T>) -> Vec<f32> {
+        let (m, n, _) = self.shape;
+        let (_, _, ldc) = self.strides();
+        let is_held = |i: usize| self.in_place && i % ldc < n;
+        let cell = |i: usize| if is_held(i) { o.residual[i].to_f32() } else { MARK };
+        (0..extent(m, n, ldc)).map(cell).collect()
+    }
+
+    /// The launch, of those operands that the case has, without a workspace.
+    fn params(&self, c: *mut c_void, others: [*const c_void; 5]) -> GemmParams {
+        let [a, b, bias, residual, gate] = others;
+        let (m, n, k) = self.shape;
+        let (lda, ldb, ldc) = self.strides();
+        let residual = if self.in_place { c.cast_const() } else { residual };
+        GemmParams {
+            c,
+            a,
+            b,
+            bias: if self.bias { bias } else { null() },
+            residual: if self.residual { residual } else { null() },
+            gate: if self.gate.is_some() { gate } else { null() },
             workspace: null_mut(),
             m: m as i64,
             n: n as i64,
@@ -229,51 +256,7 @@ impl Case {
             ldc: ldc as i64,
             activation: self.activation,
             c_is_f32: i32::from(self.f32_out),
-        };
-        launch::<T>(&params, host);
-        c.values().iter().map(|x| f64::from(x.to_f32())).collect()
-    }
-}
-
-impl Case {
-    /// As [`Case::run`], through a stream.
-    fn run_on<T: Real>(&self, o: &Operands<T>, stream: &Stream) -> Vec<f64> {
-        let (m, n, k) = self.shape;
-        let (lda, ldb, ldc) = self.strides();
-        let upload = |x: &[T]| Tensor::upload(stream, x, &[x.len()]).unwrap();
-        let (a, b, bias) = (upload(&o.a), upload(&o.b), upload(&o.bias));
-        let (residual, gate) = (upload(&o.residual), upload(o.gate.as_slice()));
-        let mut start: Vec<f32> = vec![MARK; extent(m, n, ldc)];
-        if self.in_place {
-            let held = |i: usize| if i % ldc >= n { MARK } else { o.residual[i].to_f32() };
-            start = (0..start.len()).map(held).collect();
         }
-        let mut c = if self.f32_out {
-            Tensor::upload(stream, &start, &[start.len()]).unwrap()
-        } else {
-            tensor::<T>(stream, &start, &[start.len()])
-        };
-        let is_there = |t: &Tensor, there| if there { t.view().ptr() } else { null() };
-        let params = GemmParams {
-            c: c.view_mut().ptr(),
-            a: a.view().ptr(),
-            b: b.view().ptr(),
-            bias: is_there(&bias, self.bias),
-            residual: is_there(if self.in_place { &c } else { &residual }, self.residual),
-            gate: is_there(&gate, o.gate.is_some()),
-            workspace: stream.workspace().unwrap(),
-            m: m as i64,
-            n: n as i64,
-            k: k as i64,
-            lda: lda as i64,
-            ldb: ldb as i64,
-            ldc: ldc as i64,
-            activation: self.activation,
-            c_is_f32: i32::from(self.f32_out),
-        };
-        // SAFETY: the tensors have the extents that the params state.
-        unsafe { stream.launch(&GEMM, T::DTYPE, &params) }.unwrap();
-        c.view().to_f32().unwrap().into_iter().map(f64::from).collect()
     }
 }
 
@@ -450,23 +433,8 @@ fn rows_of_a_regime_are_independent() {
 
 #[test]
 fn cost_counts_operands_once() {
-    let mut p = GemmParams {
-        c: null_mut(),
-        a: null(),
-        b: null(),
-        bias: null(),
-        residual: null(),
-        gate: null(),
-        workspace: null_mut(),
-        m: 2,
-        n: 3,
-        k: 5,
-        lda: 5,
-        ldb: 5,
-        ldc: 3,
-        activation: 0,
-        c_is_f32: 1,
-    };
+    let plain = Case { f32_out: true, ..case("cost", 2, 3, 5) };
+    let mut p = plain.params(null_mut(), [null(); 5]);
     let cost = (GEMM.cost)(&p, DType::BF16);
     assert_eq!((cost.flops, cost.bytes), (60.0, 2.0 * 25.0 + 4.0 * 6.0));
     p.bias = std::ptr::dangling();

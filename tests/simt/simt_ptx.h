@@ -30,7 +30,6 @@ void ldmatrix(uint32_t *r, const void *row, int matrices, bool transposed);
 __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, false); }
 __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, true); }
 __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, false); }
-__forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, true); }
 
 void mma(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, bool is_bf16);
 __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -190,4 +190,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn few_rows_are_covered_and_one_fills_every_multiprocessor() {
+        for n in [12288, 4096, 22016, 32003, 16384, 512] {
+            for m in 1..=16 {
+                let (variant, [blocks, ..]) = choice(&Chip::H200, m, n, 4096);
+                let (wanted, rows) = if m <= 8 { ("_rows8", 16) } else { ("_rows16", 32) };
+                assert_eq!((variant, blocks), (wanted, groups(n, rows) as u32), "{m} {n}");
+                assert!(m > 1 || n == 512 || blocks >= Chip::H200.multiprocessors, "{n}");
+            }
+        }
+        assert!(!choice(&Chip::H200, 17, 4096, 4096).0.starts_with("_rows"));
+    }
 }
