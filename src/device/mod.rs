@@ -6,7 +6,8 @@ mod cuda;
 mod geometry;
 mod host;
 mod modules;
-mod plan;
+mod nvtx;
+mod observer;
 mod pool;
 #[cfg(feature = "simt")]
 mod simt;
@@ -16,13 +17,14 @@ pub use cuda::{CudaCard, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
-pub use plan::Planned;
+pub use observer::{Launched, OpenPhase, Phase, Recording};
 pub use pool::Pool;
 #[cfg(feature = "simt")]
 pub use simt::Simt;
 
 use crate::{DType, Error, Result};
-use std::cell::{Cell, OnceCell};
+use observer::Observer;
+use std::cell::OnceCell;
 use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
@@ -148,14 +150,14 @@ enum Backend {
     Host(Host),
     #[cfg(feature = "simt")]
     Simt(simt::Queue),
-    Plan(plan::Plan),
+    /// Runs nothing: what a model would ask of a card that is not there.
+    Plan(Chip),
 }
 
 /// An ordered queue of launches on one device, and the memory they work on.
 pub struct Stream {
     backend: Backend,
-    trace: bool,
-    launches: Cell<u64>,
+    observer: Observer,
     workspace: OnceCell<Buffer>,
 }
 
@@ -179,23 +181,31 @@ impl Stream {
         Ok(Stream::on(Backend::Simt(simt::Queue { simt: Simt::kernels()?, chip })))
     }
 
-    /// A stream that writes down what it would launch on `chip` and runs nothing; memory is the
-    /// host's and stays as it is.
+    /// A stream that runs nothing but records, laid out as for `chip`: its [`Stream::recording`]
+    /// says what would be launched. Memory is the host's and stays as it is.
     pub fn planning(chip: Chip) -> Self {
-        Stream::on(Backend::Plan(plan::Plan::new(chip)))
-    }
-
-    /// Takes what a planning stream wrote down; of other streams nothing.
-    pub fn planned(&self) -> Vec<Planned> {
-        match &self.backend {
-            Backend::Plan(plan) => plan.take(),
-            _ => Vec::new(),
-        }
+        let stream = Stream::on(Backend::Plan(chip));
+        stream.record();
+        stream
     }
 
     fn on(backend: Backend) -> Self {
-        let trace = std::env::var_os("MEDFLAMINGO_TRACE").is_some_and(|v| v == "1");
-        Stream { backend, trace, launches: Cell::new(0), workspace: OnceCell::new() }
+        Stream { backend, observer: Observer::new(), workspace: OnceCell::new() }
+    }
+
+    /// Launches are written down from here on, with their times.
+    pub fn record(&self) {
+        self.observer.record();
+    }
+
+    /// What ran since [`Stream::record`]; the recording ends.
+    pub fn recording(&self) -> Recording {
+        self.observer.take()
+    }
+
+    /// What is launched until the result is dropped is `name`, in recordings and to a profiler.
+    pub fn phase(&self, name: &'static str) -> OpenPhase<'_> {
+        self.observer.phase(name)
     }
 
     /// Scratch for one launch at a time, [`Stream::WORKSPACE`] bytes; its first 64 KiB are `u32`
@@ -245,38 +255,45 @@ impl Stream {
             let known: Vec<_> = kernel.twins.iter().map(|(d, _)| d.name()).collect();
             return Err(Error::invalid(kernel.name, known.join(", "), dtype));
         };
-        self.launches.set(self.launches.get() + 1);
-        if self.trace {
-            let cost = (kernel.cost)(params, dtype);
-            eprintln!(
-                "{:6} {}_{dtype} {:.3} MB {:.3} MFLOP",
-                self.launches.get(),
-                kernel.name,
-                cost.bytes / 1e6,
-                cost.flops / 1e6
-            );
+        let geometry = self.chip().map(|chip| (kernel.geometry)(params, dtype, chip));
+        if geometry.as_ref().is_some_and(Geometry::is_empty) {
+            return Ok(());
         }
-        match &self.backend {
-            // SAFETY: the caller's contract is the twin's.
-            Backend::Host(host) => unsafe { twin(params, host) },
-            Backend::Plan(plan) => plan.add(kernel, dtype, params),
+        let is_observed = self.observer.before(kernel, dtype, geometry.as_ref(), params);
+        let result = match (&self.backend, &geometry) {
+            (Backend::Host(host), _) => {
+                // SAFETY: the caller's contract is the twin's.
+                unsafe { twin(params, host) };
+                Ok(())
+            }
             #[cfg(feature = "simt")]
-            Backend::Simt(queue) => {
-                let geometry = (kernel.geometry)(params, dtype, &queue.chip);
-                if geometry.is_empty() {
-                    return Ok(());
-                }
+            (Backend::Simt(queue), Some(geometry)) => {
                 let entry = geometry.entry(kernel.name, dtype);
                 // SAFETY: the caller's contract is the entry's.
-                unsafe { queue.simt.launch(&entry, &geometry, params)? }
+                unsafe { queue.simt.launch(&entry, geometry, params) }
             }
+            // A planning stream.
+            _ => Ok(()),
+        };
+        if is_observed {
+            self.observer.after(!matches!(self.backend, Backend::Plan(_)));
         }
-        Ok(())
+        result
+    }
+
+    /// What launches are laid out for; None on the host, whose twins take no geometry.
+    fn chip(&self) -> Option<&Chip> {
+        match &self.backend {
+            Backend::Host(_) => None,
+            #[cfg(feature = "simt")]
+            Backend::Simt(queue) => Some(&queue.chip),
+            Backend::Plan(chip) => Some(chip),
+        }
     }
 
     /// Launches since the stream was opened.
     pub fn launches(&self) -> u64 {
-        self.launches.get()
+        self.observer.launches()
     }
 
     /// What the launches run on, in words.
@@ -285,7 +302,7 @@ impl Stream {
             Backend::Host(host) => format!("cpu, {} threads, {}", host.pool.threads(), host.isa),
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => format!("emulated sm_{}", queue.chip.capability),
-            Backend::Plan(plan) => format!("planned for sm_{}", plan.capability()),
+            Backend::Plan(chip) => format!("planned for sm_{}", chip.capability),
         }
     }
 }

@@ -122,9 +122,16 @@ impl Flamingo {
             let rows = i * 3 * side..(i + 1) * 3 * side;
             input.view_mut().block(rows, 0..cols)?.write(image)?;
         }
-        let tokens = self.vision.run(stream, arena, &input, probe)?;
-        let latents = self.resampler.run(stream, arena, &tokens, probe)?;
+        let tokens = {
+            let _phase = stream.phase("vision");
+            self.vision.run(stream, arena, &input, probe)?
+        };
+        let latents = {
+            let _phase = stream.phase("resampler");
+            self.resampler.run(stream, arena, &tokens, probe)?
+        };
         probe.see(|| "resampler.out".into(), latents.view());
+        let _phase = stream.phase("media");
         let mut kv = arena.take(dtype, &[rows, kv_cols])?;
         self.media(stream, &latents, &mut kv, count)
     }
@@ -181,6 +188,7 @@ impl Flamingo {
             .sum();
         let images = steps.iter().map(|s| s.session.media().len()).sum();
         arena.reset(stream, self.decoder.scratch(rows, logits, steps.len(), images))?;
+        let _phase = stream.phase(if rows == steps.len() { "decode" } else { "prefill" });
         self.decoder.run(stream, arena, pool, steps, probe)
     }
 

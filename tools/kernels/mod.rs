@@ -8,7 +8,7 @@ mod svg;
 
 use crate::report;
 use clap::Args;
-use medflamingo::device::{Cost, MODULES, Planned, TOOLKIT};
+use medflamingo::device::{Cost, Launched, MODULES, TOOLKIT};
 use medflamingo::model::{PRESETS, preset};
 use medflamingo::{Error, Result};
 use roofline::{CARDS, Card};
@@ -195,13 +195,13 @@ fn entry(compiled: Compiled, work: &[Work]) -> Entry {
 }
 
 fn of_phase(card: &Card, phase: &shapes::Phase) -> Work {
-    let mut groups = BTreeMap::<_, (usize, &Planned)>::new();
+    let mut groups = BTreeMap::<_, (usize, &Launched)>::new();
     for l in &phase.launches {
         let key = (l.entry.as_str(), l.grid, l.cost.bytes as u64, l.cost.flops as u64);
         groups.entry(key).or_insert((0, l)).0 += 1;
     }
     let sum = |f: &dyn Fn(Cost) -> f64| phase.launches.iter().map(|l| f(l.cost)).sum::<f64>();
-    let group = |(launches, l): &(usize, &Planned)| Group {
+    let group = |(launches, l): &(usize, &Launched)| Group {
         kernel: l.kernel,
         entry: l.entry.clone(),
         launches: *launches,

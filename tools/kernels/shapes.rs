@@ -1,7 +1,7 @@
 //! What a published model launches: its own forward pass, on a stream that only writes down.
 
 use super::roofline::Card;
-use medflamingo::device::{Planned, Stream};
+use medflamingo::device::{Launched, Stream};
 use medflamingo::model::{
     Config, Flamingo, KvPool, MaskMode, Media, Origin, Probe, Rows, Session, Step,
 };
@@ -17,7 +17,7 @@ pub struct Phase {
     pub name: &'static str,
     /// New tokens.
     pub rows: usize,
-    pub launches: Vec<Planned>,
+    pub launches: Vec<Launched>,
 }
 
 /// The tokens that stand in a sequence when its next one is decoded.
@@ -65,9 +65,10 @@ struct Runner {
 }
 
 impl Runner {
-    fn see(&mut self, pixels: &[&[f32]]) -> Result<(Vec<Arc<Media>>, Vec<Planned>)> {
+    fn see(&mut self, pixels: &[&[f32]]) -> Result<(Vec<Arc<Media>>, Vec<Launched>)> {
+        self.stream.record();
         let media = self.model.see(&self.stream, &mut self.arena, pixels, &mut Probe::none())?;
-        Ok((media, self.stream.planned()))
+        Ok((media, self.stream.recording().launches))
     }
 
     /// `rows` new tokens, image markers spread over those of a prompt.
@@ -77,7 +78,7 @@ impl Runner {
         rows: usize,
         origin: Origin,
         logits: Rows,
-    ) -> Result<Vec<Planned>> {
+    ) -> Result<Vec<Launched>> {
         let tokens = &self.model.config().tokens;
         let mut ids = vec![tokens.end_of_chunk; rows];
         if origin == Origin::Prompt {
@@ -87,8 +88,9 @@ impl Runner {
         let mut steps = [Step { session, ids: &ids, origin, logits }];
         let probe = &mut Probe::none();
         let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
+        stream.record();
         self.model.forward(stream, arena, pool, &mut steps, probe)?;
-        Ok(self.stream.planned())
+        Ok(self.stream.recording().launches)
     }
 }
 
@@ -151,7 +153,7 @@ mod tests {
         let found = phases(&config, &CARDS[1]).unwrap();
         let cost = |name: &str| {
             let phase = found.iter().find(|p| p.name.starts_with(name)).unwrap();
-            let sum = |f: fn(&Planned) -> f64| phase.launches.iter().map(f).sum::<f64>();
+            let sum = |f: fn(&Launched) -> f64| phase.launches.iter().map(f).sum::<f64>();
             (sum(|l| l.cost.bytes) / 1e9, sum(|l| l.cost.flops) / 1e12)
         };
         // 7.71 G weights once, and little else; 162 + 11.5 + 1.07 GFLOP an image; 15.2 a token.
