@@ -9,6 +9,8 @@
 #include <stdint.h>
 
 #include "activation.h"
+#include "adamw.h"
+#include "adamw8.h"
 #include "attention.h"
 #include "cross_attention.h"
 #include "embedding.h"

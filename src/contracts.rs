@@ -21,6 +21,143 @@ const _: () = {
     ["Offset of field: SwigluParams::rows"][::core::mem::offset_of!(SwigluParams, rows) - 16usize];
     ["Offset of field: SwigluParams::cols"][::core::mem::offset_of!(SwigluParams, cols) - 24usize];
 };
+#[doc = " `adamw`: one step of AdamW with both moments in f32.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and keep = 1 - lr weight_decay.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:1711.05101 alg. 2; order of update and decay as bitsandbytes kOptimizer32bit2State\n  Entries   adamw_{f32,bf16,f16}: T of param\n  Limits    param, master, m, v and grad 16-byte aligned\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically. With\n            `master`, p is the master in f32 and param its rounding."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AdamwParams {
+    #[doc = "(n) T"]
+    pub param: *mut ::core::ffi::c_void,
+    #[doc = "(n), or null"]
+    pub master: *mut f32,
+    #[doc = "(n)"]
+    pub m: *mut f32,
+    #[doc = "(n)"]
+    pub v: *mut f32,
+    #[doc = "(n)"]
+    pub grad: *const f32,
+    #[doc = "(1), or null for 1"]
+    pub grad_scale: *const f32,
+    pub n: i64,
+    pub seed: u64,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub step_size: f32,
+    pub eps: f32,
+    pub keep: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AdamwParams"][::core::mem::size_of::<AdamwParams>() - 88usize];
+    ["Alignment of AdamwParams"][::core::mem::align_of::<AdamwParams>() - 8usize];
+    ["Offset of field: AdamwParams::param"][::core::mem::offset_of!(AdamwParams, param) - 0usize];
+    ["Offset of field: AdamwParams::master"][::core::mem::offset_of!(AdamwParams, master) - 8usize];
+    ["Offset of field: AdamwParams::m"][::core::mem::offset_of!(AdamwParams, m) - 16usize];
+    ["Offset of field: AdamwParams::v"][::core::mem::offset_of!(AdamwParams, v) - 24usize];
+    ["Offset of field: AdamwParams::grad"][::core::mem::offset_of!(AdamwParams, grad) - 32usize];
+    ["Offset of field: AdamwParams::grad_scale"]
+        [::core::mem::offset_of!(AdamwParams, grad_scale) - 40usize];
+    ["Offset of field: AdamwParams::n"][::core::mem::offset_of!(AdamwParams, n) - 48usize];
+    ["Offset of field: AdamwParams::seed"][::core::mem::offset_of!(AdamwParams, seed) - 56usize];
+    ["Offset of field: AdamwParams::beta1"][::core::mem::offset_of!(AdamwParams, beta1) - 64usize];
+    ["Offset of field: AdamwParams::beta2"][::core::mem::offset_of!(AdamwParams, beta2) - 68usize];
+    ["Offset of field: AdamwParams::step_size"]
+        [::core::mem::offset_of!(AdamwParams, step_size) - 72usize];
+    ["Offset of field: AdamwParams::eps"][::core::mem::offset_of!(AdamwParams, eps) - 76usize];
+    ["Offset of field: AdamwParams::keep"][::core::mem::offset_of!(AdamwParams, keep) - 80usize];
+    ["Offset of field: AdamwParams::reserved"]
+        [::core::mem::offset_of!(AdamwParams, reserved) - 84usize];
+};
+#[doc = " The 256 numbers that an 8-bit code may stand for, and how to find the nearest without a search.\n\n  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those below\n  2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above\\[c\\]) for the\n  c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Adamw8Codebook {
+    #[doc = "by code, ascending"]
+    pub value: [f32; 256usize],
+    #[doc = "the least number of the next code; NaN after the last"]
+    pub above: [f32; 256usize],
+    #[doc = "the least code of each cell; positive numbers, then negative"]
+    pub cell: [[u8; 2948usize]; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Adamw8Codebook"][::core::mem::size_of::<Adamw8Codebook>() - 7944usize];
+    ["Alignment of Adamw8Codebook"][::core::mem::align_of::<Adamw8Codebook>() - 4usize];
+    ["Offset of field: Adamw8Codebook::value"]
+        [::core::mem::offset_of!(Adamw8Codebook, value) - 0usize];
+    ["Offset of field: Adamw8Codebook::above"]
+        [::core::mem::offset_of!(Adamw8Codebook, above) - 1024usize];
+    ["Offset of field: Adamw8Codebook::cell"]
+        [::core::mem::offset_of!(Adamw8Codebook, cell) - 2048usize];
+};
+#[doc = " `adamw8`: one step of AdamW with both moments in 8 bits, by blocks that share a scale.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and keep = 1 - lr weight_decay.\n  m and v are stored as value\\[code\\] * absmax of their block, after p has used them unrounded.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:2110.02861 sec. 2; bitsandbytes kOptimizerStatic8bit2StateBlockwise\n  Entries   adamw8_{f32,bf16,f16}: T of param\n  Limits    block 256 or 2048; param 16-byte aligned, codes 8-byte\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically. With\n            `master`, p is the master in f32 and param its rounding."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Adamw8Params {
+    #[doc = "(n) T"]
+    pub param: *mut ::core::ffi::c_void,
+    #[doc = "(n), or null"]
+    pub master: *mut f32,
+    #[doc = "(n) of m and of v"]
+    pub code1: *mut u8,
+    #[doc = "(n) of m and of v"]
+    pub code2: *mut u8,
+    #[doc = "(ceil(n/block))"]
+    pub absmax1: *mut f32,
+    #[doc = "(ceil(n/block))"]
+    pub absmax2: *mut f32,
+    #[doc = "(n)"]
+    pub grad: *const f32,
+    #[doc = "(1), or null for 1"]
+    pub grad_scale: *const f32,
+    #[doc = "of m, signed; of v"]
+    pub book1: *const Adamw8Codebook,
+    #[doc = "of m, signed; of v"]
+    pub book2: *const Adamw8Codebook,
+    pub n: i64,
+    pub seed: u64,
+    pub block: i32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub step_size: f32,
+    pub eps: f32,
+    pub keep: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Adamw8Params"][::core::mem::size_of::<Adamw8Params>() - 120usize];
+    ["Alignment of Adamw8Params"][::core::mem::align_of::<Adamw8Params>() - 8usize];
+    ["Offset of field: Adamw8Params::param"][::core::mem::offset_of!(Adamw8Params, param) - 0usize];
+    ["Offset of field: Adamw8Params::master"]
+        [::core::mem::offset_of!(Adamw8Params, master) - 8usize];
+    ["Offset of field: Adamw8Params::code1"]
+        [::core::mem::offset_of!(Adamw8Params, code1) - 16usize];
+    ["Offset of field: Adamw8Params::code2"]
+        [::core::mem::offset_of!(Adamw8Params, code2) - 24usize];
+    ["Offset of field: Adamw8Params::absmax1"]
+        [::core::mem::offset_of!(Adamw8Params, absmax1) - 32usize];
+    ["Offset of field: Adamw8Params::absmax2"]
+        [::core::mem::offset_of!(Adamw8Params, absmax2) - 40usize];
+    ["Offset of field: Adamw8Params::grad"][::core::mem::offset_of!(Adamw8Params, grad) - 48usize];
+    ["Offset of field: Adamw8Params::grad_scale"]
+        [::core::mem::offset_of!(Adamw8Params, grad_scale) - 56usize];
+    ["Offset of field: Adamw8Params::book1"]
+        [::core::mem::offset_of!(Adamw8Params, book1) - 64usize];
+    ["Offset of field: Adamw8Params::book2"]
+        [::core::mem::offset_of!(Adamw8Params, book2) - 72usize];
+    ["Offset of field: Adamw8Params::n"][::core::mem::offset_of!(Adamw8Params, n) - 80usize];
+    ["Offset of field: Adamw8Params::seed"][::core::mem::offset_of!(Adamw8Params, seed) - 88usize];
+    ["Offset of field: Adamw8Params::block"]
+        [::core::mem::offset_of!(Adamw8Params, block) - 96usize];
+    ["Offset of field: Adamw8Params::beta1"]
+        [::core::mem::offset_of!(Adamw8Params, beta1) - 100usize];
+    ["Offset of field: Adamw8Params::beta2"]
+        [::core::mem::offset_of!(Adamw8Params, beta2) - 104usize];
+    ["Offset of field: Adamw8Params::step_size"]
+        [::core::mem::offset_of!(Adamw8Params, step_size) - 108usize];
+    ["Offset of field: Adamw8Params::eps"][::core::mem::offset_of!(Adamw8Params, eps) - 112usize];
+    ["Offset of field: Adamw8Params::keep"][::core::mem::offset_of!(Adamw8Params, keep) - 116usize];
+};
 #[doc = " `attention`: O = softmax(scale * Q K^T) V per batch entry and head, every query sees every key.\n  Keys and values may come in two segments that are never concatenated in memory: the Perceiver's\n  \\[media | latents\\]; the vision tower uses the first only (k1_len = 0).\n\n  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention\n  Entries   attention_{f32,bf16,f16}\n  Limits    k0_len + k1_len >= 1\n  Numerics  one pass with a running maximum and sum in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

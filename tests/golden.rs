@@ -2,7 +2,7 @@
 //! converted by the converter itself, then every case of every model is compared, from pixels to
 //! generated ids.
 //!
-//! Folders: `tests/golden`, `../shared/golden` when it is there, and `MEDFLAMINGO_GOLDEN=DIR`.
+//! Folders: `tests/golden`, and `MEDFLAMINGO_GOLDEN=DIR`.
 
 mod golden_folder;
 

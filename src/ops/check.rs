@@ -26,6 +26,15 @@ pub(super) fn vector(op: &str, name: &str, view: &View<'_>, cols: usize) -> Resu
     Err(Error::invalid(format!("{op}: {name}"), format!("({cols})"), view.shape()))
 }
 
+/// `view` holds `count` elements, in whatever shape.
+pub(super) fn elements(op: &str, name: &str, view: &View<'_>, count: usize) -> Result<()> {
+    if view.rows() * view.cols() == count {
+        return Ok(());
+    }
+    let expected = format!("{count} elements");
+    Err(Error::invalid(format!("{op}: {name}"), expected, view.shape()))
+}
+
 pub(super) fn dtype(op: &str, name: &str, view: &View<'_>, expected: DType) -> Result<()> {
     if view.dtype() == expected {
         return Ok(());

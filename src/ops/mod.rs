@@ -6,6 +6,8 @@
 //! [`Stream::launch`](crate::device::Stream::launch).
 
 mod activation;
+mod adamw;
+mod adamw8;
 mod attention;
 mod batch;
 mod check;
@@ -25,6 +27,8 @@ mod softmax;
 
 pub use crate::contracts::MediaSpan;
 pub use activation::{SWIGLU, swiglu};
+pub use adamw::{ADAMW, AdamwStep, adamw};
+pub use adamw8::{ADAMW8, Codebooks, Moments8, SecondMomentMap, adamw8};
 pub use attention::{ATTENTION, attention};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
@@ -56,6 +60,8 @@ const fn entries<P>(kernel: &Kernel<P>) -> Entries {
 
 /// Every kernel: the one list for reports, benches and, with a GPU, module loading.
 pub static ALL: &[Entries] = &[
+    entries(&ADAMW),
+    entries(&ADAMW8),
     entries(&ATTENTION),
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),

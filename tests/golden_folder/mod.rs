@@ -50,7 +50,7 @@ pub struct Old {
 /// Every model of every golden folder; at least those that come with the sources.
 pub fn models() -> Vec<Model> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut roots = vec![root.join("tests/golden"), root.join("../shared/golden")];
+    let mut roots = vec![root.join("tests/golden")];
     roots.extend(std::env::var_os("MEDFLAMINGO_GOLDEN").map(PathBuf::from));
     let mut found = Vec::new();
     for root in roots.iter().filter(|r| r.is_dir()) {

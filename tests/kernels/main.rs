@@ -4,6 +4,8 @@
 //! Cases are plain data, named by why they exist; `cases()` of each stem is what benches reuse.
 
 mod activation;
+mod adamw;
+mod adamw8;
 mod attention;
 mod batch;
 mod cross_attention;

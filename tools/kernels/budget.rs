@@ -38,6 +38,8 @@ pub static BUDGETS: &[Budget] = &[
     row("layernorm", false, Some(0), 64),
     row("rmsnorm", false, Some(0), 64),
     row("swiglu", false, Some(0), 64),
+    row("adamw", false, None, 85),
+    row("adamw8", false, None, 128),
     row("embedding", false, Some(2), 40),
     row("kv_append", false, Some(4), 40),
     // The sine of a huge angle: a table walk that no position within a context reaches.
