@@ -12,6 +12,7 @@
 #include "adamw.h"
 #include "adamw8.h"
 #include "attention.h"
+#include "attention_decode.h"
 #include "cross_attention.h"
 #include "embedding.h"
 #include "gemm.h"

@@ -5,37 +5,13 @@
  *            query are not visited, and a warp skips those beyond its own 16 rows.
  *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (row tiles, heads), 4 warps, 40 or
  *            80 KiB; as many row tiles as there can be, whatever the sequences are: the launch does
- *            not depend on what is in device memory. `_row`: a warp per row, 4 a block, for f32,
- *            heads of odd widths, and steps of one row a sequence.
+ *            not depend on what is in device memory. `_row`: a warp per row, 4 a block, for f32
+ *            and heads of odd widths. (Steps of one row a sequence are `attention_decode`.)
  *  Traffic   q and o once; keys and values of a sequence once per 64 rows, from L2.
  *  Rejected  a tile list made by the host: one more upload per step. */
 #include "lib/attend.cuh"
+#include "lib/pages.cuh"
 #include "self_attention.h"
-
-template <typename T> struct PagedKeys {
-  const SelfAttentionParams &p;
-  const int32_t *table;
-  int64_t count;
-  int64_t position; /**< of the tile's row 0 */
-  int head;
-  float slope; /**< in units of log 2 */
-
-  __device__ PagedKeys(const SelfAttentionParams &p, int64_t sequence, int64_t position, int64_t count,
-                       int head)
-      : p(p), table(p.tables + sequence * p.table_stride), count(count), position(position), head(head),
-        slope(p.slopes ? p.slopes[head] * LOG2_E : 0.0f) {}
-
-  __device__ const T *line(int64_t j, int64_t part) const {
-    const T *page = static_cast<const T *>(p.pages) + table[j / p.page_tokens] * p.page_stride;
-    return page + ((part * p.heads + head) * p.page_tokens + j % p.page_tokens) * p.head_dim;
-  }
-  __device__ const T *k(int64_t j) const { return line(j, 0); }
-  __device__ const T *v(int64_t j) const { return line(j, 1); }
-  __device__ float score(int row, int64_t j, float x) const {
-    return j <= position + row ? x + slope * (float)(j - position - row) : -INFINITY;
-  }
-  __device__ bool needs(int row, int64_t begin, int64_t) const { return begin <= position + row; }
-};
 
 template <typename T, int D> __device__ void self_attention_tiles(const SelfAttentionParams &p) {
   using Shared = AttendShared<T, D>;
@@ -54,7 +30,7 @@ template <typename T, int D> __device__ void self_attention_tiles(const SelfAtte
   const T *q = static_cast<const T *>(p.q) + first * p.q_stride + at;
   T *o = static_cast<T *>(p.o) + first * p.heads * p.head_dim + at;
   attend_tile(
-      s, PagedKeys<T>(p, sequence, position, position + here, head), p.head_dim, p.scale,
+      s, PagedKeys<T, SelfAttentionParams>(p, sequence, position, position + here, head), p.head_dim, p.scale,
       [&](int r) { return r < here ? q + r * p.q_stride : nullptr; },
       [&](int r) { return r < here ? o + (int64_t)r * p.heads * p.head_dim : nullptr; });
 }
@@ -68,7 +44,7 @@ template <typename T> __device__ void self_attention_row(const SelfAttentionPara
   const int64_t head = blockIdx.y, at = head * p.head_dim;
   attend_row(static_cast<T *>(p.o) + row * p.heads * p.head_dim + at,
              static_cast<const T *>(p.q) + row * p.q_stride + at,
-             PagedKeys<T>(p, sequence, position, position + 1, (int)head), 0, p.head_dim,
+             PagedKeys<T, SelfAttentionParams>(p, sequence, position, position + 1, (int)head), 0, p.head_dim,
              (int)blockIdx.z * ROW_FEATURES, p.scale);
 }
 

@@ -230,6 +230,82 @@ const _: () = {
     ["Offset of field: AttentionParams::reserved"]
         [::core::mem::offset_of!(AttentionParams, reserved) - 124usize];
 };
+#[doc = " `attention_decode`: `rope`, `kv_append` and `self_attention` of a step in which every sequence\n  has one row: row s, the last of the kv_len\\[s\\] tokens of its page table, turns its query and key,\n  puts key and value into its slot, and attends to all of them. No turning if `rotary` is 0.\n\n  Source    arXiv:1706.03762 eq. 1; arXiv:2104.09864 eq. 34; keys in parts, merged as in\n            arXiv:2307.08691 sec. 3.1\n  Entries   attention_decode_{f32,bf16,f16}\n  Limits    as of the three; kv_len\\[s\\] >= 1; qkv is spent: its contents afterwards are unspecified\n  Numerics  turned queries and keys are rounded to T; maxima and sums in f32, merged in a fixed\n            order: the same bits whatever else is in the batch"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecodeParams {
+    #[doc = "(rows, heads*head_dim) T, dense"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(rows, 3*heads*head_dim) T, stride row_stride"]
+    pub qkv: *mut ::core::ffi::c_void,
+    #[doc = "first page of this layer, layout as in `kv_append`"]
+    pub pages: *mut ::core::ffi::c_void,
+    #[doc = "the stream's, for what parts of the keys leave; null on the host"]
+    pub workspace: *mut ::core::ffi::c_void,
+    #[doc = "(rows, table_stride) page numbers"]
+    pub tables: *const i32,
+    #[doc = "(rows)"]
+    pub kv_len: *const i32,
+    #[doc = "(heads) ALiBi slopes, or null"]
+    pub slopes: *const f32,
+    pub rows: i64,
+    pub table_stride: i64,
+    #[doc = "elements"]
+    pub row_stride: i64,
+    #[doc = "elements between pages of this layer"]
+    pub page_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub page_tokens: i32,
+    #[doc = "features that turn, even; 0 for none"]
+    pub rotary: i32,
+    pub base: f32,
+    pub scale: f32,
+    #[doc = "of all rows; for `cost` only"]
+    pub keys: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDecodeParams"][::core::mem::size_of::<AttentionDecodeParams>() - 120usize];
+    ["Alignment of AttentionDecodeParams"]
+        [::core::mem::align_of::<AttentionDecodeParams>() - 8usize];
+    ["Offset of field: AttentionDecodeParams::o"]
+        [::core::mem::offset_of!(AttentionDecodeParams, o) - 0usize];
+    ["Offset of field: AttentionDecodeParams::qkv"]
+        [::core::mem::offset_of!(AttentionDecodeParams, qkv) - 8usize];
+    ["Offset of field: AttentionDecodeParams::pages"]
+        [::core::mem::offset_of!(AttentionDecodeParams, pages) - 16usize];
+    ["Offset of field: AttentionDecodeParams::workspace"]
+        [::core::mem::offset_of!(AttentionDecodeParams, workspace) - 24usize];
+    ["Offset of field: AttentionDecodeParams::tables"]
+        [::core::mem::offset_of!(AttentionDecodeParams, tables) - 32usize];
+    ["Offset of field: AttentionDecodeParams::kv_len"]
+        [::core::mem::offset_of!(AttentionDecodeParams, kv_len) - 40usize];
+    ["Offset of field: AttentionDecodeParams::slopes"]
+        [::core::mem::offset_of!(AttentionDecodeParams, slopes) - 48usize];
+    ["Offset of field: AttentionDecodeParams::rows"]
+        [::core::mem::offset_of!(AttentionDecodeParams, rows) - 56usize];
+    ["Offset of field: AttentionDecodeParams::table_stride"]
+        [::core::mem::offset_of!(AttentionDecodeParams, table_stride) - 64usize];
+    ["Offset of field: AttentionDecodeParams::row_stride"]
+        [::core::mem::offset_of!(AttentionDecodeParams, row_stride) - 72usize];
+    ["Offset of field: AttentionDecodeParams::page_stride"]
+        [::core::mem::offset_of!(AttentionDecodeParams, page_stride) - 80usize];
+    ["Offset of field: AttentionDecodeParams::heads"]
+        [::core::mem::offset_of!(AttentionDecodeParams, heads) - 88usize];
+    ["Offset of field: AttentionDecodeParams::head_dim"]
+        [::core::mem::offset_of!(AttentionDecodeParams, head_dim) - 92usize];
+    ["Offset of field: AttentionDecodeParams::page_tokens"]
+        [::core::mem::offset_of!(AttentionDecodeParams, page_tokens) - 96usize];
+    ["Offset of field: AttentionDecodeParams::rotary"]
+        [::core::mem::offset_of!(AttentionDecodeParams, rotary) - 100usize];
+    ["Offset of field: AttentionDecodeParams::base"]
+        [::core::mem::offset_of!(AttentionDecodeParams, base) - 104usize];
+    ["Offset of field: AttentionDecodeParams::scale"]
+        [::core::mem::offset_of!(AttentionDecodeParams, scale) - 108usize];
+    ["Offset of field: AttentionDecodeParams::keys"]
+        [::core::mem::offset_of!(AttentionDecodeParams, keys) - 112usize];
+};
 #[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of attending,\n  which is what the original's masked softmax does for a marker without an image."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -94,8 +94,7 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
       for (int j = 0; j < TILE_KEYS / 8; j++)
 #pragma unroll
         for (int e = half * 2; e < half * 2 + 2; e++) {
-          // A masked key's weight is 0 even where everything so far is masked; NaN stays.
-          p[j][e] = p[j][e] == -INFINITY ? 0.0f : ptx::exp2(p[j][e] - running[half].max);
+          p[j][e] = running[half].weight(p[j][e]);
           sum += p[j][e];
         }
       running[half].sum += sum;
@@ -126,13 +125,12 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
 
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float sum = running[half].sum;
+    float &sum = running[half].sum;
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
     sum += __shfl_xor_sync(ALL_LANES, sum, 2);
     T *to = output(first + l / 4 + half * 8);
     if (!to) continue;
-    // Nothing seen is 0; a sum of 0 cannot come from anything else.
-    const float factor = running[half].max == -INFINITY && sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float factor = running[half].norm();
 #pragma unroll
     for (int i = 0; i < D / 8; i++) {
       int feature = i * 8 + l % 4 * 2;
@@ -165,7 +163,7 @@ __device__ __forceinline__ void attend_row(T *o, const T *q, const Keys &keys, i
       x = keys.score(row, begin + l, dot * (scale * LOG2_E));
     }
     const float factor = running.raise(warp_max(x));
-    const float weight = x == -INFINITY ? 0.0f : ptx::exp2(x - running.max);
+    const float weight = running.weight(x);
     running.sum += warp_sum(weight);
     for (float &a : acc) a *= factor;
     for (int j = 0; j < (int)(end - begin); j++) {
@@ -180,7 +178,7 @@ __device__ __forceinline__ void attend_row(T *o, const T *q, const Keys &keys, i
       }
     }
   }
-  const float factor = running.max == -INFINITY && running.sum == 0.0f ? 0.0f : 1.0f / running.sum;
+  const float factor = running.norm();
 #pragma unroll
   for (int i = 0; i < ROW_FEATURES / WARP; i++) {
     int feature = feature0 + i * WARP + l;

@@ -6,6 +6,11 @@
 
 constexpr float LOG2_E = 1.44269504088896340736f;
 
+/** What two outputs are multiplied by before they are added. */
+struct MergeFactors {
+  float own, other;
+};
+
 struct RunningSoftmax {
   float max = -INFINITY; /**< of the scores seen */
   float sum = 0;         /**< of exp2(score - max) */
@@ -20,8 +25,23 @@ struct RunningSoftmax {
     return factor;
   }
 
-  /** exp2(score - max). */
+  /** exp2(score - max): 0 of a masked score even where all so far are masked; NaN of NaN. */
   __device__ __forceinline__ float weight(float score) const {
-    return max == -INFINITY ? 0.0f : ptx::exp2(score - max);
+    return score == -INFINITY ? 0.0f : ptx::exp2(score - max);
+  }
+
+  /** Takes what another row of scores has come to; a NaN among its sums stays. */
+  __device__ __forceinline__ MergeFactors merge(float other_max, float other_sum) {
+    MergeFactors factors;
+    factors.own = raise(other_max);
+    factors.other = max == -INFINITY ? 1.0f : ptx::exp2(other_max - max);
+    sum += other_sum * factors.other;
+    return factors;
+  }
+
+  /** What the output is multiplied by at the end: 0 if nothing was seen. */
+  __device__ __forceinline__ float norm() const {
+    // A sum of 0 cannot come from anything else.
+    return max == -INFINITY && sum == 0.0f ? 0.0f : 1.0f / sum;
   }
 };

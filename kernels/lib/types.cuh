@@ -42,8 +42,3 @@ template <typename T> struct alignas(16) Pack {
   static constexpr int SIZE = 16 / sizeof(T);
   T x[SIZE];
 };
-
-/** True if 16-byte accesses at `p` and at every multiple of `stride` elements after it are legal. */
-template <typename T> __device__ __forceinline__ bool is_packable(const void *p, int64_t stride) {
-  return ((uintptr_t)p | (uintptr_t)(stride * (int64_t)sizeof(T))) % 16 == 0;
-}

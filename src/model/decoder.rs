@@ -185,14 +185,26 @@ impl Decoder {
             q.run_in_place(stream, room.qkv.view_mut().block(0..rows, 0..d)?)?;
             k.run_in_place(stream, room.qkv.view_mut().block(0..rows, d..2 * d)?)?;
         }
-        if let Position::Rope { dims, base } = l.position {
+        let rotary = match l.position {
+            Position::Rope { dims, base } => Some((dims, base)),
+            Position::Alibi { .. } => None,
+        };
+        let slopes = self.slopes.as_ref().map(Tensor::view);
+        let scale = (head_dim as f32).powf(-0.5);
+        // One row each: a decode step, or prompts of one token.
+        if rows == batch.sequences() {
+            let (o, qkv) = (room.attended.view_mut(), room.qkv.view_mut());
+            let pages = pool.layer_mut(layer.index)?;
+            return ops::attention_decode(
+                stream, o, qkv, pages, batch, rotary, slopes, l.heads, scale,
+            );
+        }
+        if let Some((dims, base)) = rotary {
             ops::rope(stream, room.qkv.view_mut(), batch, l.heads, head_dim, dims, base)?;
         }
         let qkv = room.qkv.view();
         ops::kv_append(stream, pool.layer_mut(layer.index)?, qkv, batch, l.heads, head_dim)?;
         let q = qkv.block(0..rows, 0..d)?;
-        let slopes = self.slopes.as_ref().map(Tensor::view);
-        let scale = (head_dim as f32).powf(-0.5);
         let (o, pages) = (room.attended.view_mut(), pool.layer(layer.index)?);
         ops::self_attention(stream, o, q, pages, batch, slopes, l.heads, head_dim, scale)
     }

@@ -78,7 +78,7 @@ fn cost(p: &KvAppendParams, dtype: DType) -> Cost {
 
 /// # Safety
 /// As [`Stream::launch`].
-unsafe fn kv_append_twin<T: Real>(p: &KvAppendParams, host: &Host) {
+pub(super) unsafe fn kv_append_twin<T: Real>(p: &KvAppendParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
     let (rows, page_tokens) = (p.rows as usize, p.page_tokens as usize);
     let inner = heads * head_dim;

@@ -9,6 +9,7 @@ mod activation;
 mod adamw;
 mod adamw8;
 mod attention;
+mod attention_decode;
 mod batch;
 mod check;
 mod cross_attention;
@@ -30,6 +31,7 @@ pub use activation::{SWIGLU, swiglu};
 pub use adamw::{ADAMW, AdamwStep, adamw};
 pub use adamw8::{ADAMW8, Codebooks, Moments8, SecondMomentMap, adamw8};
 pub use attention::{ATTENTION, attention};
+pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
@@ -63,6 +65,7 @@ pub static ALL: &[Entries] = &[
     entries(&ADAMW),
     entries(&ADAMW8),
     entries(&ATTENTION),
+    entries(&ATTENTION_DECODE),
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),
     entries(&GEMM),

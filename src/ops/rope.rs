@@ -32,12 +32,7 @@ pub fn rope(
 ) -> Result<()> {
     let width = check::width("rope", 3, heads, head_dim)?;
     check::matrix("rope", "qkv", &qkv.as_view(), batch.rows(), width)?;
-    if rotary == 0 || !rotary.is_multiple_of(2) || rotary > head_dim {
-        return Err(Error::invalid("rope: rotary", format!("even, 2 to {head_dim}"), rotary));
-    }
-    if !(base > 0.0 && base.is_finite()) {
-        return Err(Error::invalid("rope: base", "a positive number", base));
-    }
+    check_rotary("rope", rotary, base, head_dim)?;
     let params = RopeParams {
         qkv: qkv.ptr(),
         positions: batch.positions(),
@@ -50,6 +45,18 @@ pub fn rope(
     };
     // SAFETY: the shape was checked; the batch holds one position per row; qkv is exclusive.
     unsafe { stream.launch(&ROPE, qkv.dtype(), &params) }
+}
+
+/// `rotary` features of a head turn, by angles of `base`.
+pub(super) fn check_rotary(op: &str, rotary: usize, base: f32, head_dim: usize) -> Result<()> {
+    if rotary == 0 || !rotary.is_multiple_of(2) || rotary > head_dim {
+        let expected = format!("even, 2 to {head_dim}");
+        return Err(Error::invalid(format!("{op}: rotary"), expected, rotary));
+    }
+    if !(base > 0.0 && base.is_finite()) {
+        return Err(Error::invalid(format!("{op}: base"), "a positive number", base));
+    }
+    Ok(())
 }
 
 fn geometry(p: &RopeParams, _: DType, _: &Chip) -> Geometry {
@@ -112,7 +119,7 @@ impl<T: Real> Grid for Task<T> {
 
 /// # Safety
 /// As [`Stream::launch`].
-unsafe fn rope_twin<T: Real>(p: &RopeParams, host: &Host) {
+pub(super) unsafe fn rope_twin<T: Real>(p: &RopeParams, host: &Host) {
     let (heads, head_dim, rows) = (p.heads as usize, p.head_dim as usize, p.rows as usize);
     let grid = Task {
         qkv: Rows::<T>::new(p.qkv, p.row_stride, 2 * heads * head_dim),

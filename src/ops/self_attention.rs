@@ -48,10 +48,7 @@ pub fn self_attention(
     check::dtype(op, "o", &o.as_view(), q.dtype())?;
     check::dtype(op, "pages", &pages, q.dtype())?;
     check_pages(op, &pages, batch, heads, head_dim)?;
-    if let Some(slopes) = &slopes {
-        check::vector(op, "slopes", slopes, heads)?;
-        check::dtype(op, "slopes", slopes, DType::F32)?;
-    }
+    check_slopes(op, slopes.as_ref(), heads)?;
     let params = SelfAttentionParams {
         o: o.ptr(),
         q: q.ptr(),
@@ -76,6 +73,13 @@ pub fn self_attention(
     unsafe { stream.launch(&SELF_ATTENTION, q.dtype(), &params) }
 }
 
+/// ALiBi slopes are one f32 per head.
+pub(super) fn check_slopes(op: &str, slopes: Option<&View<'_>>, heads: usize) -> Result<()> {
+    let Some(slopes) = slopes else { return Ok(()) };
+    check::vector(op, "slopes", slopes, heads)?;
+    check::dtype(op, "slopes", slopes, DType::F32)
+}
+
 fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
     let addresses = [p.o.cast_const(), p.q, p.pages];
     let distances = [i64::from(p.head_dim), p.q_stride, p.page_stride];
@@ -88,9 +92,7 @@ fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
         head_dim: p.head_dim,
         beside: 0,
     };
-    let is_decode = p.rows == p.sequences;
-    let packable = !is_decode && layout::is_packable(&addresses, &distances, dtype);
-    layout::attend(&attend, dtype, packable)
+    layout::attend(&attend, dtype, layout::is_packable(&addresses, &distances, dtype))
 }
 
 fn cost(p: &SelfAttentionParams, dtype: DType) -> Cost {
@@ -195,7 +197,7 @@ impl<T: Real> Grid for Task<T> {
 
 /// # Safety
 /// As [`Stream::launch`].
-unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host: &Host) {
+pub(super) unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
     let sequences = p.sequences as usize;
     let grid = Task {

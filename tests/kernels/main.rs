@@ -7,6 +7,7 @@ mod activation;
 mod adamw;
 mod adamw8;
 mod attention;
+mod attention_decode;
 mod batch;
 mod cross_attention;
 mod embedding;

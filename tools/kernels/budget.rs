@@ -44,6 +44,7 @@ pub static BUDGETS: &[Budget] = &[
     row("kv_append", false, Some(4), 40),
     // The sine of a huge angle: a table walk that no position within a context reaches.
     Budget { stack: 32, ..row("rope", false, None, 64) },
+    Budget { stack: 32, ..row("attention_decode", false, None, 128) },
 ];
 
 /// The kernel of an entry and the entry's storage type; None if it belongs to none.

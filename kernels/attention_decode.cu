@@ -1,0 +1,237 @@
+/*  `attention_decode`
+ *
+ *  Idea      block (row, head, part) has 64 keys, 16 bytes of 4 of them a lane, and asks for all at
+ *            once; while they come it turns the query. Lanes, then warps, merge maximum, sum and
+ *            output in order. Of a row with several parts, the block that comes last merges what
+ *            all have left in the workspace, in order. The last part turns and appends the new key.
+ *  Geometry  `_64`, `_128` (features held by lanes, at least head_dim): grid (rows, heads, parts of
+ *            the largest table), 8 warps: 300 keys of 32 heads are 160 blocks. Parts beyond a row's
+ *            keys leave at once, so that the launch is the same from token to token. `_plain`: any
+ *            head_dim, a block per row and head.
+ *  Traffic   keys and values once: all of it but 3 %.
+ *  Rejected  parts as large as the card can still fill with: the bits would depend on the batch.
+ *            Volatile reads of all parts in one loop: a trip to L2 for each. */
+#include "attention_decode.h"
+#include "lib/attend.cuh"
+#include "lib/pages.cuh"
+
+constexpr int DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / WARP;
+/** Keys of a block. */
+constexpr int PART = 64;
+/** The workspace begins with this many counters; then, for every part, output, maximum and sum. */
+constexpr int COUNTERS = 16384;
+
+template <int D> struct DecodeShared {
+  float o[DECODE_WARPS][D], max[DECODE_WARPS], sum[DECODE_WARPS]; /**< of warps, then of parts */
+  float q[D], k[D];
+  int is_last;
+};
+
+/** The new token of a row, for one head. */
+template <typename T> struct NewToken {
+  const AttentionDecodeParams &p;
+  int64_t row;
+  int head, position;
+  T *o, *q, *k, *v;
+
+  __device__ NewToken(const AttentionDecodeParams &p)
+      : p(p), row(blockIdx.x), head((int)blockIdx.y), position(p.kv_len[row] - 1) {
+    const int64_t width = (int64_t)p.heads * p.head_dim, at = (int64_t)head * p.head_dim;
+    o = static_cast<T *>(p.o) + row * width + at;
+    q = static_cast<T *>(p.qkv) + row * p.row_stride + at;
+    k = q + width, v = k + width;
+  }
+  __device__ PagedKeys<T, AttentionDecodeParams> keys() const {
+    return {p, row, position, position + 1, head};
+  }
+  /** Sine and cosine for the pair (i, i + rotary/2), as in `rope`. */
+  __device__ void angle(int i, float &sine, float &cosine) const {
+    float frequency = 1.0f / powf(p.base, (float)(2 * i) / (float)p.rotary);
+    sincosf((float)position * frequency, &sine, &cosine);
+  }
+  /** Feature f of x turned. */
+  __device__ T turned(const T *x, int f) const {
+    if (f >= p.rotary) return x[f];
+    const int half = p.rotary / 2, i = f % half;
+    float sine, cosine, a = widen(x[i]), b = widen(x[i + half]);
+    angle(i, sine, cosine);
+    return narrow<T>(f < half ? a * cosine - b * sine : b * cosine + a * sine);
+  }
+};
+
+/** Feature f of an output that warps, or parts, have pieces of. */
+struct Merged {
+  RunningSoftmax softmax;
+  float o = 0;
+
+  /** Takes the first `count` pieces in `s`, in order. */
+  template <int D>
+  __device__ __forceinline__ void take(const DecodeShared<D> &s, int count, int f) {
+    for (int i = 0; i < count; i++) {
+      const MergeFactors factors = softmax.merge(s.max[i], s.sum[i]);
+      o = o * factors.own + s.o[i][f] * factors.other;
+    }
+  }
+};
+
+/** Leaves a part in the workspace. True in the block that is the last of `parts` to do so: it finds
+ *  them all. */
+template <int D>
+__device__ __forceinline__ bool leave(DecodeShared<D> &s, float *room, uint32_t *counter, int parts,
+                                      int f, const Merged &merged) {
+  float *own = room + (int64_t)blockIdx.z * (D + 2);
+  if (f < D) own[f] = merged.o;
+  if (f == 0) own[D] = merged.softmax.max, own[D + 1] = merged.softmax.sum;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    s.is_last = atomicAdd(counter, 1u) == (uint32_t)parts - 1;
+    if (s.is_last) *counter = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return s.is_last != 0;
+}
+
+template <typename T, int D> __device__ void attention_decode(const AttentionDecodeParams &p) {
+  SHARED(DecodeShared<D>, s);
+  constexpr int SIZE = Pack<T>::SIZE, LANES = D / SIZE, GROUPS = WARP / LANES;
+  constexpr int STEPS = PART / (DECODE_WARPS * GROUPS);
+  const NewToken<T> token(p);
+  const auto keys = token.keys();
+  const int begin = (int)blockIdx.z * PART, last = token.position;
+  if (begin > last) return;
+
+  const int feature = lane() % LANES * SIZE;
+  const bool has_features = feature < p.head_dim;
+  int key[STEPS];
+  Pack<T> k[STEPS], v[STEPS];
+#pragma unroll
+  for (int u = 0; u < STEPS; u++) {
+    key[u] = begin + (u * DECODE_WARPS + warp()) * GROUPS + lane() / LANES;
+    // Without branches: lanes of no key or no feature read what others do. The new key is not in
+    // the pages yet.
+    const int j = min(key[u], last), at = has_features ? feature : 0;
+    k[u] = *reinterpret_cast<const Pack<T> *>((j == last ? token.k : keys.k(j)) + at);
+    v[u] = *reinterpret_cast<const Pack<T> *>((j == last ? token.v : keys.v(j)) + at);
+  }
+
+  const bool is_new_here = last < begin + PART;
+  for (int i = threadIdx.x; i < (is_new_here ? 3 : 1) * p.head_dim; i += DECODE_THREADS) {
+    const int f = i % p.head_dim, which = i / p.head_dim;
+    if (which == 0) s.q[f] = widen(token.turned(token.q, f));
+    if (which == 1) {
+      const T turned = token.turned(token.k, f);
+      keys.line(last, 0)[f] = turned;
+      s.k[f] = widen(turned);
+    }
+    if (which == 2) keys.line(last, 1)[f] = token.v[f];
+  }
+  __syncthreads();
+
+  float q[SIZE], x[STEPS], o[SIZE] = {};
+#pragma unroll
+  for (int i = 0; i < SIZE; i++) q[i] = has_features ? s.q[feature + i] : 0.0f;
+  float top = -INFINITY;
+#pragma unroll
+  for (int u = 0; u < STEPS; u++) {
+    float product = 0;
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) {
+      float other = widen(k[u].x[i]);
+      if (key[u] == last && has_features) other = s.k[feature + i];
+      product = fmaf(q[i], has_features ? other : 0.0f, product);
+    }
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2)
+      product += __shfl_xor_sync(ALL_LANES, product, offset);
+    x[u] = keys.score(0, key[u], product * (p.scale * LOG2_E));
+    top = fmaxf(top, x[u]);
+  }
+  RunningSoftmax softmax;
+  softmax.raise(top);
+#pragma unroll
+  for (int u = 0; u < STEPS; u++) {
+    const float weight = softmax.weight(x[u]);
+    softmax.sum += weight;
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) o[i] = fmaf(weight, widen(v[u].x[i]), o[i]);
+  }
+
+#pragma unroll
+  for (int offset = LANES; offset < WARP; offset *= 2) {
+    const float max = __shfl_xor_sync(ALL_LANES, softmax.max, offset);
+    const float sum = __shfl_xor_sync(ALL_LANES, softmax.sum, offset);
+    const MergeFactors factors = softmax.merge(max, sum);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++)
+      o[i] = o[i] * factors.own + __shfl_xor_sync(ALL_LANES, o[i], offset) * factors.other;
+  }
+  if (lane() < LANES) {
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) s.o[warp()][feature + i] = o[i];
+  }
+  if (lane() == 0) s.max[warp()] = softmax.max, s.sum[warp()] = softmax.sum;
+  __syncthreads();
+
+  const int f = threadIdx.x, parts = last / PART + 1;
+  Merged merged;
+  if (f < D) merged.take(s, DECODE_WARPS, f);
+  if (parts > 1) {
+    const int64_t at = token.row * p.heads + token.head;
+    float *room = static_cast<float *>(p.workspace) + COUNTERS + at * gridDim.z * (D + 2);
+    if (!leave(s, room, static_cast<uint32_t *>(p.workspace) + at, parts, f, merged)) return;
+    merged = Merged();
+    for (int first = 0; first < parts; first += DECODE_WARPS) {
+      __syncthreads();
+      if (first + warp() < parts) {
+        // Not through L1, which may hold what was there before.
+        const volatile float *part = room + (int64_t)(first + warp()) * (D + 2);
+        for (int i = lane(); i < D; i += WARP) s.o[warp()][i] = part[i];
+        if (lane() == 0) s.max[warp()] = part[D], s.sum[warp()] = part[D + 1];
+      }
+      __syncthreads();
+      if (f < D) merged.take(s, min(parts - first, DECODE_WARPS), f);
+    }
+  }
+  if (f < p.head_dim) token.o[f] = narrow<T>(merged.o * merged.softmax.norm());
+}
+
+template <typename T> __device__ void attention_decode_plain(const AttentionDecodeParams &p) {
+  const NewToken<T> token(p);
+  const auto keys = token.keys();
+  // This block alone reads its head of qkv.
+  for (int i = threadIdx.x; i < p.rotary / 2; i += DECODE_THREADS) {
+    float sine, cosine;
+    token.angle(i, sine, cosine);
+    for (int part = 0; part < 2; part++) {
+      T *x = part ? token.k : token.q;
+      const float a = widen(x[i]), b = widen(x[i + p.rotary / 2]);
+      x[i] = narrow<T>(a * cosine - b * sine);
+      x[i + p.rotary / 2] = narrow<T>(b * cosine + a * sine);
+    }
+  }
+  __syncthreads();
+  for (int f = threadIdx.x; f < p.head_dim; f += DECODE_THREADS) {
+    keys.line(token.position, 0)[f] = token.k[f];
+    keys.line(token.position, 1)[f] = token.v[f];
+  }
+  __syncthreads();
+  for (int f = warp() * ROW_FEATURES; f < p.head_dim; f += DECODE_WARPS * ROW_FEATURES)
+    attend_row(token.o, token.q, keys, 0, p.head_dim, f, p.scale);
+}
+
+#define ATTENTION_DECODE(name, T)                                                                  \
+  KERNEL(attention_decode_##name##_64, AttentionDecodeParams, DECODE_THREADS, 4) {                 \
+    attention_decode<T, 64>(p);                                                                    \
+  }                                                                                                \
+  KERNEL(attention_decode_##name##_128, AttentionDecodeParams, DECODE_THREADS) {                   \
+    attention_decode<T, 128>(p);                                                                   \
+  }                                                                                                \
+  KERNEL(attention_decode_##name##_plain, AttentionDecodeParams, DECODE_THREADS) {                 \
+    attention_decode_plain<T>(p);                                                                  \
+  }
+
+ATTENTION_DECODE(f32, float)
+ATTENTION_DECODE(bf16, bf16)
+ATTENTION_DECODE(f16, f16)
