@@ -16,6 +16,7 @@
 #include "cross_attention.h"
 #include "embedding.h"
 #include "gemm.h"
+#include "gemm_quantized.h"
 #include "kv_append.h"
 #include "layernorm.h"
 #include "patchify.h"

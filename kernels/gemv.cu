@@ -12,13 +12,14 @@
 #include "gemm.h"
 #include "lib/few_rows.cuh"
 
+template <typename T, int TILES, int COLS, int STEPS>
+__device__ __forceinline__ void gemv(const GemmParams &p) {
+  few_rows<T, TILES, COLS, STEPS>(p, DenseWeights<T>{}, p.ldb * (int64_t)sizeof(T));
+}
+
 #define GEMV(name, T)                                                                              \
-  KERNEL(gemm_##name##_rows8, GemmParams, FEW_THREADS, 2) {                                        \
-    few_rows<T, DenseWeights<T>, 1, 1, 4>(p, p.ldb * (int64_t)sizeof(T));                          \
-  }                                                                                                \
-  KERNEL(gemm_##name##_rows16, GemmParams, FEW_THREADS, 2) {                                       \
-    few_rows<T, DenseWeights<T>, 2, 2, 2>(p, p.ldb * (int64_t)sizeof(T));                          \
-  }
+  KERNEL(gemm_##name##_rows8, GemmParams, FEW_THREADS, 2) { gemv<T, 1, 1, 4>(p); }                 \
+  KERNEL(gemm_##name##_rows16, GemmParams, FEW_THREADS, 2) { gemv<T, 2, 2, 2>(p); }
 
 GEMV(bf16, bf16)
 GEMV(f16, f16)

@@ -399,7 +399,7 @@ const _: () = {
     ["Offset of field: EmbeddingParams::vocabulary"]
         [::core::mem::offset_of!(EmbeddingParams, vocabulary) - 40usize];
 };
-#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place).\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate); open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
+#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place).\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct GemmParams {
@@ -452,6 +452,28 @@ const _: () = {
         [::core::mem::offset_of!(GemmParams, activation) - 104usize];
     ["Offset of field: GemmParams::c_is_f32"]
         [::core::mem::offset_of!(GemmParams, c_is_f32) - 108usize];
+};
+#[doc = " `gemm_quantized`: `gemm` with weights of few bits, B\\[j\\]\\[i\\] = scales\\[j\\]\\[i / group\\] * q\\[j\\]\\[i\\].\n\n  8 bits: q are signed bytes, a group is a whole row. 4 bits: q + 8 are nibbles, a group is 128;\n  eight consecutive weights w0.. are a little-endian 32-bit word whose nibbles, from the lowest,\n  are w0 w2 w4 w6 w1 w3 w5 w7: (word >> 4 i) & 0x000f000f is the pair w\\[2i\\], w\\[2i+1\\].\n\n  Source    arXiv:2208.07339 sec. 2 (a scale per output channel); arXiv:2210.17323 sec. 3\n            (groups); arXiv:2408.11743 (order of the nibbles)\n  Entries   gemm_quantized_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    as `gemm`; n < 2^31, k < 2^30, for 4 bits k is a multiple of 128\n  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;\n            the epilogue of `gemm`"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmQuantizedParams {
+    #[doc = "b: (n,k) signed bytes or (n,k/2) bytes of two; ldb in bytes"]
+    pub product: GemmParams,
+    #[doc = "(n) or (n,k/128) bf16, whatever T is"]
+    pub scales: *const ::core::ffi::c_void,
+    #[doc = "8 or 4"]
+    pub bits: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GemmQuantizedParams"][::core::mem::size_of::<GemmQuantizedParams>() - 128usize];
+    ["Alignment of GemmQuantizedParams"][::core::mem::align_of::<GemmQuantizedParams>() - 8usize];
+    ["Offset of field: GemmQuantizedParams::product"]
+        [::core::mem::offset_of!(GemmQuantizedParams, product) - 0usize];
+    ["Offset of field: GemmQuantizedParams::scales"]
+        [::core::mem::offset_of!(GemmQuantizedParams, scales) - 112usize];
+    ["Offset of field: GemmQuantizedParams::bits"]
+        [::core::mem::offset_of!(GemmQuantizedParams, bits) - 120usize];
 };
 #[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool"]
 #[repr(C)]

@@ -173,6 +173,9 @@ impl Element for i32 {
 impl Element for i64 {
     const DTYPE: DType = DType::I64;
 }
+impl Element for i8 {
+    const DTYPE: DType = DType::I8;
+}
 impl Element for u8 {
     const DTYPE: DType = DType::U8;
 }

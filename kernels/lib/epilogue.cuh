@@ -1,6 +1,5 @@
 /** What happens to a sum of products before it is stored:
- *  C = residual + tanh(gate) * f(sum + bias), in f32, rounded once. `P` has these fields of
- *  `GemmParams`. */
+ *  C = residual + tanh(gate) * f(sum + bias), in f32, rounded once. */
 #pragma once
 #include "../gemm.h"
 #include "types.cuh"
@@ -12,11 +11,11 @@ __device__ __forceinline__ float activate(float x, int activation) {
 }
 
 /** The parts of a launch's epilogue that are the same for every cell. */
-template <typename T, typename P = GemmParams> struct Epilogue {
-  const P &p;
+template <typename T> struct Epilogue {
+  const GemmParams &p;
   float factor; /**< tanh(gate) */
 
-  __device__ __forceinline__ Epilogue(const P &p)
+  __device__ __forceinline__ Epilogue(const GemmParams &p)
       : p(p), factor(p.gate ? tanhf(widen(*static_cast<const T *>(p.gate))) : 1.0f) {}
 
   /** The cell before it is rounded. */

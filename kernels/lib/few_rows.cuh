@@ -23,10 +23,10 @@ template <typename T> struct DenseWeights {
   static __device__ __forceinline__ void expand(uint4 raw, uint32_t (&pairs)[RUN / 2]) {
     pairs[0] = raw.x, pairs[1] = raw.y, pairs[2] = raw.z, pairs[3] = raw.w;
   }
-  template <typename P> static __device__ float row_scale(const P &, int64_t) { return 1.0f; }
-  template <typename P> static __device__ float group_scale(const P &, int64_t, int64_t) {
-    return 1.0f;
-  }
+  /** The factor of the sums of a row. */
+  __device__ float row_scale(int64_t) const { return 1.0f; }
+  /** The factor of the sums of the group of `row` that k is in. */
+  __device__ float group_scale(int64_t, int64_t) const { return 1.0f; }
 };
 
 /** The sums of each warp: of 16 TILES rows of B and 8 COLS rows of A. */
@@ -40,21 +40,23 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   static constexpr int STEP = 4 * RUN; /**< k of a step */
   static constexpr int RUN_BYTES = 16;
 
+  const Weights w;
   const unsigned char *b[TILES][2]; /**< this lane's rows of B, at its run of k = 0 */
   const T *a[COLS];                 /**< this lane's rows of A, likewise */
-  int64_t b_row[TILES][2];
+  int b_row[TILES][2];
   float acc[TILES][COLS][4];
 
   /** Rows past the end are the last one once more; nobody stores their sums. */
-  template <typename P>
-  __device__ __forceinline__ FewRows(const P &p, int64_t row_of_b, int64_t row_of_a, int64_t ldb) {
+  __device__ __forceinline__ FewRows(const GemmParams &p, Weights w, int64_t row_of_b,
+                                     int64_t row_of_a, int64_t ldb)
+      : w(w) {
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int64_t row = row_of_b + i * 16 + half * 8 + g;
-        b_row[i][half] = row < p.n ? row : p.n - 1;
+        b_row[i][half] = (int)min(row, p.n - 1);
         b[i][half] = static_cast<const unsigned char *>(p.b) + b_row[i][half] * ldb + t * RUN_BYTES;
       }
 #pragma unroll
@@ -70,9 +72,9 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
 
   /** `STEPS` steps from k on, all loads before the first use. `valid` is false for a lane whose run
    *  lies past the end of the row. */
-  template <int STEPS, typename P>
-  __device__ __forceinline__ void take(const P &p, int k, bool valid) {
+  template <int STEPS> __device__ __forceinline__ void take(int k, bool valid) {
     uint4 weights[STEPS][TILES][2], rows[STEPS][COLS][RUN / 8];
+    float scales[STEPS][TILES][2];
     const uint4 zero = {0, 0, 0, 0};
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
@@ -86,17 +88,24 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
 #pragma unroll
     for (int s = 0; s < STEPS; s++)
 #pragma unroll
+      for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          scales[s][i][half] = w.group_scale(b_row[i][half], k + s * STEP);
+#pragma unroll
+    for (int s = 0; s < STEPS; s++)
+#pragma unroll
       for (int j = 0; j < COLS; j++)
 #pragma unroll
         for (int x = 0; x < RUN / 8; x++)
           rows[s][j][x] =
               valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) multiply(p, k + s * STEP, weights[s], rows[s]);
+    for (int s = 0; s < STEPS; s++) multiply(weights[s], scales[s], rows[s]);
   }
 
-  template <typename P>
-  __device__ __forceinline__ void multiply(const P &p, int k, const uint4 (&weights)[TILES][2],
+  __device__ __forceinline__ void multiply(const uint4 (&weights)[TILES][2],
+                                           const float (&scales)[TILES][2],
                                            const uint4 (&rows)[COLS][RUN / 8]) {
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
@@ -115,13 +124,10 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
         }
       }
       if constexpr (Weights::GROUPED) {
-        const float scale_low = Weights::group_scale(p, b_row[i][0], k);
-        const float scale_high = Weights::group_scale(p, b_row[i][1], k);
 #pragma unroll
         for (int j = 0; j < COLS; j++)
 #pragma unroll
-          for (int x = 0; x < 4; x++)
-            acc[i][j][x] += group[j][x] * (x < 2 ? scale_low : scale_high);
+          for (int x = 0; x < 4; x++) acc[i][j][x] += group[j][x] * scales[i][x / 2];
       }
     }
   }
@@ -139,27 +145,28 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
 };
 
 /** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; 2 TILES STEPS
- *  loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, below 2^30. */
-template <typename T, typename Weights, int TILES, int COLS, int STEPS, typename P>
-__device__ __forceinline__ void few_rows(const P &p, int64_t ldb) {
+ *  loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30, and
+ *  n < 2^31. */
+template <typename T, int TILES, int COLS, int STEPS, typename Weights>
+__device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t ldb) {
   using Shared = FewRowsShared<TILES, COLS>;
   SHARED(Shared, s);
   using Part = FewRows<T, Weights, TILES, COLS>;
   const int64_t row_of_b = (int64_t)blockIdx.x * (TILES * 16);
   const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
-  Part part(p, row_of_b, row_of_a, ldb);
+  Part part(p, w, row_of_b, row_of_a, ldb);
 
   const int batches = (int)(p.k / (STEPS * Part::STEP));
   for (int i = warp(); i < batches; i += FEW_WARPS)
-    part.template take<STEPS>(p, i * (STEPS * Part::STEP), true);
+    part.template take<STEPS>(i * (STEPS * Part::STEP), true);
   const int rest = batches * (STEPS * Part::STEP);
   // What is left is less than a batch: its steps one by one.
   for (int k = rest + warp() * Part::STEP; k < p.k; k += FEW_WARPS * Part::STEP)
-    part.template take<1>(p, k, k + lane() % 4 * Part::RUN < p.k);
+    part.template take<1>(k, k + lane() % 4 * Part::RUN < p.k);
 
   part.put(s);
   __syncthreads();
-  const Epilogue<T, P> epilogue(p);
+  const Epilogue<T> epilogue(p);
   for (int i = (int)threadIdx.x; i < COLS * 8 * TILES * 16; i += FEW_THREADS) {
     const int x = i % (TILES * 16), y = i / (TILES * 16);
     const int64_t row = row_of_a + y, col = row_of_b + x;
@@ -167,7 +174,7 @@ __device__ __forceinline__ void few_rows(const P &p, int64_t ldb) {
     if (col >= p.n) continue;
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < FEW_WARPS; w++) sum += s.sums[w][y][x];
-    epilogue.store(row, col, sum * Weights::row_scale(p, col));
+    for (int from = 0; from < FEW_WARPS; from++) sum += s.sums[from][y][x];
+    epilogue.store(row, col, sum * part.w.row_scale(col));
   }
 }

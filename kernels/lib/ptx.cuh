@@ -42,6 +42,19 @@ __device__ __forceinline__ float exp2(float x) {
   return y;
 }
 
+// Pairs of 16-bit elements in a register: x y + z in each half, rounded once.
+
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t x, uint32_t y, uint32_t z) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(y), "r"(z));
+  return d;
+}
+__device__ __forceinline__ uint32_t fma_f16x2(uint32_t x, uint32_t y, uint32_t z) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(y), "r"(z));
+  return d;
+}
+
 // Loads that are used once: past L1, first to leave L2.
 
 /** 16 bytes at a 16-byte address. */

@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocked;
+mod codes;
 mod epilogue;
 mod few_rows;
 mod geometry;
@@ -20,11 +21,13 @@ mod scratch;
 mod stream;
 
 use super::check;
-use crate::contracts::GemmParams;
+use crate::contracts::{GemmParams, GemmQuantizedParams};
 use crate::device::{Cost, Host, Isa, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result};
+use codes::Codes;
+pub(super) use codes::GROUP;
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
@@ -78,25 +81,39 @@ pub fn gemm(
     b: View<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
-    let (m, n, k) = (a.rows(), b.rows(), a.cols());
-    check::matrix("gemm", "c", &c.as_view(), m, n)?;
-    check::matrix("gemm", "b", &b, n, k)?;
+    check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
     check::dtype("gemm", "b", &b, a.dtype())?;
+    let params = product("gemm", stream, &mut c, a, b, epilogue)?;
+    // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
+    unsafe { stream.launch(&GEMM, a.dtype(), &params) }
+}
+
+/// The params of a product, of which everything but B has been checked.
+pub(super) fn product(
+    op: &str,
+    stream: &Stream,
+    c: &mut ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    epilogue: Epilogue<'_>,
+) -> Result<GemmParams> {
+    let (m, n, k) = (a.rows(), b.rows(), a.cols());
+    check::matrix(op, "c", &c.as_view(), m, n)?;
     let c_is_f32 = c.dtype() == DType::F32;
     if !c_is_f32 {
-        check::dtype("gemm", "c", &c.as_view(), a.dtype())?;
+        check::dtype(op, "c", &c.as_view(), a.dtype())?;
     }
     let accumulates = epilogue.out == Out::Accumulate;
     if accumulates {
-        check::dtype("gemm", "c that is added to", &c.as_view(), a.dtype())?;
+        check::dtype(op, "c that is added to", &c.as_view(), a.dtype())?;
     }
     let vector = |name: &str, view: Option<View<'_>>, cols: usize| -> Result<_> {
         let Some(view) = view else { return Ok(std::ptr::null()) };
-        check::vector("gemm", name, &view, cols)?;
-        check::dtype("gemm", name, &view, a.dtype())?;
+        check::vector(op, name, &view, cols)?;
+        check::dtype(op, name, &view, a.dtype())?;
         Ok(view.ptr())
     };
-    let params = GemmParams {
+    Ok(GemmParams {
         c: c.ptr(),
         a: a.ptr(),
         b: b.ptr(),
@@ -112,20 +129,23 @@ pub fn gemm(
         ldc: c.stride() as i64,
         activation: epilogue.activation as i32,
         c_is_f32: i32::from(c_is_f32),
-    };
-    // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
-    unsafe { stream.launch(&GEMM, a.dtype(), &params) }
+    })
 }
 
 /// Every operand moved once; two operations per multiply-add, the epilogue not counted.
 fn cost(p: &GemmParams, dtype: DType) -> Cost {
+    cost_with(p, dtype, dtype.size() as f64 * p.n as f64 * p.k as f64)
+}
+
+/// As [`cost`], where B takes `b` bytes.
+pub(super) fn cost_with(p: &GemmParams, dtype: DType, b: f64) -> Cost {
     let (m, n, k) = (p.m as f64, p.n as f64, p.k as f64);
     let size = dtype.size() as f64;
     let c_size = if p.c_is_f32 != 0 { 4.0 } else { size };
     let bias = if p.bias.is_null() { 0.0 } else { n };
     let residual = if p.residual.is_null() { 0.0 } else { m * n };
     let gate = if p.gate.is_null() { 0.0 } else { 1.0 };
-    let bytes = c_size * m * n + size * (m * k + n * k + bias + residual + gate);
+    let bytes = c_size * m * n + b + size * (m * k + bias + residual + gate);
     Cost { bytes, flops: 2.0 * m * n * k }
 }
 
@@ -154,7 +174,26 @@ unsafe fn gemm_twin<T: Real>(p: &GemmParams, host: &Host) {
         if p.m as usize <= stream::MAX_ROWS {
             stream::run::<T>(p, host, &inner)
         } else {
-            blocked::run::<T>(p, host, &inner)
+            blocked::run::<T>(p, None, host, &inner)
+        }
+    }
+}
+
+/// The twin of `gemm_quantized`: see `kernels/gemm_quantized.h`.
+///
+/// # Safety
+/// As [`gemm_twin`].
+pub(super) unsafe fn quantized_twin<T: Real>(p: &GemmQuantizedParams, host: &Host) {
+    let (product, codes) = (&p.product, Codes::new(p));
+    if product.m <= 0 || product.n <= 0 {
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        if product.m as usize <= stream::MAX_ROWS {
+            codes::run::<T, { stream::MAX_ROWS }>(product, &codes, host)
+        } else {
+            blocked::run::<T>(product, Some(&codes), host, &inner::<T>(host.isa))
         }
     }
 }

@@ -36,6 +36,18 @@ pub(super) trait Lanes: Copy {
     unsafe fn power_of_two(t: Self::V) -> Self::V;
     /// 0 where x < limit, else v.
     unsafe fn zero_below(x: Self::V, limit: Self::V, v: Self::V) -> Self::V;
+    /// Signed bytes, widened.
+    unsafe fn load_i8(p: *const u8) -> Self::V;
+    /// What [`Lanes::nibble`] multiplies by.
+    type Scale: Copy;
+    unsafe fn scale(x: f32) -> Self::Scale;
+    type Words: Copy;
+    /// Little-endian words of 32 bits.
+    unsafe fn words(p: *const u8) -> Self::Words;
+    /// (four bits of each word from `shift` on, less 8) * scale.
+    unsafe fn nibble(words: Self::Words, shift: u32, scale: Self::Scale) -> Self::V;
+    /// Asks for the line of memory at `p` before it is needed; any address will do.
+    unsafe fn fetch(p: *const u8);
 }
 
 /// `N` elements at `p`, widened.
@@ -225,6 +237,29 @@ impl Lanes for Portable {
     unsafe fn zero_below(x: [f32; 4], limit: [f32; 4], v: [f32; 4]) -> [f32; 4] {
         each(|i| if x[i] < limit[i] { 0.0 } else { v[i] })
     }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> [f32; 4] {
+        // SAFETY: the caller's.
+        let q = unsafe { p.cast::<[i8; 4]>().read_unaligned() };
+        each(|i| f32::from(q[i]))
+    }
+    type Scale = f32;
+    #[inline(always)]
+    unsafe fn scale(x: f32) -> f32 {
+        x
+    }
+    type Words = [u32; 4];
+    #[inline(always)]
+    unsafe fn words(p: *const u8) -> [u32; 4] {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[u32; 4]>().read_unaligned() }.map(u32::from_le)
+    }
+    #[inline(always)]
+    unsafe fn nibble(words: [u32; 4], shift: u32, scale: f32) -> [f32; 4] {
+        each(|i| ((words[i] >> shift & 15) as i32 - 8) as f32 * scale)
+    }
+    #[inline(always)]
+    unsafe fn fetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -232,7 +267,9 @@ macro_rules! x86_lanes {
     ($name:ident, $n:literal, $v:ident, $splat:ident, $load:ident, $store:ident, $add:ident,
      $sub:ident, $mul:ident, $fma:ident, $max:ident, $bits:ident, $number:ident, $add_int:ident,
      $splat_int:ident, $shift:ident, $widen:ident, $half:ident, $half_load:ident,
-     |$x:ident, $limit:ident, $value:ident| $select:expr) => {
+     |$x:ident, $limit:ident, $value:ident| $select:expr,
+     |$bytes:ident| $load_i8:expr, $int:ident, $load_int:ident, |$by:ident| $scale:expr,
+     |$words:ident, $down:ident, $times:ident| $nibble:expr) => {
         #[derive(Clone, Copy)]
         pub(super) struct $name;
 
@@ -300,6 +337,39 @@ macro_rules! x86_lanes {
                 // SAFETY: the trait's.
                 unsafe { $select }
             }
+            #[inline(always)]
+            unsafe fn load_i8($bytes: *const u8) -> $v {
+                // SAFETY: the trait's.
+                unsafe { $load_i8 }
+            }
+            type Scale = $v;
+            #[inline(always)]
+            unsafe fn scale(x: f32) -> $v {
+                // SAFETY: the trait's.
+                unsafe {
+                    let $by = $splat(x);
+                    $scale
+                }
+            }
+            type Words = $int;
+            #[inline(always)]
+            unsafe fn words(p: *const u8) -> $int {
+                // SAFETY: the trait's.
+                unsafe { $load_int(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn nibble($words: $int, shift: u32, $times: $v) -> $v {
+                // SAFETY: the trait's.
+                unsafe {
+                    let $down = $splat_int(shift as i32);
+                    $nibble
+                }
+            }
+            #[inline(always)]
+            unsafe fn fetch(p: *const u8) {
+                // SAFETY: a prefetch does not fault, wherever it points.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+            }
         }
     };
 }
@@ -329,7 +399,16 @@ mod x86 {
         _mm256_cvtepu16_epi32,
         _mm256_cvtph_ps,
         _mm_loadu_si128,
-        |x, limit, v| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, limit), v)
+        |x, limit, v| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, limit), v),
+        |p| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
+        __m256i,
+        _mm256_loadu_si256,
+        |x| x,
+        |words, shift, scale| {
+            let nibble = _mm256_and_si256(_mm256_srlv_epi32(words, shift), _mm256_set1_epi32(15));
+            let less = _mm256_sub_epi32(nibble, _mm256_set1_epi32(8));
+            _mm256_mul_ps(_mm256_cvtepi32_ps(less), scale)
+        }
     );
 
     x86_lanes!(
@@ -352,7 +431,16 @@ mod x86 {
         _mm512_cvtepu16_epi32,
         _mm512_cvtph_ps,
         _mm256_loadu_si256,
-        |x, limit, v| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit), v)
+        |x, limit, v| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit), v),
+        |p| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))),
+        __m512i,
+        _mm512_loadu_si512,
+        // A table of all sixteen products, of which the lowest four bits of a word choose one.
+        |x| {
+            let numbers = std::array::from_fn::<f32, 16, _>(|i| i as f32 - 8.0);
+            _mm512_mul_ps(_mm512_loadu_ps(numbers.as_ptr()), x)
+        },
+        |words, shift, scale| _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shift), scale)
     );
 }
 

@@ -15,6 +15,7 @@ mod check;
 mod cross_attention;
 mod embedding;
 mod gemm;
+mod gemm_quantized;
 mod kv_append;
 mod lanes;
 mod layernorm;
@@ -36,6 +37,7 @@ pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
 pub use gemm::{Activation, Epilogue, GEMM, Out, gemm};
+pub use gemm_quantized::{GEMM_QUANTIZED, INT4_GROUP, Quantized, gemm_quantized};
 pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
@@ -69,6 +71,7 @@ pub static ALL: &[Entries] = &[
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),
     entries(&GEMM),
+    entries(&GEMM_QUANTIZED),
     entries(&KV_APPEND),
     entries(&LAYERNORM),
     entries(&PATCHIFY),

@@ -134,7 +134,7 @@ impl<T: Real> Operands<T> {
 }
 
 /// erf by its series or erfc's continued fraction.
-fn erf(x: f64) -> f64 {
+pub fn erf(x: f64) -> f64 {
     let z = x.abs();
     if z > 2.5 {
         let fraction = (1..=100).rev().fold(z, |f, i| z + f64::from(i) / 2.0 / f);

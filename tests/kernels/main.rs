@@ -12,6 +12,7 @@ mod batch;
 mod cross_attention;
 mod embedding;
 mod gemm;
+mod gemm_quantized;
 mod guarded;
 mod judge;
 mod kv_append;

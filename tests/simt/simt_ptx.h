@@ -19,6 +19,24 @@ __forceinline__ uint32_t to_bf16x2(float low, float high) {
 __forceinline__ uint32_t to_f16x2(float low, float high) { return to_f16(low) | (uint32_t)to_f16(high) << 16; }
 __forceinline__ float exp2(float x) { return ::exp2f(x); }
 
+/** The product of two such elements is exact in double, and so is nearly every sum; the rest is
+ *  rounded twice. */
+__forceinline__ uint32_t fma_bf16x2(uint32_t x, uint32_t y, uint32_t z) {
+  auto half = [](uint32_t x, uint32_t y, uint32_t z) {
+    double product = (double)__uint_as_float(x) * __uint_as_float(y);
+    return (float)(product + __uint_as_float(z));
+  };
+  return to_bf16x2(half(x << 16, y << 16, z << 16),
+                   half(x & 0xffff0000u, y & 0xffff0000u, z & 0xffff0000u));
+}
+__forceinline__ uint32_t fma_f16x2(uint32_t x, uint32_t y, uint32_t z) {
+  auto half = [](uint32_t x, uint32_t y, uint32_t z) {
+    double product = (double)f16_to_float((uint16_t)x) * f16_to_float((uint16_t)y);
+    return (float)(product + f16_to_float((uint16_t)z));
+  };
+  return to_f16x2(half(x, y, z), half(x >> 16, y >> 16, z >> 16));
+}
+
 uint4 load_once(const void *p);
 
 void cp_async16(void *to, const void *from, bool valid);

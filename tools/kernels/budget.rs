@@ -32,6 +32,7 @@ const ANY: Budget = row("", false, None, 255);
 /// are what the wanted blocks on a multiprocessor leave.
 pub static BUDGETS: &[Budget] = &[
     row("gemm", true, None, 255),
+    row("gemm_quantized", true, None, 168),
     row("attention", true, None, 255),
     row("self_attention", true, None, 255),
     row("cross_attention", true, None, 255),

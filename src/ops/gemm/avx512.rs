@@ -243,6 +243,8 @@ unsafe fn tile_as<E: Element, const M: usize>(t: &Tile) {
         for (i, sum) in sums.iter().enumerate() {
             for (j, &s) in sum.iter().enumerate() {
                 let c = t.c.add(i * t.ldc + j * LANES);
+                let scaled = |by: *const f32| _mm512_mul_ps(s, _mm512_loadu_ps(by.add(j * LANES)));
+                let s = t.scales.map_or(s, scaled);
                 let s = if t.accumulate { _mm512_add_ps(_mm512_loadu_ps(c), s) } else { s };
                 _mm512_storeu_ps(c, s);
             }

@@ -7,9 +7,11 @@
 //!     for each panel of A:                          sums += tile                    per thread
 //!   finish the sums
 //! ```
-//! Packing costs one pass over B per block of rows; B itself is never kept in another form. The
-//! summation order of an element depends on k alone.
+//! Packing costs one pass over B per block of rows; B itself is never kept in another form. Weights
+//! of few bits become elements just before they are packed, and their scales multiply the sums of a
+//! block of k, which never crosses a group. The summation order of an element depends on k alone.
 
+use super::codes::{Codes, Expand, GROUP, expand_for};
 use super::epilogue::Epilogue;
 use super::inner::{Fetch, Inner, Panel, Tile};
 use super::scratch;
@@ -17,8 +19,10 @@ use crate::contracts::GemmParams;
 use crate::device::Host;
 use crate::dtype::Real;
 
-/// Units of k per panel of B.
+/// Units of k per panel of B, at most.
 const K_UNITS: usize = 256;
+/// Columns of a panel of B, on any instruction set, at most.
+const MOST_COLS: usize = 32;
 /// Most columns of C per block.
 const COLS: usize = 256;
 /// Most rows of C per block: its part of A, ROWS * K_UNITS * 4 = 512 KiB, stays in the second
@@ -69,6 +73,10 @@ struct Pass<'a> {
     a: *mut u32,
     units: usize,
     size: usize,
+    /// How B is stored, if not as elements.
+    codes: Option<&'a Codes>,
+    /// Units of k per panel of B.
+    k_units: usize,
     /// Columns and panels of A per block.
     cols: usize,
     tall: usize,
@@ -78,14 +86,22 @@ struct Pass<'a> {
 unsafe impl Sync for Pass<'_> {}
 
 /// # Safety
-/// The params are valid for element type `T`, m and n are not 0, and `inner` is for `T` and this
-/// processor.
-pub(super) unsafe fn run<T: Real>(p: &GemmParams, host: &Host, inner: &Inner) {
+/// The params are valid for element type `T`, but for B if there are `codes`; m and n are not 0,
+/// and `inner` is for `T` and this processor.
+pub(super) unsafe fn run<T: Real>(
+    p: &GemmParams,
+    codes: Option<&Codes>,
+    host: &Host,
+    inner: &Inner,
+) {
     // SAFETY: the caller's.
     let epilogue = unsafe { Epilogue::new::<T>(p) };
     let units = (p.k as usize).div_ceil(inner.pair);
     let most = (A_WORDS / units.max(1)).max(inner.rows);
     let (m, n) = (p.m as usize, p.n as usize);
+    let is_grouped = codes.is_some_and(|c| c.bits == 4);
+    let k_units = if is_grouped { GROUP / inner.pair } else { K_UNITS };
+    let expand = expand_for::<T>(host.isa);
     for row in (0..m).step_by(most) {
         let panels = Panels::new(most.min(m - row), inner.rows);
         let tall = panels.count.div_ceil(panels.rows.div_ceil(ROWS));
@@ -97,13 +113,26 @@ pub(super) unsafe fn run<T: Real>(p: &GemmParams, host: &Host, inner: &Inner) {
         scratch::with(&scratch::SHARED, panels.rows * units, |a| {
             let size = size_of::<T>();
             let epilogue = &epilogue;
-            let pass = Pass { p, inner, epilogue, row, panels, a, units, size, cols, tall };
+            let pass = Pass {
+                p,
+                inner,
+                epilogue,
+                row,
+                panels,
+                a,
+                units,
+                size,
+                codes,
+                k_units,
+                cols,
+                tall,
+            };
             // SAFETY: panels and blocks inside their ranges, each once; A is packed before it is
             // used, because `run` returns when all pieces are done.
             host.pool.run(panels.count, |i| unsafe { pass.pack_a(i) });
             host.pool.run(n.div_ceil(cols) * stacks, |i| unsafe {
                 let guess = (i + host.pool.threads()) / stacks * cols;
-                pass.block(i / stacks * cols, i % stacks * tall, guess)
+                pass.block(i / stacks * cols, i % stacks * tall, guess, expand)
             });
         });
     }
@@ -124,25 +153,34 @@ impl Pass<'_> {
 
     /// Columns from `col` on of the panels from `top` on. The thread's next block probably begins
     /// with column `guess`.
-    unsafe fn block(&self, col: usize, top: usize, guess: usize) {
+    unsafe fn block<T: Real>(&self, col: usize, top: usize, guess: usize, expand: Expand<T>) {
         let bottom = self.panels.count.min(top + self.tall);
         let cols = self.cols.min(self.p.n as usize - col);
         let width = cols.next_multiple_of(self.inner.cols);
         let rows = self.panels.start(bottom) - self.panels.start(top);
-        let b_words = self.inner.cols * K_UNITS;
-        scratch::with(&scratch::OWN, b_words + rows * width, |b| {
-            // SAFETY: the sums follow the panel of B in the scratch.
-            let sums = unsafe { b.add(b_words) }.cast::<f32>();
+        let b_words = self.inner.cols * self.k_units;
+        let expanded = if self.codes.is_some() { b_words } else { 0 };
+        scratch::with(&scratch::OWN, b_words + rows * width + expanded, |b| {
+            // SAFETY: the sums follow the panel of B in the scratch, and elements follow them.
+            let (sums, elements) =
+                unsafe { (b.add(b_words).cast::<f32>(), b.add(b_words + rows * width)) };
             if self.units == 0 {
                 // SAFETY: as above.
                 unsafe { std::slice::from_raw_parts_mut(sums, rows * width) }.fill(0.0);
             }
-            for unit in (0..self.units).step_by(K_UNITS) {
+            for unit in (0..self.units).step_by(self.k_units) {
                 for first in (0..cols).step_by(self.inner.cols) {
                     let part = Part { col: col + first, start: col, end: col + cols, unit, guess };
                     // SAFETY: columns below n and units below `units`.
                     unsafe {
-                        (self.inner.pack)(&self.panel(part), b);
+                        let panel = self.panel(part);
+                        match self.codes {
+                            None => (self.inner.pack)(&panel, b),
+                            Some(codes) => {
+                                let panel = expanded_panel(&panel, codes, elements.cast(), expand);
+                                (self.inner.pack)(&panel, b)
+                            }
+                        }
                         self.multiply((top, bottom), part, b, sums.add(first), width);
                     }
                 }
@@ -152,12 +190,18 @@ impl Pass<'_> {
         });
     }
 
+    /// Bytes of `k` elements of a row of B.
+    fn bytes(&self, k: usize) -> usize {
+        self.codes.map_or(k * self.size, |codes| k * codes.bits / 8)
+    }
+
     /// The rows of B, and elements of them, that become one packed panel.
     fn panel(&self, part: Part) -> Panel {
         let (pair, lanes) = (self.inner.pair, self.inner.cols);
-        let stride = self.p.ldb as usize * self.size;
-        let k = (K_UNITS * pair).min(self.p.k as usize - part.unit * pair);
-        let offset = part.col * stride + part.unit * pair * self.size;
+        // In bytes, where they are codes.
+        let stride = self.p.ldb as usize * if self.codes.is_some() { 1 } else { self.size };
+        let k = (self.k_units * pair).min(self.p.k as usize - part.unit * pair);
+        let offset = part.col * stride + self.bytes(part.unit * pair);
         let src = self.p.b.cast::<u8>().wrapping_add(offset);
         Panel { src, stride, rows: lanes.min(part.end - part.col), lanes, k }
     }
@@ -165,7 +209,7 @@ impl Pass<'_> {
     /// The panel that this thread will probably pack after `part`.
     fn after(&self, part: Part) -> Option<Panel> {
         let right = part.col + self.inner.cols;
-        let below = part.unit + K_UNITS;
+        let below = part.unit + self.k_units;
         if right < part.end {
             Some(self.panel(Part { col: right, ..part }))
         } else if below < self.units {
@@ -187,8 +231,15 @@ impl Pass<'_> {
         sums: *mut f32,
         width: usize,
     ) {
-        let units = K_UNITS.min(self.units - part.unit);
+        let units = self.k_units.min(self.units - part.unit);
         let next = self.after(part);
+        let mut scales = [0f32; MOST_COLS];
+        if let Some(codes) = self.codes {
+            for (scale, row) in scales.iter_mut().zip(part.col..part.end) {
+                // SAFETY: a row of B, and an element of it.
+                *scale = unsafe { codes.scale(row, part.unit * self.inner.pair) };
+            }
+        }
         let mut fetched = 0;
         for panel in top..bottom {
             let (first, end) = (self.panels.start(panel), self.panels.start(panel + 1));
@@ -198,7 +249,7 @@ impl Pass<'_> {
                 let share = next.rows.div_ceil(bottom - top).min(next.rows - fetched);
                 let at = next.src.wrapping_add(fetched * next.stride);
                 fetched += share;
-                Fetch::new(at, next.stride, next.k * self.size, share)
+                Fetch::new(at, next.stride, self.bytes(next.k), share)
             });
             // SAFETY: inside A's panel, B's and the block of sums.
             unsafe {
@@ -208,6 +259,7 @@ impl Pass<'_> {
                     a: self.a.add(first * self.units + part.unit * rows),
                     b,
                     units,
+                    scales: self.codes.map(|_| scales.as_ptr()),
                     accumulate: part.unit > 0,
                     fetch,
                 };
@@ -233,4 +285,24 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+/// `panel` of codes as one of elements, in `to`.
+///
+/// # Safety
+/// The codes are there, and `to` has room for all lanes.
+unsafe fn expanded_panel<T: Real>(
+    panel: &Panel,
+    codes: &Codes,
+    to: *mut T,
+    expand: Expand<T>,
+) -> Panel {
+    for row in 0..panel.rows {
+        // SAFETY: the caller's.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(to.add(row * panel.k), panel.k);
+            expand(codes.bits, panel.src.add(row * panel.stride), to);
+        }
+    }
+    Panel { src: to.cast_const().cast(), stride: panel.k * size_of::<T>(), ..*panel }
 }

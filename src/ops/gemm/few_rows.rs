@@ -10,7 +10,7 @@ const MOST_ROWS: i64 = 16;
 
 /// True if the entries of `gemv.cu` are for this product, whose operands 16-byte loads can reach.
 pub(super) fn fits(p: &GemmParams) -> bool {
-    p.m <= MOST_ROWS && p.k < 1 << 30
+    p.m <= MOST_ROWS && p.k < 1 << 30 && p.n < 1 << 31
 }
 
 /// `_rows8`: 16 rows of B a block, for up to 8 rows of A; else `_rows16`: 32 rows of B.

@@ -47,13 +47,15 @@ pub(super) struct Panel {
     pub k: usize,
 }
 
-/// C tile (+)= A panel * B panel. All of `cols` columns are computed and written.
+/// C tile (+)= A panel * B panel * scales. All of `cols` columns are computed and written.
 pub(super) struct Tile {
     pub c: *mut f32,
     pub ldc: usize,
     pub a: *const u32,
     pub b: *const u32,
     pub units: usize,
+    /// Of the columns; absent means 1.
+    pub scales: Option<*const f32>,
     pub accumulate: bool,
     /// What will be packed next.
     pub fetch: Fetch,

@@ -88,7 +88,9 @@ unsafe fn tile_of<const M: usize>(t: &Tile) {
         for (j, s) in row.iter().enumerate() {
             // SAFETY: C has M rows of COLS.
             let c = unsafe { &mut *t.c.add(i * t.ldc + j) };
-            *c = if t.accumulate { *c + s } else { *s };
+            // SAFETY: scales has COLS elements.
+            let s = s * t.scales.map_or(1.0, |by| unsafe { *by.add(j) });
+            *c = if t.accumulate { *c + s } else { s };
         }
     }
 }

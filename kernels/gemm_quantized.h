@@ -1,0 +1,20 @@
+#pragma once
+#include "gemm.h"
+
+/** `gemm_quantized`: `gemm` with weights of few bits, B[j][i] = scales[j][i / group] * q[j][i].
+ *
+ *  8 bits: q are signed bytes, a group is a whole row. 4 bits: q + 8 are nibbles, a group is 128;
+ *  eight consecutive weights w0.. are a little-endian 32-bit word whose nibbles, from the lowest,
+ *  are w0 w2 w4 w6 w1 w3 w5 w7: (word >> 4 i) & 0x000f000f is the pair w[2i], w[2i+1].
+ *
+ *  Source    arXiv:2208.07339 sec. 2 (a scale per output channel); arXiv:2210.17323 sec. 3
+ *            (groups); arXiv:2408.11743 (order of the nibbles)
+ *  Entries   gemm_quantized_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`
+ *  Limits    as `gemm`; n < 2^31, k < 2^30, for 4 bits k is a multiple of 128
+ *  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;
+ *            the epilogue of `gemm` */
+typedef struct GemmQuantizedParams {
+  GemmParams product; /**< b: (n,k) signed bytes or (n,k/2) bytes of two; ldb in bytes */
+  const void *scales; /**< (n) or (n,k/128) bf16, whatever T is */
+  int64_t bits;       /**< 8 or 4 */
+} GemmQuantizedParams;

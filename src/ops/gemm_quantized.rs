@@ -1,0 +1,157 @@
+//! Products with weights of 8 or 4 bits: `gemm` in everything but how B is stored.
+
+use super::check;
+use super::gemm::{Epilogue, GROUP, cost_with, product, quantized_twin};
+use super::layout::is_packable;
+use crate::contracts::GemmQuantizedParams;
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
+use crate::dtype::Real;
+use crate::tensor::{View, ViewMut};
+use crate::{DType, Error, Result, twins};
+
+/// C = residual + tanh(gate) * f(A B^T + bias), B of few bits; see `kernels/gemm_quantized.h`.
+pub static GEMM_QUANTIZED: Kernel<GemmQuantizedParams> =
+    Kernel { name: "gemm_quantized", twins: twins!(twin), geometry, cost, accounting: 0 };
+
+/// Weights with a scale in common where they have 4 bits: k is a multiple of it.
+pub const INT4_GROUP: usize = GROUP;
+
+/// A matrix of few bits.
+#[derive(Clone, Copy)]
+pub struct Quantized<'a> {
+    /// (n,k) i8, or (n,k/2) u8, each of two weights.
+    pub codes: View<'a>,
+    /// bf16: a scale per row, (n); or per row and group, (n,k/[`INT4_GROUP`]).
+    pub scales: View<'a>,
+}
+
+/// C = [C +] tanh(gate) * f(A B^T + bias); C (m,n), A (m,k), B (n,k). C has A's dtype, or f32.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn gemm_quantized(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: View<'_>,
+    b: Quantized<'_>,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    let op = "gemm_quantized";
+    let (m, n, k) = (a.rows(), b.codes.rows(), a.cols());
+    let bits = match b.codes.dtype() {
+        DType::I8 => 8,
+        DType::U8 => 4,
+        other => {
+            let expected = "i8, or u8 of two weights";
+            return Err(Error::invalid(format!("{op}: b"), expected, other));
+        }
+    };
+    let groups = if bits == 8 { 1 } else { k / GROUP };
+    if bits == 4 && !k.is_multiple_of(GROUP) {
+        let expected = format!("columns in groups of {GROUP}");
+        return Err(Error::invalid(format!("{op}: a"), expected, k));
+    }
+    check::matrix(op, "b", &b.codes, n, k * bits / 8)?;
+    check::dtype(op, "scales", &b.scales, DType::BF16)?;
+    check::dense(op, "scales", &b.scales)?;
+    if b.scales.shape().elements() != n * groups {
+        let expected = format!("{} values", n * groups);
+        return Err(Error::invalid(format!("{op}: scales"), expected, b.scales.shape()));
+    }
+    if m > MOST_BLOCKS || n > i32::MAX as usize || k >= LONG {
+        let (expected, found) = (format!("m <= {MOST_BLOCKS}, n < 2^31, k < 2^30"), [m, n, k]);
+        return Err(Error::invalid(op, expected, format!("{found:?}")));
+    }
+    let product = product(op, stream, &mut c, a, b.codes, epilogue)?;
+    let params = GemmQuantizedParams { product, scales: b.scales.ptr(), bits: bits as i64 };
+    // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
+    unsafe { stream.launch(&GEMM_QUANTIZED, a.dtype(), &params) }
+}
+
+/// `FEW_THREADS`, and `TILE_THREADS`.
+const THREADS: u32 = 256;
+const TILE_THREADS: u32 = 128;
+/// Rows up to which reading B takes longer than multiplying.
+const FEW_ROWS: i64 = 16;
+/// In y.
+const MOST_BLOCKS: usize = 65535;
+/// Beyond the longest row.
+const LONG: usize = 1 << 30;
+
+/// `_rows8` and `_rows16` read B once; `_tiles` once per 64 rows of A; what 16-byte loads cannot
+/// reach, and f32, is a warp per cell.
+fn geometry(p: &GemmQuantizedParams, dtype: DType, _: &Chip) -> Geometry {
+    let (g, is_int8) = (&p.product, p.bits == 8);
+    let (m, n) = (g.m.max(0) as u64, g.n.max(0) as u64);
+    let run = if is_int8 { 16 } else { GROUP as i64 };
+    let is_packed = dtype.size() == 2
+        && is_packable(&[g.a], &[g.lda], dtype)
+        && is_packable(&[g.b], &[g.ldb], DType::U8)
+        && g.k % run == 0;
+    // Rows of A and of B of a block.
+    let (variants, rows, cols) = match g.m {
+        _ if !is_packed => (["_int8_plain", "_int4_plain"], 1, 8),
+        ..=8 => (["_int8_rows8", "_int4_rows8"], 8, 16),
+        ..=FEW_ROWS => (["_int8_rows16", "_int4_rows16"], 16, 32),
+        _ => (["_int8_tiles", "_int4_tiles"], 64, 64),
+    };
+    let (threads, shared) = match rows {
+        1 => (THREADS, 0),
+        // `sizeof(TilesShared)`: two tiles of A and two of B, of 64 by 64.
+        64 => (TILE_THREADS, 4 * 64 * 64 * 2),
+        // `sizeof(FewRowsShared)`: a float for every warp and cell.
+        _ => (THREADS, THREADS / 32 * (rows * cols) as u32 * 4),
+    };
+    let grid = [n.div_ceil(cols) as u32, m.div_ceil(rows) as u32, 1];
+    let variant = variants[usize::from(!is_int8)];
+    Geometry { variant, grid, shared, ..Geometry::linear(0, threads) }
+}
+
+/// Every operand moved once, B and its scales as they are stored.
+fn cost(p: &GemmQuantizedParams, dtype: DType) -> Cost {
+    let (n, k) = (p.product.n as f64, p.product.k as f64);
+    let groups = if p.bits == 8 { 1.0 } else { k / GROUP as f64 };
+    cost_with(&p.product, dtype, n * (k * p.bits as f64 / 8.0 + 2.0 * groups))
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn twin<T: Real>(p: &GemmQuantizedParams, host: &Host) {
+    // SAFETY: the caller's.
+    unsafe { quantized_twin::<T>(p, host) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contracts::GemmParams;
+
+    fn params(m: i64, k: i64, bits: i64) -> GemmQuantizedParams {
+        // SAFETY: integers and pointers, for which zero is a value.
+        let zero: GemmParams = unsafe { std::mem::zeroed() };
+        let product = GemmParams { m, n: 4096, k, lda: k, ldb: k * bits / 8, ldc: 4096, ..zero };
+        GemmQuantizedParams { product, scales: std::ptr::null(), bits }
+    }
+
+    #[test]
+    fn cards_read_weights_once_for_few_rows_and_cell_by_cell_where_they_must() {
+        let of = |m, k, bits| geometry(&params(m, k, bits), DType::BF16, &Chip::H200);
+        let one = of(1, 4096, 8);
+        assert_eq!((one.variant, one.grid, one.shared), ("_int8_rows8", [256, 1, 1], 4096));
+        let ten = of(10, 4096, 4);
+        assert_eq!((ten.variant, ten.grid, ten.shared), ("_int4_rows16", [128, 1, 1], 16384));
+        let many = of(250, 4096, 4);
+        assert_eq!((many.variant, many.grid, many.threads), ("_int4_tiles", [64, 4, 1], 128));
+        assert_eq!(of(3, 4097, 8).grid, [512, 3, 1]);
+        let exact = geometry(&params(3, 4096, 4), DType::F32, &Chip::A100);
+        assert_eq!(exact.variant, "_int4_plain");
+        assert!(of(0, 4096, 8).is_empty());
+    }
+
+    #[test]
+    fn cost_counts_weights_as_they_are_stored() {
+        let bits = |p| 8.0 * cost(&p, DType::BF16).bytes / (4096.0 * 4096.0);
+        assert_eq!(bits(params(0, 4096, 8)), 8.0 + 16.0 / 4096.0);
+        assert_eq!(bits(params(0, 4096, 4)), 4.125);
+    }
+}
