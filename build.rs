@@ -19,11 +19,9 @@ fn main() {
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let is = |name: &str, value: &str| std::env::var_os(name).is_some_and(|v| v == value);
+    println!("cargo:rerun-if-changed=kernels");
     let (modules, version) = match find_nvcc() {
-        Ok((nvcc, version)) => {
-            println!("cargo:rerun-if-changed=kernels");
-            (compile(&nvcc, &version, &out.join("fatbins")), version)
-        }
+        Ok((nvcc, version)) => (compile(&nvcc, &version, &out.join("fatbins")), version),
         Err(why) if is("MEDFLAMINGO_REQUIRE_CUDA", "1") => fail(&why),
         Err(why) => {
             if !is("MEDFLAMINGO_NVCC", "none") {
@@ -57,14 +55,10 @@ fn find_nvcc() -> Result<(String, String), String> {
 /// changed is compiled.
 fn compile(nvcc: &str, version: &str, folder: &Path) -> Vec<(String, PathBuf)> {
     fs::create_dir_all(folder).expect("OUT_DIR is writable");
-    let entries = fs::read_dir("kernels").expect("kernels/ is there").flatten();
-    let mut sources: Vec<PathBuf> = entries.map(|e| e.path()).collect();
-    sources.retain(|path| path.extension() == Some(OsStr::new("cu")));
-    sources.sort();
     let mut modules = Vec::new();
     let mut stale: Vec<PathBuf> = Vec::new();
-    for source in sources {
-        let stem = source.file_stem().expect("it ends in .cu").to_string_lossy().into_owned();
+    for source in sources() {
+        let stem = stem(&source);
         let fatbin = folder.join(format!("{stem}.{:016x}.fatbin", key(&source, version)));
         if !fatbin.exists() {
             stale.push(source);
@@ -99,6 +93,19 @@ fn compile(nvcc: &str, version: &str, folder: &Path) -> Vec<(String, PathBuf)> {
     modules
 }
 
+/// `kernels/*.cu`, in order.
+fn sources() -> Vec<PathBuf> {
+    let entries = fs::read_dir("kernels").expect("kernels/ is there").flatten();
+    let mut sources: Vec<PathBuf> = entries.map(|e| e.path()).collect();
+    sources.retain(|path| path.extension() == Some(OsStr::new("cu")));
+    sources.sort();
+    sources
+}
+
+fn stem(source: &Path) -> String {
+    source.file_stem().expect("it ends in .cu").to_string_lossy().into_owned()
+}
+
 /// Of a source, every header it reaches, the command line and the compiler.
 fn key(source: &Path, version: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -131,9 +138,12 @@ fn listing(modules: &[(String, PathBuf)], version: &str) -> String {
         let path = fatbin.display().to_string();
         let _ = writeln!(text, "    ({stem:?}, &Aligned(*include_bytes!({path:?})).0),");
     }
+    let stems: Vec<_> = sources().iter().map(|source| stem(source)).collect();
     let _ = write!(
         text,
         "];\n\
+         /// Stem of every kernel source, compiled or not.\n\
+         pub static STEMS: &[&str] = &{stems:?};\n\
          /// Version of the nvcc behind them; empty without.\n\
          pub static TOOLKIT: &str = {version:?};\n"
     );

@@ -22,5 +22,4 @@
 #include "patchify.h"
 #include "rmsnorm.h"
 #include "rope.h"
-#include "sampling.h"
 #include "self_attention.h"

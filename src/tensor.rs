@@ -1,10 +1,9 @@
 //! Shapes over buffers: row-major tensors, and views of them with an optional row stride.
 
-use crate::device::{Buffer, Stream};
+use crate::device::{Buffer, Cells, Stream};
 use crate::dtype::Real;
 use crate::{DType, Error, Result};
 use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -130,7 +129,7 @@ impl Tensor {
             dtype: self.dtype,
             shape: self.shape,
             stride: self.shape.cols(),
-            owner: PhantomData,
+            buffer: &self.buffer,
         }
     }
 
@@ -140,16 +139,14 @@ impl Tensor {
     /// If either is not a row of the tensor.
     pub fn copy_row(&mut self, from: usize, to: usize) -> Result<()> {
         let cols = self.shape.cols();
-        let source = self.view().block(from..from + 1, 0..cols)?.ptr;
-        let mut target = self.view_mut().block(to..to + 1, 0..cols)?;
-        let (shape, stride, dtype) = (target.shape, target.stride, target.dtype);
-        let row = View { ptr: source, dtype, shape, stride, owner: PhantomData };
-        if from == to { Ok(()) } else { copy_cells(&mut target, row) }
+        let source = self.view().block(from..from + 1, 0..cols)?.cells();
+        let target = self.view().block(to..to + 1, 0..cols)?.cells();
+        if from == to { Ok(()) } else { copy_cells(&self.buffer, target, &self.buffer, source) }
     }
 
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let View { ptr, dtype, shape, stride, .. } = self.view();
-        ViewMut { ptr, dtype, shape, stride, owner: PhantomData }
+        let View { ptr, dtype, shape, stride, buffer } = self.view();
+        ViewMut { ptr, dtype, shape, stride, buffer }
     }
 }
 
@@ -187,7 +184,7 @@ pub struct View<'a> {
     dtype: DType,
     shape: Shape,
     stride: usize,
-    owner: PhantomData<&'a Buffer>,
+    buffer: &'a Buffer,
 }
 
 /// Exclusive borrow of a tensor or of some of its rows and columns.
@@ -196,7 +193,8 @@ pub struct ViewMut<'a> {
     dtype: DType,
     shape: Shape,
     stride: usize,
-    owner: PhantomData<&'a mut Buffer>,
+    /// Exclusive as far as the cells of the view go.
+    buffer: &'a Buffer,
 }
 
 macro_rules! view_reads {
@@ -226,6 +224,12 @@ macro_rules! view_reads {
         /// Bytes that a kernel touches: the cells of the view, not the gaps between rows.
         pub fn bytes(&self) -> usize {
             self.shape.elements() * self.dtype.size()
+        }
+
+        fn cells(&self) -> Cells {
+            let size = self.dtype.size();
+            let (pitch, bytes) = (self.stride * size, self.cols() * size);
+            Cells { at: self.ptr.expose_provenance(), pitch, rows: self.rows(), bytes }
         }
 
         fn narrowed(&self, rows: Range<usize>, cols: Range<usize>) -> Result<(*mut u8, Shape)> {
@@ -263,11 +267,8 @@ impl<'a> View<'a> {
     /// If the dtype is not `T`'s.
     pub fn read<T: Element>(&self) -> Result<Vec<T>> {
         expect_dtype("read", self.dtype, T::DTYPE)?;
-        let mut out = Vec::with_capacity(self.shape.elements());
-        for row in 0..self.rows() {
-            let start = self.ptr::<T>().wrapping_add(row * self.stride);
-            out.extend_from_slice(slice_of(self, start, self.cols()));
-        }
+        let mut out = vec![T::zeroed(); self.shape.elements()];
+        copy_out(self.buffer, self.cells(), bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
     }
 
@@ -303,7 +304,7 @@ impl<'a> ViewMut<'a> {
             dtype: self.dtype,
             shape: self.shape,
             stride: self.stride,
-            owner: PhantomData,
+            buffer: self.buffer,
         }
     }
 
@@ -323,12 +324,7 @@ impl<'a> ViewMut<'a> {
             let found = format!("{} values", values.len());
             return Err(Error::invalid("write", self.shape, found));
         }
-        let (cols, stride) = (self.cols(), self.stride);
-        for (row, values) in values.chunks_exact(cols.max(1)).enumerate() {
-            let start = self.ptr::<T>().wrapping_add(row * stride);
-            cells_mut(self, start, cols).copy_from_slice(values);
-        }
-        Ok(())
+        copy_in(self.buffer, self.cells(), bytemuck::cast_slice(values))
     }
 
     /// Copies another view of the same shape and dtype in.
@@ -340,21 +336,8 @@ impl<'a> ViewMut<'a> {
         if (source.rows(), source.cols()) != (self.rows(), self.cols()) {
             return Err(Error::invalid("copy", self.shape, source.shape));
         }
-        copy_cells(self, source)
+        copy_cells(self.buffer, self.cells(), source.buffer, source.cells())
     }
-}
-
-/// Row by row; `source` and `target` have the same shape and dtype and share no cell.
-fn copy_cells(target: &mut ViewMut<'_>, source: View<'_>) -> Result<()> {
-    let size = target.dtype.size();
-    let bytes = target.cols() * size;
-    for row in 0..target.rows() {
-        let from = source.ptr.wrapping_add(row * source.stride * size);
-        let to = target.ptr.wrapping_add(row * target.stride * size);
-        let from = slice_of::<u8>(&source, from, bytes);
-        cells_mut(target, to, bytes).copy_from_slice(from);
-    }
-    Ok(())
 }
 
 fn expect_dtype(who: &str, found: DType, expected: DType) -> Result<()> {
@@ -362,15 +345,21 @@ fn expect_dtype(who: &str, found: DType, expected: DType) -> Result<()> {
 }
 
 #[allow(unsafe_code)]
-fn slice_of<'v, T>(_: &'v View<'_>, start: *const T, len: usize) -> &'v [T] {
-    // SAFETY: callers pass rows of the view, which lie in its live, initialised, aligned buffer.
-    unsafe { std::slice::from_raw_parts(start, len) }
+fn copy_out(buffer: &Buffer, cells: Cells, out: &mut [u8]) -> Result<()> {
+    // SAFETY: callers pass the cells of a view of this buffer, and as many bytes.
+    unsafe { buffer.get(cells, out.as_mut_ptr()) }
 }
 
 #[allow(unsafe_code)]
-fn cells_mut<'v, T>(_: &'v mut ViewMut<'_>, start: *mut T, len: usize) -> &'v mut [T] {
-    // SAFETY: callers pass rows of the view, which it borrows exclusively.
-    unsafe { std::slice::from_raw_parts_mut(start, len) }
+fn copy_in(buffer: &Buffer, cells: Cells, bytes: &[u8]) -> Result<()> {
+    // SAFETY: callers pass the cells of an exclusive view of this buffer, and as many bytes.
+    unsafe { buffer.put(cells, bytes.as_ptr()) }
+}
+
+#[allow(unsafe_code)]
+fn copy_cells(buffer: &Buffer, to: Cells, source: &Buffer, from: Cells) -> Result<()> {
+    // SAFETY: callers pass cells of the same form, of two views that share none.
+    unsafe { buffer.put_cells(to, source, from) }
 }
 
 /// One buffer from which a step takes its tensors. Nothing is freed before the whole arena is

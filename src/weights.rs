@@ -4,10 +4,10 @@
 //! system brings the weights in when they are first multiplied.
 
 use crate::checkpoint::{Checkpoint, Entry};
-use crate::device::Buffer;
+use crate::device::{Buffer, Stream};
 use crate::tensor::{Shape, Tensor};
 use crate::{DType, Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +23,8 @@ pub struct Weights {
     checkpoint: Checkpoint,
     dtype: DType,
     taken: Mutex<BTreeSet<String>>,
+    /// A card's copy, and where each tensor begins in it; none where kernels read the mapping.
+    placed: Option<(Arc<Buffer>, BTreeMap<String, usize>)>,
 }
 
 impl Weights {
@@ -53,7 +55,7 @@ impl Weights {
             Error::invalid(path.display(), "tensors of floating-point numbers", "none")
         })?;
         let taken = Mutex::default();
-        Ok(Weights { folder: folder.to_path_buf(), checkpoint, dtype, taken })
+        Ok(Weights { folder: folder.to_path_buf(), checkpoint, dtype, taken, placed: None })
     }
 
     /// The folder they are in.
@@ -76,7 +78,32 @@ impl Weights {
         self.iter().map(|(_, entry)| entry.bytes()).sum()
     }
 
-    /// The tensor called `name`, which borrows the mapping.
+    /// Copies every tensor to the memory of `stream`, if that is a card's.
+    ///
+    /// # Errors
+    /// When there is not that much memory.
+    pub fn place(&mut self, stream: &Stream) -> Result<()> {
+        let mut names = Vec::new();
+        let mut mapped = Vec::new();
+        for (name, entry) in self.checkpoint.iter() {
+            names.push(name.to_string());
+            mapped.push(self.mapped(name, entry)?);
+        }
+        let placed = stream.place(&mapped)?;
+        self.placed = placed
+            .map(|(buffer, offsets)| (Arc::new(buffer), names.into_iter().zip(offsets).collect()));
+        Ok(())
+    }
+
+    fn mapped(&self, name: &str, entry: &Entry) -> Result<Buffer> {
+        let inside = |e: Error| e.within(self.folder.display());
+        let (map, start) = entry.mapping().ok_or_else(|| {
+            inside(Error::invalid(name, "a tensor in a mapped file", "one in memory"))
+        })?;
+        Buffer::mapped(map, start, entry.bytes()).map_err(inside)
+    }
+
+    /// The tensor called `name`, which borrows the mapping or what [`Weights::place`] copied.
     ///
     /// # Errors
     /// If there is none, or its shape or type is another; the message has both.
@@ -95,11 +122,12 @@ impl Weights {
             let found = format!("{} {}", listed(&entry.shape), entry.dtype);
             return Err(inside(Error::invalid(name, format!("{expected} {dtype}"), found)));
         }
-        let (map, start) = entry.mapping().ok_or_else(|| {
-            inside(Error::invalid(name, "a tensor in a mapped file", "one in memory"))
-        })?;
-        let buffer = Buffer::mapped(map, start, entry.bytes()).map_err(inside)?;
-        let tensor = Tensor::new(Arc::new(buffer), 0, dtype, expected);
+        let (buffer, offset) = match &self.placed {
+            Some((buffer, offsets)) => (buffer.clone(), offsets.get(name).copied()),
+            None => (Arc::new(self.mapped(name, entry)?), Some(0)),
+        };
+        let offset = offset.unwrap_or(buffer.len());
+        let tensor = Tensor::new(buffer, offset, dtype, expected);
         self.taken().insert(name.to_string());
         tensor.map_err(|e| inside(e.within(name)))
     }

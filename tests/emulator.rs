@@ -89,7 +89,8 @@ fn a_tile_product_is_the_matrix_product() {
     let geometry = Geometry { shared: 768, ..Geometry::linear(1, 32) };
     // SAFETY: the buffers are as long as the kernel expects.
     unsafe { planted().launch("tile_product", &geometry, &params) }.unwrap();
-    let got: &[f32] = bytemuck::cast_slice(y.bytes());
+    let bytes = y.read().unwrap();
+    let got: &[f32] = bytemuck::cast_slice(&bytes);
     for (i, got) in got.iter().enumerate() {
         let (a, b) = (&values[i / 8 * 16..][..16], &values[256 + i % 8 * 16..][..16]);
         let want: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
@@ -123,7 +124,8 @@ fn warpgroup(wrong: i32) -> Result<(), String> {
     // SAFETY: the buffers are as long as the kernel expects.
     unsafe { planted().launch("warpgroup_product", &geometry, &params) }
         .map_err(|e| e.to_string())?;
-    let got: &[f32] = bytemuck::cast_slice(y.bytes());
+    let bytes = y.read().unwrap();
+    let got: &[f32] = bytemuck::cast_slice(&bytes);
     for (i, got) in got.iter().enumerate() {
         let (row, column) = (i / 64, i % 64);
         let a = |k: usize| if row < rows { value(row * width + k) } else { 0.0 };

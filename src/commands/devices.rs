@@ -1,9 +1,9 @@
 //! `medflamingo devices`
 
 use clap::Args;
-use medflamingo::device::{Stream, cuda_cards};
+use medflamingo::device::{CudaCard, Device, MODULES, Stream, TOOLKIT, cuda_cards};
 use medflamingo::{Result, ops};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What this machine offers to run on, and what this build can use of it.
 #[derive(Args)]
@@ -16,39 +16,62 @@ pub struct Devices {
 impl Devices {
     pub fn run(self) -> Result<()> {
         let host = Stream::host(0).describe();
+        let (auto, why) = Device::auto();
         let cards = cuda_cards();
         if self.json {
-            let cuda = match &cards {
-                Ok(cards) => json!(
-                    cards
-                        .iter()
-                        .map(|c| json!({
-                            "name": c.name,
-                            "capability": [c.capability.0, c.capability.1],
-                            "memory_bytes": c.memory,
-                        }))
-                        .collect::<Vec<_>>()
-                ),
-                Err(e) => json!({ "error": e.to_string() }),
-            };
             let kernels: Vec<_> = ops::ALL.iter().map(|k| k.name).collect();
-            return super::print_json(
-                &json!({ "cpu": host, "cuda": cuda, "cuda_kernels": [], "host_kernels": kernels }),
-            );
+            let modules: Vec<_> = MODULES.iter().map(|m| m.0).collect();
+            return super::print_json(&json!({
+                "auto": { "device": auto.to_string(), "why_not_cuda": why },
+                "cpu": host,
+                "cuda": match &cards {
+                    Ok(cards) => cards.iter().map(described).collect(),
+                    Err(e) => json!({ "error": e.to_string() }),
+                },
+                "cuda_kernels": modules,
+                "toolkit": TOOLKIT,
+                "host_kernels": kernels,
+            }));
         }
         println!("{host}");
         match cards {
-            Ok(cards) if cards.is_empty() => println!("cuda: a driver but no card"),
             Ok(cards) => {
-                for (i, c) in cards.iter().enumerate() {
-                    let gib = c.memory as f64 / (1u64 << 30) as f64;
-                    let (major, minor) = c.capability;
-                    println!("cuda:{i}  {}, compute {major}.{minor}, {gib:.0} GiB", c.name);
+                for (i, card) in cards.iter().enumerate() {
+                    println!("cuda:{i}  {}", line(card));
                 }
             }
             Err(e) => println!("{e}"),
         }
-        println!("kernels: {} on the host, none for CUDA in this build", ops::ALL.len());
+        println!("kernels: {} on the host, {}", ops::ALL.len(), in_this_build());
+        println!("auto is {auto}");
         Ok(())
+    }
+}
+
+fn described(card: &CudaCard) -> Value {
+    json!({
+        "name": card.name,
+        "capability": [card.capability.0, card.capability.1],
+        "memory_bytes": card.memory,
+        "kernels": card.kernels().ok(),
+        "why_not": card.kernels().err(),
+    })
+}
+
+fn line(card: &CudaCard) -> String {
+    let CudaCard { name, capability: (major, minor), memory } = card;
+    let gib = *memory as f64 / (1u64 << 30) as f64;
+    let use_of_it = match card.kernels() {
+        Ok(code) => format!("kernels: {code}"),
+        Err(why) => format!("not usable: {why}"),
+    };
+    format!("{name}, compute {major}.{minor}, {gib:.0} GiB; {use_of_it}")
+}
+
+/// What there is for cards.
+fn in_this_build() -> String {
+    match MODULES.len() {
+        0 => "none for CUDA in this build (build where nvcc is, or set MEDFLAMINGO_KERNELS)".into(),
+        n => format!("{n} files for CUDA in this build (sm_80, sm_90a, PTX; nvcc {TOOLKIT})"),
     }
 }

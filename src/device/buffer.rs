@@ -1,5 +1,6 @@
 //! Bytes on a device. On the host a buffer may borrow a file mapping: weights are never copied.
 
+use super::cuda::{self, Cells, Job, Queue};
 use crate::{Error, Result};
 use memmap2::{Mmap, MmapMut};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ enum Memory {
         map: Arc<Mmap>,
         start: usize,
     },
+    Card(cuda::Memory),
 }
 
 /// A fixed number of bytes that kernels can address.
@@ -36,6 +38,35 @@ impl Buffer {
         let memory = Memory::Owned { ptr: pages.as_mut_ptr(), _pages: pages };
         Ok(Buffer { memory, len }.announced())
     }
+
+    pub(super) fn on_card(queue: &Arc<Queue>, len: usize) -> Result<Self> {
+        Ok(Buffer { memory: Memory::Card(queue.zeros(len)?), len })
+    }
+
+    /// Copies of mapped buffers in one buffer of a card, and where each begins there: all at
+    /// multiples of [`Buffer::PLACED`], which a file does not promise.
+    pub(super) fn placed(queue: &Arc<Queue>, sources: &[Buffer]) -> Result<(Self, Vec<usize>)> {
+        let mut len = 0;
+        let mut offsets = Vec::with_capacity(sources.len());
+        for source in sources {
+            offsets.push(len);
+            len = (len + source.len).next_multiple_of(Self::PLACED);
+        }
+        let placed = Buffer { memory: Memory::Card(queue.allocate(len)?), len };
+        let mut jobs = Vec::with_capacity(sources.len());
+        for (source, offset) in sources.iter().zip(&offsets) {
+            let Memory::Mapped { map, start } = &source.memory else {
+                return Err(Error::invalid("upload", "mapped buffers", "another one"));
+            };
+            let from = &map[*start..*start + source.len];
+            jobs.push(Job { from, to: placed.ptr().addr() + offset });
+        }
+        // SAFETY: the targets are new, as long as their sources, and share no byte.
+        unsafe { queue.upload(&jobs) }.map(|()| (placed, offsets))
+    }
+
+    /// Alignment of what is placed on a card, bytes: that of the driver's own allocations.
+    const PLACED: usize = 256;
 
     /// Borrows `start .. start + len` of a mapping.
     ///
@@ -71,6 +102,7 @@ impl Buffer {
         match &self.memory {
             Memory::Owned { ptr, .. } => *ptr,
             Memory::Mapped { map, start } => map[*start..].as_ptr().cast_mut(),
+            Memory::Card(memory) => std::ptr::without_provenance_mut(memory.at),
         }
     }
 
@@ -88,24 +120,104 @@ impl Buffer {
                 found,
             ));
         }
+        let at = self.ptr() as usize + offset;
+        let cells = Cells { at, pitch: bytes.len(), rows: 1, bytes: bytes.len() };
         // SAFETY: the range was checked and `&mut self` is exclusive.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len())
-        };
-        Ok(())
+        unsafe { self.put(cells, bytes.as_ptr()) }
     }
 
-    /// The bytes, on the host.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` bytes from `ptr` are initialised and live as long as self.
-        unsafe { std::slice::from_raw_parts(self.ptr(), self.len) }
+    /// A copy of the bytes, on a card once everything before it has run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the card has failed.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.len];
+        let cells = Cells { at: self.ptr() as usize, pitch: self.len, rows: 1, bytes: self.len };
+        // SAFETY: the whole buffer, into as many bytes.
+        unsafe { self.get(cells, bytes.as_mut_ptr()) }.map(|()| bytes)
+    }
+
+    /// Copies `from`, row after row, into `cells`.
+    ///
+    /// # Safety
+    /// The cells are in this buffer and nobody else uses them; `from` is as long as they are.
+    pub(crate) unsafe fn put(&self, cells: Cells, from: *const u8) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.memory {
+                Memory::Card(memory) => memory.queue.write(cells, from),
+                _ => {
+                    let source = Cells { at: from as usize, pitch: cells.bytes, ..cells };
+                    copy_here(source, cells);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Copies `cells` out, row after row; on a card, once everything before it has run.
+    ///
+    /// # Safety
+    /// The cells are in this buffer and nobody writes to them; `to` has room for them.
+    pub(crate) unsafe fn get(&self, cells: Cells, to: *mut u8) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.memory {
+                Memory::Card(memory) => memory.queue.read(cells, to),
+                _ => {
+                    copy_here(cells, Cells { at: to as usize, pitch: cells.bytes, ..cells });
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Copies `from` of buffer `source` to `to` of this one, cells of the same form.
+    ///
+    /// # Safety
+    /// Both are inside their buffers, share no byte, and nobody else uses them.
+    pub(crate) unsafe fn put_cells(&self, to: Cells, source: &Buffer, from: Cells) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe {
+            match (&source.memory, &self.memory) {
+                (Memory::Card(_), Memory::Card(memory)) => memory.queue.move_cells(from, to),
+                (Memory::Card(_), _) | (_, Memory::Card(_)) => {
+                    Err(Error::invalid("copy", "buffers of one device", "two"))
+                }
+                _ => {
+                    copy_here(from, to);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+/// Row by row, on the host.
+///
+/// # Safety
+/// Both are host memory, of the same form, without a common byte.
+unsafe fn copy_here(from: Cells, to: Cells) {
+    for row in 0..from.rows {
+        let source = std::ptr::with_exposed_provenance::<u8>(from.at + row * from.pitch);
+        let target = std::ptr::with_exposed_provenance_mut::<u8>(to.at + row * to.pitch);
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(source, target, from.bytes) };
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len)
     }
 }
 
 #[cfg(feature = "simt")]
 impl Drop for Buffer {
     fn drop(&mut self) {
-        super::simt::vanished(self.ptr());
+        if !matches!(self.memory, Memory::Card(_)) {
+            super::simt::vanished(self.ptr());
+        }
     }
 }
 
@@ -118,7 +230,7 @@ mod tests {
         let mut b = Buffer::zeros(8).unwrap();
         b.write(6, &[1, 2]).unwrap();
         assert!(b.write(7, &[1, 2]).is_err() && b.write(usize::MAX, &[1]).is_err());
-        assert_eq!(b.bytes(), [0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(b.read().unwrap(), [0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(b.ptr() as usize % 64, 0);
     }
 

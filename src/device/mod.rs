@@ -13,6 +13,7 @@ mod pool;
 mod simt;
 
 pub use buffer::Buffer;
+pub(crate) use cuda::Cells;
 pub use cuda::{CudaCard, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
@@ -28,6 +29,7 @@ use std::cell::OnceCell;
 use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The device a user asks for. A closed set: portability is [`Stream::launch`], not a trait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,27 +79,49 @@ impl fmt::Display for Device {
 }
 
 impl Device {
+    /// What `auto` is on this machine: the first card that there are kernels for, or the host and,
+    /// if NVIDIA's driver is here, why not a card.
+    pub fn auto() -> (Self, Option<String>) {
+        if !cuda::has_driver() {
+            return (Device::Host, None);
+        }
+        let cards = match cuda_cards() {
+            Ok(cards) => cards,
+            Err(why) => return (Device::Host, Some(why.to_string())),
+        };
+        let mut whys = Vec::new();
+        for (n, card) in cards.iter().enumerate() {
+            match card.kernels() {
+                Ok(_) => return (Device::Cuda(n), None),
+                Err(why) => whys.push(format!("cuda:{n}: {}: {why}", card.name)),
+            }
+        }
+        (Device::Host, Some(whys.join("; ")))
+    }
+
     /// Opens the device. `threads` is the size of the host's pool; 0 means one per core.
     ///
     /// # Errors
-    /// [`Error::Device`] for a CUDA card: nothing launches on one yet, and saying so beats
-    /// running on the host unasked.
+    /// [`Error::Device`] for a CUDA card that is not there or that there are no kernels for: saying
+    /// so beats running on the host unasked.
     pub fn open(self, threads: usize) -> Result<Stream> {
         match self {
-            Device::Auto | Device::Host => Ok(Stream::new(Host::new(threads))),
+            Device::Host => Ok(Stream::new(Host::new(threads))),
+            Device::Cuda(n) => Ok(Stream::on(Backend::Cuda(cuda::Queue::open(n)?))),
+            Device::Auto => {
+                let (device, why) = Self::auto();
+                let opened = device.open(threads).map(|stream| (stream, why));
+                let (mut stream, why) = match opened {
+                    Err(why) if device != Device::Host => {
+                        (Device::Host.open(threads)?, Some(why.to_string()))
+                    }
+                    opened => opened?,
+                };
+                stream.fallback = why;
+                Ok(stream)
+            }
             #[cfg(feature = "simt")]
             Device::Simt(chip) => Stream::emulated(chip),
-            Device::Cuda(n) => Err(Error::device(
-                self,
-                match cuda_cards() {
-                    Ok(cards) if n < cards.len() => format!(
-                        "{} is present, but nothing launches on it yet; use --device cpu",
-                        cards[n].name
-                    ),
-                    Ok(cards) => format!("no such card: this machine has {}", cards.len()),
-                    Err(why) => why.to_string(),
-                },
-            )),
         }
     }
 }
@@ -148,6 +172,7 @@ macro_rules! twins {
 /// What runs the launches of a stream.
 enum Backend {
     Host(Host),
+    Cuda(Arc<cuda::Queue>),
     #[cfg(feature = "simt")]
     Simt(simt::Queue),
     /// Runs nothing: what a model would ask of a card that is not there.
@@ -159,6 +184,8 @@ pub struct Stream {
     backend: Backend,
     observer: Observer,
     workspace: OnceCell<Buffer>,
+    /// Why `auto` is the host on a machine with NVIDIA's driver.
+    fallback: Option<String>,
 }
 
 impl Stream {
@@ -190,17 +217,31 @@ impl Stream {
     }
 
     fn on(backend: Backend) -> Self {
-        Stream { backend, observer: Observer::new(), workspace: OnceCell::new() }
+        let (workspace, fallback) = (OnceCell::new(), None);
+        Stream { backend, observer: Observer::new(), workspace, fallback }
     }
 
-    /// Launches are written down from here on, with their times.
+    /// Launches are written down from here on, with their times; on a card they run one by one for
+    /// it, with events around each.
     pub fn record(&self) {
+        if let Backend::Cuda(queue) = &self.backend {
+            // A queue that has failed says so at its next launch.
+            let _ = queue.begin_timing();
+        }
         self.observer.record();
     }
 
     /// What ran since [`Stream::record`]; the recording ends.
     pub fn recording(&self) -> Recording {
-        self.observer.take()
+        let mut recording = self.observer.take();
+        if let Backend::Cuda(queue) = &self.backend {
+            // Without a time are the launches of a queue that has failed.
+            let times = queue.end_timing().unwrap_or_default();
+            for (launch, (start_us, us)) in recording.launches.iter_mut().zip(times) {
+                (launch.start_us, launch.us) = (start_us, us);
+            }
+        }
+        recording
     }
 
     /// What is launched until the result is dropped is `name`, in recordings and to a profiler.
@@ -231,7 +272,59 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`] when there is not that much memory.
     pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
-        Buffer::zeros(bytes)
+        match &self.backend {
+            Backend::Cuda(queue) => Buffer::on_card(queue, bytes),
+            _ => Buffer::zeros(bytes),
+        }
+    }
+
+    /// Copies mapped files into one buffer of the card: the buffer, and where in it each begins.
+    /// None where kernels read the mapping.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is not that much memory.
+    pub fn place(&self, mapped: &[Buffer]) -> Result<Option<(Buffer, Vec<usize>)>> {
+        match &self.backend {
+            Backend::Cuda(queue) => Buffer::placed(queue, mapped).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Free memory of the card, bytes; none on the host, whose memory is the system's.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the card has failed.
+    pub fn free_memory(&self) -> Result<Option<usize>> {
+        match &self.backend {
+            Backend::Cuda(queue) => Ok(Some(queue.memory()?.0)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Runs `body`, whose launches may repeat: on a card they become one launch of a graph, made
+    /// when they are first seen. Its writes to device memory come before all its launches; reads
+    /// and copies in it first run what came before them.
+    ///
+    /// # Errors
+    /// Those of `body`, whose launches then may not have run.
+    pub fn step<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Backend::Cuda(queue) = &self.backend else { return body() };
+        queue.begin_step()?;
+        match body() {
+            Ok(value) => queue.end_step().map(|()| value),
+            Err(e) => {
+                queue.drop_step();
+                Err(e)
+            }
+        }
+    }
+
+    /// Graphs that were made of steps, and steps that ran as one made before.
+    pub fn graphs(&self) -> (u64, u64) {
+        match &self.backend {
+            Backend::Cuda(queue) => queue.graphs(),
+            _ => (0, 0),
+        }
     }
 
     /// Device memory holding `bytes`.
@@ -266,6 +359,17 @@ impl Stream {
                 unsafe { twin(params, host) };
                 Ok(())
             }
+            (Backend::Cuda(queue), Some(geometry)) => {
+                const { assert!(size_of::<P>() <= cuda::MOST_PARAMS) };
+                let start = std::ptr::from_ref(params).cast();
+                let accounting = kernel.accounting * size_of::<i64>();
+                // SAFETY: params are plain bytes without gaps (`tests/contracts.rs`); the rest is
+                // the caller's.
+                unsafe {
+                    let bytes = std::slice::from_raw_parts(start, size_of::<P>());
+                    queue.launch((kernel.name, dtype), geometry, bytes, accounting)
+                }
+            }
             #[cfg(feature = "simt")]
             (Backend::Simt(queue), Some(geometry)) => {
                 let entry = geometry.entry(kernel.name, dtype);
@@ -276,7 +380,7 @@ impl Stream {
             _ => Ok(()),
         };
         if is_observed {
-            self.observer.after(!matches!(self.backend, Backend::Plan(_)));
+            self.observer.after(!matches!(self.backend, Backend::Plan(_) | Backend::Cuda(_)));
         }
         result
     }
@@ -287,6 +391,7 @@ impl Stream {
             Backend::Host(_) => None,
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => Some(&queue.chip),
+            Backend::Cuda(queue) => Some(&queue.chip),
             Backend::Plan(chip) => Some(chip),
         }
     }
@@ -296,12 +401,18 @@ impl Stream {
         self.observer.launches()
     }
 
+    /// Why the stream is on the host, if `auto` was asked for and NVIDIA's driver is here.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
     /// What the launches run on, in words.
     pub fn describe(&self) -> String {
         match &self.backend {
             Backend::Host(host) => format!("cpu, {} threads, {}", host.pool.threads(), host.isa),
             #[cfg(feature = "simt")]
             Backend::Simt(queue) => format!("emulated sm_{}", queue.chip.capability),
+            Backend::Cuda(queue) => queue.describe(),
             Backend::Plan(chip) => format!("planned for sm_{}", chip.capability),
         }
     }

@@ -88,6 +88,7 @@ type Launch = unsafe extern "C" fn(
 /// Kernels compiled for the emulator.
 pub struct Simt {
     library: Library,
+    path: PathBuf,
     launch: Launch,
     workers: u32,
 }
@@ -125,7 +126,12 @@ impl Simt {
             *library.get::<Launch>(b"simt_launch").map_err(fail)?
         };
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        Ok(Simt { library, launch, workers })
+        Ok(Simt { library, path, launch, workers })
+    }
+
+    /// The library of the kernels.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs `entry` over the grid of `geometry`.

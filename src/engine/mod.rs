@@ -23,6 +23,7 @@
 pub mod beam;
 mod cache;
 mod folder;
+pub mod logits;
 pub mod options;
 pub mod processors;
 mod request;
@@ -31,15 +32,15 @@ pub mod sampler;
 
 pub use folder::{GenerationConfig, ModelFolder};
 pub use options::GenerateOptions;
-pub use request::{Answer, Control, Event, Finish, Memory, Request, Timings, TokenLogprob};
+pub use request::{Answer, Control, Event, Finish, Memory, Request, Timings, TokenLogprob, Work};
 
 use crate::device::{Device, Stream};
 use crate::image::{self, Pixels, Preprocess};
-use crate::model::{Flamingo, KvPool, MaskMode, Probe};
+use crate::model::{Config, Flamingo, KvPool, MaskMode, Probe};
 use crate::prompt::{Limits, Prompt};
 use crate::tensor::{Arena, View};
 use crate::text::Tokenizer;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 use cache::{ImageCache, PrefixCache};
 use std::path::Path;
 use std::sync::Arc;
@@ -90,34 +91,37 @@ pub struct Engine {
     options: EngineOptions,
     weights_bytes: u64,
     arena: Arena,
-    /// How the tokens of a pass are chosen, and those tokens.
-    draws: Arena,
     pool: KvPool,
     images: ImageCache,
     prefixes: PrefixCache,
     load_ms: f64,
+    place_ms: f64,
 }
 
 impl Engine {
-    /// Opens a model folder. Weights are mapped, not read: this takes milliseconds for any size.
+    /// Opens a model folder. On the host weights are mapped, not read, which takes milliseconds for
+    /// any size; a card gets a copy.
     ///
     /// # Errors
     /// A folder that is incomplete or contradicts itself; a device that is not there.
     pub fn open(folder: &Path, options: &EngineOptions) -> Result<Self> {
         let started = Instant::now();
         let stream = options.device.open(options.threads)?;
-        let ModelFolder { config, weights, tokenizer, preprocess, generation } =
+        let ModelFolder { config, mut weights, tokenizer, preprocess, generation } =
             ModelFolder::open(folder)?;
+        let tokens = options.kv_tokens.unwrap_or(4 * config.language.context);
+        fits(&stream, &config, weights.bytes(), tokens).map_err(|e| e.within(folder.display()))?;
+        let placing = Instant::now();
+        weights.place(&stream)?;
+        let place_ms = placing.elapsed().as_secs_f64() * 1e3;
         let model =
             Flamingo::load(&stream, &weights, &config).map_err(|e| e.within(folder.display()))?;
-        let tokens = options.kv_tokens.unwrap_or(4 * config.language.context);
         let pool = model.kv_pool(&stream, tokens)?;
         // With V1AttendNext a token's keys depend on the prompt that follows it.
         let is_causal = options.mask_mode != MaskMode::V1AttendNext && !options.surplus_markers;
         let prefixes = if is_causal { options.prefixes } else { 0 };
         Ok(Engine {
             arena: Arena::new(&stream, 0)?,
-            draws: Arena::new(&stream, 0)?,
             images: ImageCache::new(options.image_cache),
             prefixes: PrefixCache::new(prefixes, config.tokens.image),
             weights_bytes: weights.bytes() as u64,
@@ -129,6 +133,7 @@ impl Engine {
             generation,
             pool,
             load_ms: started.elapsed().as_secs_f64() * 1e3,
+            place_ms,
         })
     }
 
@@ -205,6 +210,17 @@ impl Engine {
         self.stream.describe()
     }
 
+    /// Why the engine is on the host, if `auto` was asked for and NVIDIA's driver is here.
+    pub fn fallback(&self) -> Option<&str> {
+        self.stream.fallback()
+    }
+
+    /// What the device has been given to do since the engine was opened.
+    pub fn work(&self) -> Work {
+        let (graphs, replays) = self.stream.graphs();
+        Work { launches: self.stream.launches(), graphs, replays }
+    }
+
     /// What memory is in use now.
     pub fn memory(&self) -> Memory {
         Memory {
@@ -214,6 +230,39 @@ impl Engine {
             images: self.images.bytes() as u64,
         }
     }
+}
+
+/// Scratch of a card beside weights, pages and workspace: intermediates of a pass and remembered
+/// images. A model smaller than that has smaller ones.
+const SCRATCH: usize = 512 << 20;
+
+/// Refuses a model that a card has no room for, before anything is copied to it.
+fn fits(stream: &Stream, config: &Config, weights: usize, tokens: usize) -> Result<()> {
+    let Some(free) = stream.free_memory()? else { return Ok(()) };
+    let l = &config.language;
+    let token = 2 * l.layers * l.width * DType::from(config.dtype).size();
+    let scratch = Stream::WORKSPACE + SCRATCH.min(weights);
+    let needed = weights + scratch + tokens * token;
+    if needed <= free {
+        return Ok(());
+    }
+    let mib = |bytes: usize| bytes as f64 / 1048576.0;
+    let fit = free.saturating_sub(weights + scratch) / token.max(1);
+    let advice = match fit {
+        0 => "not even one token fits beside the weights: use a smaller dtype".into(),
+        _ => format!("--kv-tokens {fit} would fit; so would a smaller dtype"),
+    };
+    Err(Error::device(
+        stream.describe(),
+        format!(
+            "not enough memory: {:.1} MiB of weights, {:.1} MiB of keys and values for {tokens} \
+             tokens and {:.1} MiB of scratch, but {:.1} MiB free; {advice}",
+            mib(weights),
+            mib(tokens * token),
+            mib(scratch),
+            mib(free)
+        ),
+    ))
 }
 
 /// Anonymous resident memory of this process in bytes; 0 where the system does not say.

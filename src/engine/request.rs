@@ -62,6 +62,8 @@ pub struct TokenLogprob {
 pub struct Timings {
     /// Opening the model folder; the same for every request of an engine.
     pub load: f64,
+    /// Of that, copying the weights to a card; nothing on the host, which maps them.
+    pub place: f64,
     /// Vision tower, resampler and media keys and values of images not in the cache.
     pub vision: f64,
     /// The prompt through the language model, beyond the cached prefix.
@@ -77,12 +79,23 @@ pub struct Timings {
 pub struct Memory {
     /// Anonymous memory of the process, everything but mapped files.
     pub anonymous: u64,
-    /// Mapped weights.
+    /// Weights, mapped or on a card.
     pub weights: u64,
     /// Pages of keys and values in use.
     pub kv_pages: u64,
     /// Images remembered.
     pub images: u64,
+}
+
+/// What a device has been given to do since the engine was opened.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Work {
+    /// Kernels, counted one by one.
+    pub launches: u64,
+    /// Steps that a graph was made of.
+    pub graphs: u64,
+    /// Steps that were one launch of a graph made before.
+    pub replays: u64,
 }
 
 /// A finished continuation.
@@ -106,4 +119,5 @@ pub struct Answer {
     pub cached_images: usize,
     pub timings_ms: Timings,
     pub memory_bytes: Memory,
+    pub work: Work,
 }

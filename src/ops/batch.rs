@@ -60,6 +60,8 @@ impl Ragged {
                 .map_err(|e| e.within(format!("sequence {s}")))?;
             table_stride = table_stride.max(used);
         }
+        // So that params stay the same from token to token.
+        let table_stride = table_stride.next_power_of_two();
         let rows = sequences.iter().map(|s| s.rows).sum();
         if rows > limit {
             return Err(Error::invalid("batch", "fewer than 2^31 rows", rows));
@@ -93,7 +95,7 @@ impl Ragged {
 
     /// Bytes of arena that [`Ragged::new`] takes at most, for sequences of at most `kv_len` tokens.
     pub fn footprint(rows: usize, sequences: usize, kv_len: usize, page_tokens: usize) -> usize {
-        let tables = sequences * kv_len.div_ceil(page_tokens.max(1));
+        let tables = sequences * kv_len.div_ceil(page_tokens.max(1)).next_power_of_two();
         Arena::footprint(DType::I32, rows)
             + Arena::footprint(DType::I64, rows)
             + Arena::footprint(DType::I32, tables)
@@ -192,7 +194,7 @@ fn distinct_slots(sequences: &[Sequence<'_>], rows: usize, page_tokens: usize) -
     }
 }
 
-pub(super) fn upload<T: crate::tensor::Element>(
+fn upload<T: crate::tensor::Element>(
     arena: &mut Arena,
     values: &[T],
     shape: &[usize],
@@ -232,11 +234,6 @@ impl TokenIds {
 
     pub(super) fn ids(&self) -> *const i32 {
         self.ids.view().ptr()
-    }
-
-    /// For a kernel that writes nothing but tokens of the vocabulary.
-    pub(super) fn ids_mut(&mut self) -> *mut i32 {
-        self.ids.view_mut().ptr()
     }
 }
 

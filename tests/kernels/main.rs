@@ -21,5 +21,4 @@ mod oracle;
 mod patchify;
 mod rmsnorm;
 mod rope;
-mod sampling;
 mod self_attention;

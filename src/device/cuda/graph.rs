@@ -1,0 +1,161 @@
+//! Steps that repeat: the launches of a step are data, so equal steps are one graph, made once and
+//! launched again.
+
+use super::launch::Launch;
+use super::queue::{Queue, State};
+use crate::Result;
+use cudarc::driver::sys::{self, CUresult};
+
+/// Steps remembered: one per number of sequences and capacity of the page tables.
+const REMEMBERED: usize = 16;
+
+/// The launches of a step, in order.
+#[derive(Clone, Default, PartialEq)]
+pub(super) struct Step {
+    launches: Vec<Launch>,
+    /// Their params, one after another.
+    params: Vec<u8>,
+}
+
+impl Step {
+    /// `accounting` bytes at the end of the params are nothing to the card, and not compared.
+    pub(super) fn push(&mut self, launch: Launch, params: &[u8], accounting: usize) {
+        self.launches.push(launch);
+        self.params.extend_from_slice(&params[..params.len() - accounting]);
+        self.params.resize(self.params.len() + accounting, 0);
+    }
+
+    /// Each launch and its params.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Launch, &[u8])> {
+        let mut rest = self.params.as_slice();
+        self.launches.iter().map(move |launch| {
+            let (params, after) = rest.split_at(launch.params);
+            rest = after;
+            (launch, params)
+        })
+    }
+
+    fn clear(&mut self) {
+        self.launches.clear();
+        self.params.clear();
+    }
+}
+
+/// The graphs of the last steps, last used last.
+#[derive(Default)]
+pub(super) struct Graphs {
+    known: Vec<(Step, sys::CUgraphExec)>,
+    pub made: u64,
+    pub replayed: u64,
+}
+
+impl Graphs {
+    /// Forgets all of them.
+    pub(super) fn clear(&mut self) {
+        self.known.drain(..).for_each(|(_, graph)| destroy(graph));
+    }
+}
+
+fn destroy(graph: sys::CUgraphExec) {
+    // SAFETY: made by `capture`, destroyed once; the driver waits for its last run.
+    let _ = unsafe { sys::cuGraphExecDestroy(graph) };
+}
+
+impl Queue {
+    /// Launches from here on are collected.
+    pub(crate) fn begin_step(&self) -> Result<()> {
+        self.enter()?.is_open = true;
+        Ok(())
+    }
+
+    /// Runs what was collected: as a graph, made now or before.
+    pub(crate) fn end_step(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        state.is_open = false;
+        self.with_step(&mut state, |state, step| {
+            if step.launches.is_empty() {
+                return Ok(());
+            }
+            if self.is_single(state) {
+                return self.run_all(state, step);
+            }
+            let graph = self.graph(state, step)?;
+            // SAFETY: the graph is remembered, so it is alive.
+            let status = unsafe { sys::cuGraphLaunch(graph, self.stream) };
+            self.settle(state, "launch of a step", status)
+        })
+    }
+
+    /// Forgets what was collected.
+    pub(crate) fn drop_step(&self) {
+        let mut state = self.state();
+        state.is_open = false;
+        state.step.clear();
+    }
+
+    /// Runs what an open step has collected, because something else comes next.
+    pub(super) fn flush(&self, state: &mut State) -> Result<()> {
+        self.with_step(state, |state, step| self.run_all(state, step))
+    }
+
+    fn run_all(&self, state: &mut State, step: &Step) -> Result<()> {
+        step.iter().try_for_each(|(launch, params)| self.run(state, launch, params))
+    }
+
+    /// Empties the step, whose memory is used again.
+    fn with_step(
+        &self,
+        state: &mut State,
+        body: impl FnOnce(&mut State, &Step) -> Result<()>,
+    ) -> Result<()> {
+        let mut step = std::mem::take(&mut state.step);
+        let result = body(state, &step);
+        step.clear();
+        state.step = step;
+        result
+    }
+
+    fn graph(&self, state: &mut State, step: &Step) -> Result<sys::CUgraphExec> {
+        let known = &mut state.graphs.known;
+        if let Some(i) = known.iter().rposition(|(of, _)| of == step) {
+            known[i..].rotate_left(1);
+            state.graphs.replayed += 1;
+            return Ok(known[known.len() - 1].1);
+        }
+        if known.len() == REMEMBERED {
+            destroy(known.remove(0).1);
+        }
+        let graph = self.capture(state, step)?;
+        state.graphs.known.push((step.clone(), graph));
+        state.graphs.made += 1;
+        Ok(graph)
+    }
+
+    fn capture(&self, state: &mut State, step: &Step) -> Result<sys::CUgraphExec> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is ours; nothing else is put into it before the capture ends.
+        let status = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
+        self.settle(state, "capture of a step", status)?;
+        let failed = step.iter().find_map(|(launch, params)| {
+            let status = launch.run(params, self.stream);
+            (status != CUresult::CUDA_SUCCESS).then_some((launch.key, status))
+        });
+        let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: ends what was begun above; writes the handle it is given.
+        let status = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        let captured = match failed {
+            Some((key, status)) => self.settle(state, &format!("launch of {key}"), status),
+            None => self.settle(state, "capture of a step", status),
+        };
+        let made = captured.and_then(|()| {
+            // SAFETY: the graph was captured just now; writes the handle it is given.
+            let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0) };
+            self.settle(state, "graph of a step", status)
+        });
+        if !graph.is_null() {
+            // SAFETY: the instance does not need it; destroyed once.
+            let _ = unsafe { sys::cuGraphDestroy(graph) };
+        }
+        made.map(|()| ready)
+    }
+}

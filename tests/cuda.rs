@@ -1,0 +1,268 @@
+//! The CUDA device without a card: the program runs against a driver of our own (`tests/driver`),
+//! whose launches are the real kernels under the emulator, and which fails where it is told to.
+
+#[allow(dead_code)]
+mod golden_folder;
+
+use golden_folder::models;
+use medflamingo::device::{Device, Simt};
+use medflamingo::engine::{self, Engine, EngineOptions, GenerateOptions};
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The driver's library is in `folder`.
+struct Driver {
+    folder: PathBuf,
+    /// Files that look like fatbins.
+    fatbins: PathBuf,
+    /// The emulator's library of kernels.
+    kernels: PathBuf,
+}
+
+fn driver() -> &'static Driver {
+    static DRIVER: OnceLock<Driver> = OnceLock::new();
+    DRIVER.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver");
+        let fatbins = folder.join("fatbins");
+        std::fs::create_dir_all(&fatbins).unwrap();
+        let library = folder.join("libcuda.so.1");
+        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+        let mut command = Command::new(compiler);
+        command.args(["-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]);
+        command.arg(&library).arg(root.join("tests/driver/cuda.cpp")).args(["-ldl", "-pthread"]);
+        assert!(command.status().unwrap().success());
+        for entry in std::fs::read_dir(root.join("kernels")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|e| e == "cu") {
+                let name = Path::new(path.file_name().unwrap()).with_extension("fatbin");
+                std::fs::write(fatbins.join(name), fatbin()).unwrap();
+            }
+        }
+        let kernels = Simt::kernels().unwrap().path().to_path_buf();
+        Driver { folder, fatbins, kernels }
+    })
+}
+
+/// A command that finds the driver, which fails at `fault`.
+fn with_driver(program: impl AsRef<OsStr>, fault: &str) -> Command {
+    let Driver { folder, fatbins, kernels } = driver();
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", folder).env("MEDFLAMINGO_KERNELS", fatbins);
+    command.env("DRIVER_KERNELS", kernels).env("DRIVER_FAULT", fault);
+    command
+}
+
+/// The least that passes for a fatbin: its header and an empty body.
+fn fatbin() -> Vec<u8> {
+    let mut bytes = vec![0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0];
+    bytes.extend(0u64.to_le_bytes());
+    bytes
+}
+
+fn folder() -> PathBuf {
+    models().into_iter().find(|m| m.name == "llama-tiny").unwrap().convert("f32")
+}
+
+/// `medflamingo` with the driver, failing at `fault`; `more` are variables.
+fn run(arguments: &[&str], fault: &str, more: &[(&str, &str)]) -> Output {
+    let mut command = with_driver(env!("CARGO_BIN_EXE_medflamingo"), fault);
+    command.args(arguments).envs(more.iter().copied()).output().unwrap()
+}
+
+fn generate(device: &str, fault: &str, more: &[(&str, &str)]) -> Output {
+    let folder = folder();
+    let model = folder.to_str().unwrap();
+    let mut arguments = vec!["generate", "--model", model, "--device", device, "--json"];
+    arguments.extend(["--prompt", "Question: Is it round? Answer:", "--max-new-tokens", "5"]);
+    run(&arguments, fault, more)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Exit status, the needles on stderr, no panic.
+fn refused(out: &Output, status: i32, needles: &[&str]) {
+    let err = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(status), "{err}");
+    assert!(needles.iter().all(|n| err.contains(n)), "{needles:?}: {err}");
+    assert!(err.contains("error:") && !err.contains("panicked"), "{err}");
+}
+
+#[test]
+fn what_is_wrong_with_a_machine_is_said() {
+    refused(&generate("cuda", "no_device", &[]), 3, &["a driver but no card"]);
+    let hidden = generate("cuda", "no_device", &[("CUDA_VISIBLE_DEVICES", "")]);
+    refused(&hidden, 3, &["no card: CUDA_VISIBLE_DEVICES is ``"]);
+    refused(&generate("cuda", "exclusive", &[]), 3, &["exclusive use by another process"]);
+    refused(&generate("cuda", "old_driver", &[]), 3, &["too old", "CUDA 11.4", "12.0"]);
+    refused(&generate("cuda:3", "", &[]), 3, &["cuda:3: no such card: there are 1"]);
+    refused(&generate("cuda", "no_image", &[]), 3, &[".fatbin", "other cards", "sm_90"]);
+    let out = generate("cuda", "memory:40000000", &[]);
+    refused(&out, 3, &["not enough memory", "MiB of weights", "free"]);
+    let out = generate("cuda", "memory:9000", &[]);
+    refused(&out, 3, &["not enough memory", "smaller dtype"]);
+}
+
+#[test]
+fn folders_of_fatbins_are_checked() {
+    let Driver { fatbins, .. } = driver();
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |folder: &Path| generate("cuda", "", &[("MEDFLAMINGO_KERNELS", path(folder))]);
+    refused(&at(scratch.path()), 2, &["a fatbin of every kernel", "kernels/build"]);
+    refused(&at(&scratch.path().join("away")), 2, &["away", "cannot list"]);
+    for entry in std::fs::read_dir(fatbins).unwrap() {
+        let file = entry.unwrap();
+        std::fs::copy(file.path(), scratch.path().join(file.file_name())).unwrap();
+    }
+    let gemm = scratch.path().join("gemm.fatbin");
+    for (bytes, found) in [
+        (b"\x7fELF and some more text".to_vec(), "another kind of file"),
+        (fatbin()[..9].to_vec(), "cut off"),
+        ([&fatbin()[..8], &9u64.to_le_bytes()].concat(), "cut off"),
+    ] {
+        std::fs::write(&gemm, bytes).unwrap();
+        refused(&at(scratch.path()), 2, &["gemm.fatbin", found]);
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_failed_launch_is_named_and_ends_the_engine_only() {
+    refused(&generate("cuda", "launch:3", &[]), 3, &["launch of ", "_f32", "OUT_OF_RESOURCES"]);
+    let late = generate("cuda", "run:5", &[]);
+    refused(&late, 3, &["LAUNCH_FAILED", "at or before", "MEDFLAMINGO_SYNC=1"]);
+    let named = generate("cuda", "run:5", &[("MEDFLAMINGO_SYNC", "1")]);
+    refused(&named, 3, &["LAUNCH_FAILED", "_f32"]);
+    assert!(!text(&named.stderr).contains("at or before"), "{}", text(&named.stderr));
+}
+
+/// What an answer says, and what the driver counted meanwhile.
+fn answer(device: &str, more: &[(&str, &str)], name: &str) -> (Value, Value) {
+    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
+    let more = [more, &[("DRIVER_REPORT", path(&report))]].concat();
+    let out = generate(device, "", &more);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let counted = std::fs::read(report).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
+    (serde_json::from_slice(&out.stdout).unwrap(), counted.unwrap_or_default())
+}
+
+#[test]
+fn tokens_are_the_hosts_and_steps_are_replayed() {
+    let (host, _) = answer("cpu", &[], "host");
+    let (graphs, counted) = answer("auto", &[], "graphs");
+    let (sync, one_by_one) = answer("cuda", &[("MEDFLAMINGO_SYNC", "1")], "sync");
+    let (a100, _) = answer("cuda", &[("DRIVER_CHIP", "a100")], "a100");
+    for answer in [&graphs, &sync, &a100] {
+        assert_eq!(answer["token_ids"], host["token_ids"]);
+        assert_eq!(answer["work"]["launches"], host["work"]["launches"]);
+    }
+    // The prompt runs as it comes; the four tokens after the first are steps. They reach a second
+    // page of keys, and a larger page table is another graph.
+    assert_eq!((&graphs["work"]["graphs"], &graphs["work"]["replays"]), (&2.into(), &2.into()));
+    assert_eq!((&sync["work"]["graphs"], &sync["work"]["replays"]), (&0.into(), &0.into()));
+    assert_eq!(counted["replays"], 4);
+    for counted in [counted, one_by_one] {
+        assert_eq!(counted["launches"], graphs["work"]["launches"]);
+        assert_eq!((&counted["live"], &counted["bytes"]), (&0.into(), &0.into()), "all given back");
+        assert_eq!(counted["misaligned"], 0);
+    }
+}
+
+#[test]
+fn devices_says_what_can_be_used() {
+    let out = run(&["devices"], "", &[]);
+    let said = text(&out.stdout);
+    assert!(said.contains("cuda:0  Stand-in, compute 9.0, 64 GiB; kernels: sm_90a"), "{said}");
+    assert!(said.contains("auto is cuda:0"), "{said}");
+    let out = run(&["devices", "--json"], "", &[("DRIVER_CHIP", "a100")]);
+    let value: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(value["cuda"][0]["kernels"], "sm_80");
+    let out = run(&["devices", "--json"], "old_driver", &[]);
+    let value: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(value["auto"]["device"], "cpu");
+    assert!(value["auto"]["why_not_cuda"].as_str().unwrap().contains("too old"), "{value}");
+}
+
+#[test]
+fn auto_goes_on_without_the_card_and_says_why() {
+    for (fault, why) in [
+        ("no_device", "no card: CUDA_VISIBLE_DEVICES is ``"),
+        ("old_driver", "too old"),
+        ("exclusive", "exclusive use by another process"),
+        ("no_image", "other cards"),
+    ] {
+        let out = generate("auto", fault, &[("CUDA_VISIBLE_DEVICES", "")]);
+        let said = text(&out.stderr);
+        assert!(out.status.success() && said.contains("note: on the CPU: "), "{fault}: {said}");
+        assert!(said.contains(why), "{fault}: {said}");
+    }
+}
+
+/// Every call of the driver fails once, in a process of its own: loading, a prompt, a few tokens.
+#[test]
+fn no_failing_call_panics_or_leaks() {
+    let mut command = with_driver(std::env::current_exe().unwrap(), "");
+    command.args(["--exact", "every_call_fails_once", "--ignored", "--nocapture"]);
+    let out = command.env_remove("DRIVER_KERNELS").output().unwrap();
+    let (said, err) = (text(&out.stdout), text(&out.stderr));
+    assert!(out.status.success() && said.contains("1 passed"), "{said}{err}");
+}
+
+type Control = (extern "C" fn(i64), extern "C" fn() -> i64, extern "C" fn() -> i64);
+
+/// The driver's own functions: fail at a call, calls so far, what was not given back.
+fn control() -> Control {
+    // SAFETY: the functions have these types in `tests/driver/cuda.cpp`.
+    unsafe {
+        let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);
+        let find = |name: &std::ffi::CStr| {
+            assert!(!library.is_null(), "run by no_failing_call_panics_or_leaks");
+            libc::dlsym(library, name.as_ptr())
+        };
+        let count = |name| std::mem::transmute::<*mut _, extern "C" fn() -> i64>(find(name));
+        let fail_at = std::mem::transmute::<*mut _, extern "C" fn(i64)>(find(c"driver_fail_at"));
+        (fail_at, count(c"driver_calls"), count(c"driver_live"))
+    }
+}
+
+#[test]
+#[ignore = "needs the driver of tests/driver; run by no_failing_call_panics_or_leaks"]
+fn every_call_fails_once() {
+    let (fail_at, calls, live) = control();
+    let folder = folder();
+    let attempt = || -> medflamingo::Result<()> {
+        let device = Device::Cuda(0);
+        let options = EngineOptions { device, kv_tokens: Some(64), ..EngineOptions::default() };
+        let mut engine = Engine::open(&folder, &options)?;
+        let mut ask = || {
+            let options = GenerateOptions { max_new_tokens: 3, ..GenerateOptions::default() };
+            let request = engine.request("Is it round?", Vec::new(), options)?;
+            engine.generate(request, &mut |_| engine::Control::Continue).map(|_| ())
+        };
+        let Err(first) = ask() else { return Ok(()) };
+        // A card that has failed says so again, and nothing worse.
+        let again = ask().map_err(|e| e.to_string());
+        assert!(again.is_ok() || again == Err(first.to_string()), "{first}: {again:?}");
+        Err(first)
+    };
+    fail_at(0);
+    attempt().unwrap();
+    let (all, left) = (calls(), live());
+    assert!(all > 500 && left == 0, "{all} calls, {left} left");
+    for n in 1..=all {
+        fail_at(n);
+        let result = attempt();
+        fail_at(0);
+        assert_eq!(live(), 0, "after call {n} of {all}");
+        let e = result.err().map(|e| e.to_string());
+        assert!(e.as_ref().is_none_or(|e| e.starts_with("cuda")), "call {n}: {e:?}");
+    }
+}
