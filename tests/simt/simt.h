@@ -261,9 +261,6 @@ __forceinline__ float __log2f(float x) { return log2f(x); }
 __forceinline__ float __powf(float x, float y) { return powf(x, y); }
 __forceinline__ float __saturatef(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; }
 __forceinline__ float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
-__forceinline__ float __fadd_rn(float x, float y) { return x + y; }
-__forceinline__ float __fmul_rn(float x, float y) { return x * y; }
-__forceinline__ float __fdiv_rn(float x, float y) { return x / y; }
 __forceinline__ float __fsqrt_rn(float x) { return sqrtf(x); }
 __forceinline__ float __frcp_rn(float x) { return 1.0f / x; }
 __forceinline__ float __fdividef(float x, float y) { return x / y; }
