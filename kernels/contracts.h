@@ -22,4 +22,5 @@
 #include "patchify.h"
 #include "rmsnorm.h"
 #include "rope.h"
+#include "sampling.h"
 #include "self_attention.h"

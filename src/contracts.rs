@@ -682,6 +682,127 @@ const _: () = {
     ["Offset of field: RopeParams::rotary"][::core::mem::offset_of!(RopeParams, rotary) - 40usize];
     ["Offset of field: RopeParams::base"][::core::mem::offset_of!(RopeParams, base) - 44usize];
 };
+#[doc = " How one token is chosen. Fractions are 64 bits after the point.\n\n  Of `edits`, penalised_begin .. penalised_end are tokens whose score is divided by `penalty`, or\n  multiplied if it is below 0; penalised_end .. banned_end are tokens that are not chosen."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplingDraw {
+    #[doc = "in 0..1: where in the distribution the token is taken"]
+    pub uniform: u64,
+    #[doc = "share of the mass that is kept; all bits: everything"]
+    pub top_p: u64,
+    #[doc = "least weight that is kept, in units of 2^-40; 0: everything"]
+    pub min_p: u64,
+    #[doc = "0: the best token is taken"]
+    pub temperature: f32,
+    pub penalty: f32,
+    #[doc = "tokens kept; 0: all"]
+    pub top_k: i32,
+    #[doc = "of the logits"]
+    pub row: i32,
+    pub penalised_begin: i32,
+    pub penalised_end: i32,
+    pub banned_end: i32,
+    #[doc = "to report, at most 20"]
+    pub alternatives: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplingDraw"][::core::mem::size_of::<SamplingDraw>() - 56usize];
+    ["Alignment of SamplingDraw"][::core::mem::align_of::<SamplingDraw>() - 8usize];
+    ["Offset of field: SamplingDraw::uniform"]
+        [::core::mem::offset_of!(SamplingDraw, uniform) - 0usize];
+    ["Offset of field: SamplingDraw::top_p"][::core::mem::offset_of!(SamplingDraw, top_p) - 8usize];
+    ["Offset of field: SamplingDraw::min_p"]
+        [::core::mem::offset_of!(SamplingDraw, min_p) - 16usize];
+    ["Offset of field: SamplingDraw::temperature"]
+        [::core::mem::offset_of!(SamplingDraw, temperature) - 24usize];
+    ["Offset of field: SamplingDraw::penalty"]
+        [::core::mem::offset_of!(SamplingDraw, penalty) - 28usize];
+    ["Offset of field: SamplingDraw::top_k"]
+        [::core::mem::offset_of!(SamplingDraw, top_k) - 32usize];
+    ["Offset of field: SamplingDraw::row"][::core::mem::offset_of!(SamplingDraw, row) - 36usize];
+    ["Offset of field: SamplingDraw::penalised_begin"]
+        [::core::mem::offset_of!(SamplingDraw, penalised_begin) - 40usize];
+    ["Offset of field: SamplingDraw::penalised_end"]
+        [::core::mem::offset_of!(SamplingDraw, penalised_end) - 44usize];
+    ["Offset of field: SamplingDraw::banned_end"]
+        [::core::mem::offset_of!(SamplingDraw, banned_end) - 48usize];
+    ["Offset of field: SamplingDraw::alternatives"]
+        [::core::mem::offset_of!(SamplingDraw, alternatives) - 52usize];
+};
+#[doc = " What was chosen, and what the model itself thought of it:\n  ln p(i) = logit(i) - maximum - ln(sum 2^-40), before edits, temperature and truncation."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplingChoice {
+    #[doc = "of floor(2^40 exp(x - maximum))"]
+    pub sum: u64,
+    #[doc = "of the row"]
+    pub maximum: f32,
+    #[doc = "of `id`, or what is wrong with it"]
+    pub logit: f32,
+    #[doc = "the token, or the first that is at fault"]
+    pub id: i32,
+    #[doc = "0; else NaN, inf or nothing but -inf: 1 in the row, 2 once edited"]
+    pub fault: i32,
+    pub top_logit: [f32; 20usize],
+    #[doc = "the best of the row, best first, of equals the lower first"]
+    pub top_id: [i32; 20usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplingChoice"][::core::mem::size_of::<SamplingChoice>() - 184usize];
+    ["Alignment of SamplingChoice"][::core::mem::align_of::<SamplingChoice>() - 8usize];
+    ["Offset of field: SamplingChoice::sum"][::core::mem::offset_of!(SamplingChoice, sum) - 0usize];
+    ["Offset of field: SamplingChoice::maximum"]
+        [::core::mem::offset_of!(SamplingChoice, maximum) - 8usize];
+    ["Offset of field: SamplingChoice::logit"]
+        [::core::mem::offset_of!(SamplingChoice, logit) - 12usize];
+    ["Offset of field: SamplingChoice::id"][::core::mem::offset_of!(SamplingChoice, id) - 16usize];
+    ["Offset of field: SamplingChoice::fault"]
+        [::core::mem::offset_of!(SamplingChoice, fault) - 20usize];
+    ["Offset of field: SamplingChoice::top_logit"]
+        [::core::mem::offset_of!(SamplingChoice, top_logit) - 24usize];
+    ["Offset of field: SamplingChoice::top_id"]
+        [::core::mem::offset_of!(SamplingChoice, top_id) - 104usize];
+};
+#[doc = " `sampling`: the next token of a sequence: the best, or one drawn from the likelier part.\n\n  Scores s are the row with its edits. Tokens are ordered by |y|, y = (s - max s) / temperature,\n  then by id; their weights are w = floor(2^40 exp(y)), whole numbers, so that sums are exact in\n  any order. Kept are: the `top_k` first and what ties with the last of them; of these the fewest\n  first whose weight reaches top_p of the whole; of these those with w >= min_p. Chosen is the\n  first token up to which the kept weight is more than `uniform` of the whole.\n\n  Source    transformers 4.28 - 4.33 LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper\n  Entries   sampling_{f32,bf16,f16}\n  Limits    vocabulary in 1 .. 2^18; ids of edits inside it\n  Numerics  f32 as written, nothing fused: the same bits on every device"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplingParams {
+    #[doc = "(draws): the tokens alone, where the next step reads them"]
+    pub ids: *mut i32,
+    #[doc = "(draws)"]
+    pub choices: *mut SamplingChoice,
+    #[doc = "(rows, vocabulary) T"]
+    pub logits: *const ::core::ffi::c_void,
+    pub draws: *const SamplingDraw,
+    pub edits: *const i32,
+    #[doc = "of draws"]
+    pub count: i64,
+    pub vocabulary: i64,
+    #[doc = "of logits, elements"]
+    pub row_stride: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplingParams"][::core::mem::size_of::<SamplingParams>() - 64usize];
+    ["Alignment of SamplingParams"][::core::mem::align_of::<SamplingParams>() - 8usize];
+    ["Offset of field: SamplingParams::ids"][::core::mem::offset_of!(SamplingParams, ids) - 0usize];
+    ["Offset of field: SamplingParams::choices"]
+        [::core::mem::offset_of!(SamplingParams, choices) - 8usize];
+    ["Offset of field: SamplingParams::logits"]
+        [::core::mem::offset_of!(SamplingParams, logits) - 16usize];
+    ["Offset of field: SamplingParams::draws"]
+        [::core::mem::offset_of!(SamplingParams, draws) - 24usize];
+    ["Offset of field: SamplingParams::edits"]
+        [::core::mem::offset_of!(SamplingParams, edits) - 32usize];
+    ["Offset of field: SamplingParams::count"]
+        [::core::mem::offset_of!(SamplingParams, count) - 40usize];
+    ["Offset of field: SamplingParams::vocabulary"]
+        [::core::mem::offset_of!(SamplingParams, vocabulary) - 48usize];
+    ["Offset of field: SamplingParams::row_stride"]
+        [::core::mem::offset_of!(SamplingParams, row_stride) - 56usize];
+};
 #[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys, the\n  rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  one pass with a running maximum and sum in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

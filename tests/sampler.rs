@@ -1,9 +1,9 @@
 //! Sampling and beam search against transformers 4.33.3, hand-worked cases and slow oracles.
 
 use medflamingo::engine::beam::{Beams, Hypothesis};
-use medflamingo::engine::logits::Summary;
 use medflamingo::engine::options::{EarlyStopping, GenerateOptions};
 use medflamingo::engine::sampler::Sampler;
+use medflamingo::ops::Summary;
 use proptest::prelude::*;
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -2,12 +2,12 @@
 
 use clap::Args;
 use medflamingo::device::Device;
-use medflamingo::engine::logits::Summary;
 use medflamingo::engine::options::EarlyStopping;
 use medflamingo::engine::{
     Answer, Control, Engine, EngineOptions, Event, GenerateOptions, Request,
 };
 use medflamingo::model::MaskMode;
+use medflamingo::ops::Summary;
 use medflamingo::{Error, Result};
 use serde::Deserialize;
 use serde_json::json;

@@ -6,9 +6,9 @@
 //! token that ended it, where upstream writes the first of several; a search cut short by its
 //! caller leaves open beams open, where upstream appends the end token.
 
-use super::logits::{Best, Summary};
 use super::options::{EarlyStopping, GenerateOptions};
 use super::processors::Processors;
+use crate::ops::{Best, Summary};
 use crate::{Error, Result};
 
 /// What a beam that does not exist yet scores, so that step one looks at the first beam only.

@@ -23,7 +23,6 @@
 pub mod beam;
 mod cache;
 mod folder;
-pub mod logits;
 pub mod options;
 pub mod processors;
 mod request;
@@ -91,6 +90,8 @@ pub struct Engine {
     options: EngineOptions,
     weights_bytes: u64,
     arena: Arena,
+    /// How the tokens of a pass are chosen, and those tokens.
+    draws: Arena,
     pool: KvPool,
     images: ImageCache,
     prefixes: PrefixCache,
@@ -122,6 +123,7 @@ impl Engine {
         let prefixes = if is_causal { options.prefixes } else { 0 };
         Ok(Engine {
             arena: Arena::new(&stream, 0)?,
+            draws: Arena::new(&stream, 0)?,
             images: ImageCache::new(options.image_cache),
             prefixes: PrefixCache::new(prefixes, config.tokens.image),
             weights_bytes: weights.bytes() as u64,

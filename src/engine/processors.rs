@@ -4,6 +4,7 @@
 //! repetition penalty, repeated n-grams, least number of new tokens, suppressed tokens.
 
 use super::options::GenerateOptions;
+use crate::ops::Edits;
 use crate::{Error, Result};
 
 /// The rules of one request; the sampler applies them to logits, beam search to log-probabilities.
@@ -14,9 +15,9 @@ pub struct Processors {
     min_new_tokens: usize,
     eos: Vec<u32>,
     suppress: Vec<u32>,
-    /// For each token the last round in which its score was penalised (V), once a round needs it.
-    penalised: Vec<u32>,
-    round: u32,
+    /// Tokens whose scores are penalised, ascending, and those that are forbidden, next time.
+    penalised: Vec<i32>,
+    banned: Vec<i32>,
 }
 
 impl Processors {
@@ -29,7 +30,7 @@ impl Processors {
             eos: eos.to_vec(),
             suppress: suppress.to_vec(),
             penalised: Vec::new(),
-            round: 0,
+            banned: Vec::new(),
         }
     }
 
@@ -38,80 +39,68 @@ impl Processors {
         &self.eos
     }
 
-    /// True if [`Processors::apply`] would change nothing with `generated` new tokens.
-    pub fn is_idle(&self, generated: usize) -> bool {
-        self.repetition_penalty == 1.0
-            && self.no_repeat_ngram_size == 0
-            && (self.eos.is_empty() || generated >= self.min_new_tokens)
-            && self.suppress.is_empty()
-    }
-
-    /// Changes `scores` (V) f32 of the token after `history` (prompt and answer so far), of which
-    /// the last `generated` are the answer.
+    /// What the rules do to the scores (V = `vocabulary`) of the token after `history` (prompt and
+    /// answer so far), of which the last `generated` are the answer. A penalty counts once for each
+    /// token of the history.
     ///
     /// # Errors
-    /// A token of the history or of the rules that `scores` has no entry for.
-    pub fn apply(&mut self, scores: &mut [f32], history: &[u32], generated: usize) -> Result<()> {
+    /// A token of the history or of the rules that is outside the vocabulary.
+    pub fn edits(
+        &mut self,
+        history: &[u32],
+        generated: usize,
+        vocabulary: usize,
+    ) -> Result<Edits<'_>> {
+        self.penalised.clear();
+        self.banned.clear();
         if self.repetition_penalty != 1.0 {
-            self.penalise_repetition(scores, history)?;
+            add("history", &mut self.penalised, history, vocabulary)?;
+            self.penalised.sort_unstable();
+            self.penalised.dedup();
         }
         if self.no_repeat_ngram_size != 0 {
-            ban_repeated_ngrams(scores, history, self.no_repeat_ngram_size)?;
+            let last = repeated_ngrams(history, self.no_repeat_ngram_size);
+            add("history", &mut self.banned, last, vocabulary)?;
         }
         if generated < self.min_new_tokens {
-            ban("eos", scores, &self.eos)?;
+            add("eos", &mut self.banned, &self.eos, vocabulary)?;
         }
-        ban("suppress", scores, &self.suppress)
+        add("suppress", &mut self.banned, &self.suppress, vocabulary)?;
+        let penalty = self.repetition_penalty;
+        Ok(Edits { penalty, penalised: &self.penalised, banned: &self.banned })
     }
 
-    /// score < 0 ? score * penalty : score / penalty, once for each token of `history`.
-    fn penalise_repetition(&mut self, scores: &mut [f32], history: &[u32]) -> Result<()> {
-        self.round = self.round.wrapping_add(1);
-        if self.penalised.len() != scores.len() || self.round == 0 {
-            self.penalised.clear();
-            self.penalised.resize(scores.len(), 0);
-            self.round = 1;
-        }
-        for &id in history {
-            let score = entry("history", scores, id)?;
-            let last = &mut self.penalised[id as usize];
-            if std::mem::replace(last, self.round) == self.round {
-                continue;
-            }
-            if *score < 0.0 {
-                *score *= self.repetition_penalty;
-            } else {
-                *score /= self.repetition_penalty;
-            }
-        }
+    /// Makes the [`Processors::edits`] of `scores` (V) f32.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply(&mut self, scores: &mut [f32], history: &[u32], generated: usize) -> Result<()> {
+        self.edits(history, generated, scores.len())?.apply(scores);
         Ok(())
     }
 }
 
-/// Forbids every token that would complete an n-gram which `history` already holds.
-fn ban_repeated_ngrams(scores: &mut [f32], history: &[u32], n: usize) -> Result<()> {
-    let Some(start) = (history.len() + 1).checked_sub(n) else { return Ok(()) };
-    let prefix = &history[start..];
-    for ngram in history.windows(n) {
-        if ngram[..n - 1] == *prefix {
-            *entry("history", scores, ngram[n - 1])? = f32::NEG_INFINITY;
-        }
-    }
-    Ok(())
+/// Every token that would complete an n-gram which `history` already holds.
+fn repeated_ngrams(history: &[u32], n: usize) -> impl Iterator<Item = &u32> {
+    let prefix = (history.len() + 1).checked_sub(n).map(|start| &history[start..]);
+    let ngrams = history.windows(n).filter(move |ngram| prefix == Some(&ngram[..n - 1]));
+    ngrams.map(move |ngram| &ngram[n - 1])
 }
 
-fn ban(who: &str, scores: &mut [f32], ids: &[u32]) -> Result<()> {
+/// Adds the tokens `ids` of `who` to `list`.
+fn add<'a>(
+    who: &str,
+    list: &mut Vec<i32>,
+    ids: impl IntoIterator<Item = &'a u32>,
+    vocabulary: usize,
+) -> Result<()> {
     for &id in ids {
-        *entry(who, scores, id)? = f32::NEG_INFINITY;
+        if id as usize >= vocabulary {
+            return Err(Error::invalid(who, format!("a token below {vocabulary}"), id));
+        }
+        list.push(id as i32);
     }
     Ok(())
-}
-
-fn entry<'a>(who: &str, scores: &'a mut [f32], id: u32) -> Result<&'a mut f32> {
-    let vocabulary = scores.len();
-    scores
-        .get_mut(id as usize)
-        .ok_or_else(|| Error::invalid(who, format!("a token below {vocabulary}"), id))
 }
 
 #[cfg(test)]
@@ -144,16 +133,6 @@ mod tests {
     }
 
     #[test]
-    fn rounds_survive_their_counter_wrapping() {
-        let mut rules = with(|o| o.repetition_penalty = 2.0);
-        rules.apply(&mut [8.0; 5], &[3], 0).unwrap();
-        rules.round = u32::MAX;
-        let mut scores = [8.0; 5];
-        rules.apply(&mut scores, &[3, 3], 0).unwrap();
-        assert_eq!(scores, [8.0, 8.0, 8.0, 4.0, 8.0]);
-    }
-
-    #[test]
     fn ngrams_do_not_come_twice() {
         let banned = |history: &[u32], n| {
             let mut scores = [0.0; 5];
@@ -183,13 +162,16 @@ mod tests {
     }
 
     #[test]
-    fn idle_means_that_nothing_changes() {
-        assert!(with(|_| ()).is_idle(0));
-        assert!(!with(|o| o.min_new_tokens = 1).is_idle(0));
-        assert!(with(|o| o.min_new_tokens = 1).is_idle(1));
-        assert!(!with(|o| o.repetition_penalty = 1.1).is_idle(9));
-        assert!(!with(|o| o.no_repeat_ngram_size = 3).is_idle(9));
-        assert!(!Processors::new(&GenerateOptions::default(), &[], &[1]).is_idle(9));
+    fn no_rules_edit_nothing() {
+        let count = |mut rules: Processors, generated| {
+            let edits = rules.edits(&[1, 2], generated, 5).unwrap();
+            edits.penalised.len() + edits.banned.len()
+        };
+        assert_eq!(count(with(|_| ()), 0), 0);
+        assert_eq!(count(with(|o| o.min_new_tokens = 1), 0), 1);
+        assert_eq!(count(with(|o| o.min_new_tokens = 1), 1), 0);
+        assert_eq!(count(with(|o| o.repetition_penalty = 1.1), 9), 2);
+        assert_eq!(count(Processors::new(&GenerateOptions::default(), &[], &[1]), 9), 1);
     }
 
     #[test]

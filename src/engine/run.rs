@@ -6,6 +6,8 @@ use super::cache::{ImageKey, image_key};
 use super::request::{Answer, Control, Event, Finish, Request, Timings, TokenLogprob};
 use super::sampler::Sampler;
 use crate::model::{Media, Origin, Probe, Rows, Session, Step};
+use crate::ops::{self, Choice, Choices, Draw, Draws};
+use crate::tensor::Tensor;
 use crate::text::{StopStrings, TokenStream};
 use crate::{Error, Result};
 use std::collections::VecDeque;
@@ -50,6 +52,15 @@ struct Text {
     stops: StopStrings,
     text: String,
     logprobs: Vec<TokenLogprob>,
+}
+
+/// What a pass found for one request.
+enum Found {
+    /// Its prompt has not been read yet.
+    Nothing,
+    Token(Result<Choice>),
+    /// The logits of each beam: a search compares all tokens of all beams, on the host.
+    Beams(Vec<f32>),
 }
 
 /// The receiver of all events of a batch.
@@ -174,20 +185,15 @@ impl Engine {
                 return;
             }
             let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
-            let forward = self.model.forward(stream, arena, pool, &mut steps, &mut Probe::none());
-            forward.and_then(|logits| logits.view().to_f32())
+            self.model.forward(stream, arena, pool, &mut steps, &mut Probe::none())
         };
-        let mut logits = match logits {
-            Ok(logits) => logits,
+        let found = match logits.and_then(|logits| self.find(&logits, running, &plan)) {
+            Ok(found) => found,
             Err(e) => return fail_all(running, answers, &e),
         };
-        let vocabulary = self.model.config().language.vocabulary;
-        let mut rows = logits.chunks_exact_mut(vocabulary);
         let mut kept = Vec::with_capacity(running.len());
-        for (mut r, tokens) in running.drain(..).zip(plan) {
-            let count = r.logit_rows(tokens);
-            let own: Vec<&mut [f32]> = rows.by_ref().take(count).collect();
-            match self.take(&mut r, tokens, own, on) {
+        for ((mut r, tokens), found) in running.drain(..).zip(plan).zip(found) {
+            match self.take(&mut r, tokens, found, on) {
                 Ok(None) => kept.push(r),
                 Ok(Some(finish)) => {
                     let index = r.index;
@@ -197,6 +203,54 @@ impl Engine {
             }
         }
         *running = kept;
+    }
+
+    /// Chooses the tokens that the `logits` of a pass are for; of what it read, only they leave the
+    /// device.
+    fn find(
+        &mut self,
+        logits: &Tensor,
+        running: &mut [Running],
+        plan: &[usize],
+    ) -> Result<Vec<Found>> {
+        let vocabulary = logits.shape().cols();
+        let mut found: Vec<Found> = running.iter().map(|_| Found::Nothing).collect();
+        let (mut draws, mut places, mut row) = (Vec::new(), Vec::new(), 0);
+        for (i, (r, &tokens)) in running.iter_mut().zip(plan).enumerate() {
+            let rows = row..row + r.logit_rows(tokens);
+            row = rows.end;
+            match &mut r.chooser {
+                _ if rows.is_empty() => (),
+                Chooser::Beams(_) => {
+                    let view = logits.view().block(rows, 0..vocabulary)?;
+                    found[i] = Found::Beams(view.to_f32()?);
+                }
+                Chooser::One(text) => {
+                    let Text { sampler, history, .. } = &mut **text;
+                    let generated = history.len() - r.request.prompt.len();
+                    match sampler.draw(rows.start, history, generated, vocabulary) {
+                        Ok(draw) => {
+                            draws.push(draw);
+                            places.push(i);
+                        }
+                        Err(e) => found[i] = Found::Token(Err(e)),
+                    }
+                }
+            }
+        }
+        for (i, choice) in places.into_iter().zip(self.choose(logits, &draws)?) {
+            found[i] = Found::Token(choice);
+        }
+        Ok(found)
+    }
+
+    fn choose(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Result<Choice>>> {
+        let (stream, arena, shape) = (&self.stream, &mut self.draws, logits.shape());
+        arena.reset(stream, Draws::footprint(draws))?;
+        let mut choices = Choices::new(arena, draws.len(), shape.cols())?;
+        let packed = Draws::new(arena, draws, shape.rows(), shape.cols())?;
+        ops::sampling(stream, &mut choices, logits.view(), &packed)?;
+        choices.read(draws)
     }
 
     /// Forgets remembered prompts, then fails the newest requests, until the pass fits the pool.
@@ -229,7 +283,7 @@ impl Engine {
         &mut self,
         r: &mut Running,
         tokens: usize,
-        rows: Vec<&mut [f32]>,
+        found: Found,
         on: &mut On<'_>,
     ) -> Result<Option<Finish>> {
         if tokens == 0 {
@@ -257,9 +311,8 @@ impl Engine {
         r.latest = now;
         match &mut r.chooser {
             Chooser::One(text) => {
-                let Some(row) = rows.into_iter().next() else { return Ok(None) };
-                let generated = text.history.len() - total;
-                let choice = text.sampler.next(row, &text.history, generated)?;
+                let Found::Token(choice) = found else { return Ok(None) };
+                let (choice, generated) = (choice?, text.history.len() - total);
                 text.history.push(choice.id);
                 if r.request.options.logprobs > 0 {
                     text.logprobs.push(self.describe(&choice));
@@ -269,7 +322,9 @@ impl Engine {
                 Ok(self.show(text, r.index, choice.id, room, on))
             }
             Chooser::Beams(beams) => {
-                let rows: Vec<&[f32]> = rows.into_iter().map(|row| &*row).collect();
+                let Found::Beams(logits) = found else { return Ok(None) };
+                let vocabulary = self.model.config().language.vocabulary;
+                let rows: Vec<&[f32]> = logits.chunks_exact(vocabulary).collect();
                 let advance = beams.step(&rows)?;
                 r.sessions = advance.parents.iter().map(|&p| r.sessions[p].fork()).collect();
                 r.last = advance.tokens.to_vec();
@@ -311,7 +366,7 @@ impl Engine {
         }
     }
 
-    fn describe(&self, choice: &super::sampler::Choice) -> TokenLogprob {
+    fn describe(&self, choice: &Choice) -> TokenLogprob {
         let token = |id: u32| String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned();
         TokenLogprob {
             id: choice.id,

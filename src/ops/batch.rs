@@ -194,7 +194,7 @@ fn distinct_slots(sequences: &[Sequence<'_>], rows: usize, page_tokens: usize) -
     }
 }
 
-fn upload<T: crate::tensor::Element>(
+pub(super) fn upload<T: crate::tensor::Element>(
     arena: &mut Arena,
     values: &[T],
     shape: &[usize],
@@ -234,6 +234,11 @@ impl TokenIds {
 
     pub(super) fn ids(&self) -> *const i32 {
         self.ids.view().ptr()
+    }
+
+    /// For a kernel that writes nothing but tokens of the vocabulary.
+    pub(super) fn ids_mut(&mut self) -> *mut i32 {
+        self.ids.view_mut().ptr()
     }
 }
 

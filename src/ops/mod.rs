@@ -20,10 +20,12 @@ mod kv_append;
 mod lanes;
 mod layernorm;
 mod layout;
+mod logits;
 mod patchify;
 mod rmsnorm;
 mod rope;
 mod rows;
+mod sampling;
 mod self_attention;
 mod softmax;
 
@@ -40,9 +42,12 @@ pub use gemm::{Activation, Epilogue, GEMM, Out, gemm};
 pub use gemm_quantized::{GEMM_QUANTIZED, INT4_GROUP, Quantized, gemm_quantized};
 pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
+pub(crate) use logits::Best;
+pub use logits::Summary;
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
 pub use rmsnorm::{RMSNORM, rmsnorm};
 pub use rope::{ROPE, rope};
+pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampling};
 pub use self_attention::{SELF_ATTENTION, self_attention};
 
 use crate::DType;
@@ -77,6 +82,7 @@ pub static ALL: &[Entries] = &[
     entries(&PATCHIFY),
     entries(&RMSNORM),
     entries(&ROPE),
+    entries(&SAMPLING),
     entries(&SELF_ATTENTION),
     entries(&SWIGLU),
     entries(&VISION_TOKENS),

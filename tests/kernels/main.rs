@@ -21,4 +21,5 @@ mod oracle;
 mod patchify;
 mod rmsnorm;
 mod rope;
+mod sampling;
 mod self_attention;

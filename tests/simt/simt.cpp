@@ -886,17 +886,13 @@ void __tsan_vptr_read(void *) {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
-uint32_t __tsan_atomic32_fetch_add(volatile uint32_t *p, uint32_t x, int) {
-  return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);
-}
-uint32_t __tsan_atomic32_exchange(volatile uint32_t *p, uint32_t x, int) {
-  return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);
-}
-uint32_t __tsan_atomic32_load(const volatile uint32_t *p, int) {
-  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
-}
-int __tsan_atomic32_compare_exchange_strong(volatile uint32_t *p, uint32_t *expected, uint32_t x, int,
-                                            int) {
-  return __atomic_compare_exchange_n(p, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-}
+#define ATOMIC(bits)                                                                               \
+  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t *p, int) {               \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                   \
+  }                                                                                                \
+  int __tsan_atomic##bits##_compare_exchange_strong(                                               \
+      volatile uint##bits##_t *p, uint##bits##_t *expected, uint##bits##_t x, int, int) {          \
+    return __atomic_compare_exchange_n(p, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+  }
+ATOMIC(32) ATOMIC(64)
 }

@@ -197,46 +197,43 @@ __forceinline__ int32_t __reduce_min_sync(uint32_t mask, int32_t x) {
   return simt::vote<3>("__reduce_min_sync", mask, x);
 }
 
+namespace simt {
+
+/** *p = f(*p) in one step; what it was. */
+template <typename T, typename F> __forceinline__ T update(T *p, F f) {
+  will_update(p, sizeof(T));
+  T old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  while (!__atomic_compare_exchange_n(p, &old, f(old), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+  }
+  return old;
+}
+
+} // namespace simt
+
 template <typename T> __forceinline__ T atomicAdd(T *p, T x) {
-  simt::will_update(p, sizeof(T));
-  return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);
+  return simt::update(p, [=](T old) { return (T)(old + x); });
+}
+template <typename T> __forceinline__ T atomicSub(T *p, T x) {
+  return simt::update(p, [=](T old) { return (T)(old - x); });
 }
 template <typename T> __forceinline__ T atomicExch(T *p, T x) {
-  simt::will_update(p, sizeof(T));
-  return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);
+  return simt::update(p, [=](T) { return x; });
 }
 template <typename T> __forceinline__ T atomicCAS(T *p, T expected, T x) {
-  simt::will_update(p, sizeof(T));
-  __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  return expected;
+  return simt::update(p, [=](T old) { return old == expected ? x : old; });
 }
-template <typename T> __forceinline__ T atomicSub(T *p, T x) { return atomicAdd(p, (T)-x); }
 template <typename T> __forceinline__ T atomicOr(T *p, T x) {
-  simt::will_update(p, sizeof(T));
-  return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);
+  return simt::update(p, [=](T old) { return (T)(old | x); });
+}
+template <typename T> __forceinline__ T atomicMin(T *p, T x) {
+  return simt::update(p, [=](T old) { return x < old ? x : old; });
+}
+template <typename T> __forceinline__ T atomicMax(T *p, T x) {
+  return simt::update(p, [=](T old) { return old < x ? x : old; });
 }
 /** Wraps from `limit` to 0. */
 __forceinline__ uint32_t atomicInc(uint32_t *p, uint32_t limit) {
-  simt::will_update(p, sizeof *p);
-  uint32_t old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
-  while (!__atomic_compare_exchange_n(p, &old, old >= limit ? 0 : old + 1, false, __ATOMIC_SEQ_CST,
-                                      __ATOMIC_SEQ_CST)) {
-  }
-  return old;
-}
-template <typename T> __forceinline__ T atomicMin(T *p, T x) {
-  simt::will_update(p, sizeof(T));
-  T old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
-  while (x < old && !__atomic_compare_exchange_n(p, &old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-  }
-  return old;
-}
-template <typename T> __forceinline__ T atomicMax(T *p, T x) {
-  simt::will_update(p, sizeof(T));
-  T old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
-  while (old < x && !__atomic_compare_exchange_n(p, &old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-  }
-  return old;
+  return simt::update(p, [=](uint32_t old) { return old >= limit ? 0 : old + 1; });
 }
 template <typename T> __forceinline__ T __ldg(const T *p) { return *p; }
 
@@ -245,6 +242,10 @@ __forceinline__ uint32_t __float_as_uint(float x) { return __builtin_bit_cast(ui
 __forceinline__ float __int_as_float(int32_t x) { return __builtin_bit_cast(float, x); }
 __forceinline__ int32_t __float_as_int(float x) { return __builtin_bit_cast(int32_t, x); }
 __forceinline__ int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+__forceinline__ int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+__forceinline__ unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+  return (unsigned long long)((unsigned __int128)x * y >> 64);
+}
 __forceinline__ int __popc(uint32_t x) { return __builtin_popcount(x); }
 __forceinline__ int __ffs(int x) { return __builtin_ffs(x); }
 __forceinline__ uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t order) {
@@ -260,6 +261,10 @@ __forceinline__ float __logf(float x) { return logf(x); }
 __forceinline__ float __log2f(float x) { return log2f(x); }
 __forceinline__ float __powf(float x, float y) { return powf(x, y); }
 __forceinline__ float __saturatef(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; }
+__forceinline__ float __fadd_rn(float x, float y) { return x + y; }
+__forceinline__ float __fsub_rn(float x, float y) { return x - y; }
+__forceinline__ float __fmul_rn(float x, float y) { return x * y; }
+__forceinline__ float __fdiv_rn(float x, float y) { return x / y; }
 __forceinline__ float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 __forceinline__ float __fsqrt_rn(float x) { return sqrtf(x); }
 __forceinline__ float __frcp_rn(float x) { return 1.0f / x; }
@@ -272,5 +277,11 @@ __forceinline__ int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 __forceinline__ int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 __forceinline__ uint64_t min(uint64_t a, uint64_t b) { return a < b ? a : b; }
 __forceinline__ uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
+__forceinline__ unsigned long long min(unsigned long long a, unsigned long long b) {
+  return a < b ? a : b;
+}
+__forceinline__ unsigned long long max(unsigned long long a, unsigned long long b) {
+  return a > b ? a : b;
+}
 __forceinline__ float min(float a, float b) { return fminf(a, b); }
 __forceinline__ float max(float a, float b) { return fmaxf(a, b); }

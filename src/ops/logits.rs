@@ -1,7 +1,8 @@
 //! One row of logits: its maximum, its softmax normaliser, its best entries.
 //!
-//! Only IEEE additions, multiplications and comparisons in a fixed order decide anything here, so
-//! equal logits give equal results on every machine. Refuses NaN, +inf and rows of -inf.
+//! Only IEEE additions, multiplications and comparisons decide anything here, and what is summed
+//! are whole numbers, so equal logits give equal results on every machine, in whatever order it
+//! adds. Refuses NaN, +inf and rows of -inf.
 
 use crate::{Error, Result};
 
@@ -26,9 +27,8 @@ impl Summary {
     /// # Errors
     /// Empty rows, NaN, +inf, nothing but -inf.
     pub fn of(logits: &[f32]) -> Result<Summary> {
-        let (maximum, argmax) = first_maximum(logits)?;
-        let log_sum = sum_of_exponentials(logits, maximum).ln() as f32;
-        Ok(Summary { maximum, argmax, log_sum })
+        let (maximum, argmax) = first_maximum(logits).map_err(|e| e.error(logits.len()))?;
+        Ok(Summary { maximum, argmax, log_sum: log_sum(sum_of_weights(logits, maximum)) })
     }
 
     /// The log-probability of an entry with logit `x`.
@@ -37,11 +37,26 @@ impl Summary {
     }
 }
 
+/// What makes a row unusable: a number that is NaN or +inf, or the first of nothing but -inf.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Unusable {
+    pub value: f32,
+    pub token: u32,
+}
+
+impl Unusable {
+    /// The error of a row of `vocabulary` entries.
+    pub fn error(self, vocabulary: usize) -> Error {
+        let found = match self.value == f32::NEG_INFINITY || vocabulary == 0 {
+            true => format!("{vocabulary} times -inf"),
+            false => format!("{} at token {}", self.value, self.token),
+        };
+        Error::invalid("logits", "finite numbers or -inf, not all -inf", found)
+    }
+}
+
 /// The largest of `logits` and the first index that has it.
-///
-/// # Errors
-/// Empty rows, NaN, +inf, nothing but -inf.
-pub fn first_maximum(logits: &[f32]) -> Result<(f32, u32)> {
+pub(super) fn first_maximum(logits: &[f32]) -> std::result::Result<(f32, u32), Unusable> {
     let (mut maximum, mut has_nan, mut place) = (f32::NEG_INFINITY, false, 0);
     for (i, chunk) in logits.chunks(CHUNK).enumerate() {
         has_nan |= chunk.iter().fold(false, |found, x| found | x.is_nan());
@@ -51,10 +66,13 @@ pub fn first_maximum(logits: &[f32]) -> Result<(f32, u32)> {
         }
     }
     if has_nan || !maximum.is_finite() {
-        return Err(unusable(logits));
+        let token = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY).unwrap_or(0);
+        let value = logits.get(token).copied().unwrap_or(f32::NEG_INFINITY);
+        return Err(Unusable { value, token: token as u32 });
     }
     let within = logits[place..].iter().position(|&x| x == maximum).unwrap_or(0);
-    Ok((maximum, (place + within) as u32))
+    // Of 0 and -0, which are equals, the one that is there.
+    Ok((logits[place + within], (place + within) as u32))
 }
 
 /// The largest entry; -inf if there is none. NaN is passed over.
@@ -70,35 +88,23 @@ fn largest(chunk: &[f32]) -> f32 {
     lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Says which entry makes a row unusable.
-fn unusable(logits: &[f32]) -> Error {
-    let expected = "finite numbers or -inf, not all -inf";
-    match logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
-        Some(i) => Error::invalid("logits", expected, format!("{} at token {i}", logits[i])),
-        None => Error::invalid("logits", expected, format!("{} times -inf", logits.len())),
-    }
+/// 1 as a weight.
+pub(super) const ONE: f32 = (1u64 << 40) as f32;
+
+/// exp(y) for y <= 0 in whole units of 2^-40, rounded down. As whole numbers weights add up to the
+/// same sum in any order, and 2^23 of them fit.
+pub(super) fn weight(y: f32) -> u64 {
+    (exp_nonpositive(y) * ONE) as i64 as u64
 }
 
-/// sum_i exp(x_i - maximum): f32 within chunks, f64 over them.
-fn sum_of_exponentials(logits: &[f32], maximum: f32) -> f64 {
-    let mut sum = 0.0f64;
-    let mut terms = [0.0f32; CHUNK];
-    for chunk in logits.chunks(CHUNK) {
-        let terms = &mut terms[..chunk.len()];
-        for (term, &x) in terms.iter_mut().zip(chunk) {
-            *term = exp_nonpositive(x - maximum);
-        }
-        let mut lanes = [0.0f32; LANES];
-        let mut groups = terms.chunks_exact(LANES);
-        for group in &mut groups {
-            for lane in 0..LANES {
-                lanes[lane] += group[lane];
-            }
-        }
-        let rest: f32 = groups.remainder().iter().sum();
-        sum += lanes.into_iter().map(f64::from).sum::<f64>() + f64::from(rest);
-    }
-    sum
+/// The sum of the weights of all x - maximum.
+pub(super) fn sum_of_weights(logits: &[f32], maximum: f32) -> u64 {
+    logits.iter().map(|&x| weight(x - maximum)).sum()
+}
+
+/// ln of a sum of weights.
+pub(super) fn log_sum(weights: u64) -> f32 {
+    (weights as f64 / f64::from(ONE)).ln() as f32
 }
 
 /// exp(x) for x <= 0, within 2e-7 relative; below -87, where the true value is under 2e-38, it
@@ -107,7 +113,7 @@ fn sum_of_exponentials(logits: &[f32], maximum: f32) -> f64 {
 /// Written out because the system's `exp` differs between systems, and because a compiler can
 /// make this one wide: exp(x) = 2^k exp(r), k = round(x / ln 2), |r| <= ln 2 / 2, Taylor in r.
 #[inline]
-pub(super) fn exp_nonpositive(x: f32) -> f32 {
+fn exp_nonpositive(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to an integer, which then sits in the low bits.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts; the first has few enough bits for k * LN2_HIGH to be exact.
@@ -127,7 +133,7 @@ pub(super) fn exp_nonpositive(x: f32) -> f32 {
 
 /// The n best of the entries offered so far, best first; of equal entries the earlier offered.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Best {
+pub(crate) struct Best {
     limit: usize,
     items: Vec<(f32, u32)>,
 }
@@ -200,6 +206,14 @@ mod tests {
         assert!(text(&[0.0, inf]).ends_with("found inf at token 1"));
         assert!(text(&[-inf; 9]).ends_with("found 9 times -inf"));
         assert!(text(&[]).ends_with("found 0 times -inf"));
+    }
+
+    #[test]
+    fn weights_are_whole_and_of_the_best_one() {
+        assert_eq!((weight(0.0), weight(-0.0)), (1 << 40, 1 << 40));
+        assert_eq!((weight(-87.0), weight(f32::NEG_INFINITY)), (0, 0));
+        let third = weight(-(3.0f32.ln())) as f64 / f64::from(ONE);
+        assert!((third - 1.0 / 3.0).abs() < 1e-7, "{third}");
     }
 
     #[test]
