@@ -14,10 +14,9 @@
 #include "lib/epilogue.cuh"
 #include "lib/mma.cuh"
 #include "lib/reduce.cuh"
+#include "lib/split.cuh"
 
 constexpr int BK = 32;
-/** u32 counters at the beginning of the workspace. */
-constexpr int64_t COUNTERS = 16384;
 
 template <typename T, int BM, int BN, int STAGES> struct GemmShared {
   SwizzledTile<T, BM, BK> a[STAGES];
@@ -90,40 +89,18 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
   }
 
   if (gridDim.z > 1) {
-    const int64_t tile = (int64_t)blockIdx.y * gridDim.x + blockIdx.x;
-    float *room = static_cast<float *>(p.workspace) + COUNTERS;
-    auto part = [&](int64_t z) { return room + (tile * gridDim.z + z) * BM * BN + threadIdx.x; };
-    float *own = part(blockIdx.z);
-#pragma unroll
-    for (int e = 0; e < MI * NI * 4; e++) own[e * THREADS] = acc[e / 4 / NI][e / 4 % NI][e % 4];
-    __threadfence();
-    __syncthreads();
-    uint32_t *counter = static_cast<uint32_t *>(p.workspace) + tile;
-    if (threadIdx.x == 0) {
-      s.is_last = atomicAdd(counter, 1u) == gridDim.z - 1;
-      if (s.is_last) *counter = 0;
-      __threadfence();
-    }
-    __syncthreads();
-    if (!s.is_last) return;
-#pragma unroll
-    for (int e = 0; e < MI * NI * 4; e++) acc[e / 4 / NI][e / 4 % NI][e % 4] = 0;
-    for (unsigned z = 0; z < gridDim.z; z++) {
-      const volatile float *from = part(z);
-#pragma unroll
-      for (int e = 0; e < MI * NI * 4; e++) acc[e / 4 / NI][e / 4 % NI][e % 4] += from[e * THREADS];
-    }
+    bool is_whole = merge_parts<MI * NI * 4, THREADS>(
+        p.workspace, (int64_t)blockIdx.y * gridDim.x + blockIdx.x, s.is_last,
+        [&](int e) -> float & { return acc[e / 4 / NI][e / 4 % NI][e % 4]; },
+        [] { __syncthreads(); });
+    if (!is_whole) return;
   }
 
   const Epilogue<T> epilogue(p);
 #pragma unroll
   for (int i = 0; i < MI; i++)
-#pragma unroll
-    for (int j = 0; j < NI; j++) {
-      int64_t row = row0 + wm + i * 16 + l / 4, col = col0 + wn + j * 8 + l % 4 * 2;
-      epilogue.store2(row, col, acc[i][j][0], acc[i][j][1]);
-      epilogue.store2(row + 8, col, acc[i][j][2], acc[i][j][3]);
-    }
+    epilogue.template store_fragments<NI>(row0 + wm + i * 16 + l / 4, col0 + wn + l % 4 * 2,
+                                          [&](int j) { return acc[i][j]; });
 }
 
 /** f32: exact products, so multiply-adds instead of tensor cores. */

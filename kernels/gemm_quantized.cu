@@ -197,18 +197,19 @@ __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
     if (!is_last) next.store(s.b[(step + 1) % 2]);
   }
 
-  const Epilogue<T> epilogue(p);
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     const int64_t col = col0 + wn + j * 8 + l % 4 * 2;
     const float low = w.row_scale(min(col, p.n - 1)), high = w.row_scale(min(col + 1, p.n - 1));
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int64_t row = row0 + wm + i * 16 + l / 4;
-      epilogue.store2(row, col, acc[i][j][0] * low, acc[i][j][1] * high);
-      epilogue.store2(row + 8, col, acc[i][j][2] * low, acc[i][j][3] * high);
-    }
+    for (int i = 0; i < 2; i++)
+      acc[i][j][0] *= low, acc[i][j][1] *= high, acc[i][j][2] *= low, acc[i][j][3] *= high;
   }
+  const Epilogue<T> epilogue(p);
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    epilogue.template store_fragments<4>(row0 + wm + i * 16 + l / 4, col0 + wn + l % 4 * 2,
+                                         [&](int j) { return acc[i][j]; });
 }
 
 /** A warp per cell of C: block x owns 8 columns, block y a row. `q(row, i)` is a weight. */

@@ -128,6 +128,146 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], u
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+#if HAS_SM90A
+// Hopper: barriers in shared memory that count arrivals and bytes.
+
+/** A barrier whose phase ends after `count` arrivals and the bytes they expect. */
+__device__ __forceinline__ void mbarrier_init(uint64_t *barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+}
+/** Makes the barriers that this thread initialised known to the tensor copies. */
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint64_t *barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+/** Arrives, and has the phase wait for `bytes` of copies too. */
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+/** Waits until the phase of this parity is over; parity 1 is over at the beginning. */
+__device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, uint32_t parity) {
+  uint32_t is_over = 0;
+  while (!is_over)
+    asm volatile("{ .reg .pred p;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(is_over)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+}
+
+// Tensor copies: boxes of a `TensorMap`, zeros outside of it, begun by one thread.
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap *map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+/** The box at column x, row y to shared memory; its bytes arrive at `barrier`. */
+__device__ __forceinline__ void tma_load_2d(void *to, const TensorMap *map, uint64_t *barrier,
+                                            int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
+               "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+               : "memory");
+}
+
+// Products of a warpgroup (four warps, the first a multiple of four), out of shared memory. Warp w
+// holds rows 16 w .. + 16 of D, laid out as those of `mma_bf16`: d[4 j ..] is columns 8 j ...
+
+/** A (rows, 64) tile of 16-bit elements as a tensor copy with `Swizzle::Bytes128` leaves it, at a
+ *  multiple of 1024 bytes; plus 32, 64 or 96 bytes for the following columns. */
+__device__ __forceinline__ uint64_t shared_descriptor_128b(const void *tile) {
+  // Address, 1024 bytes between groups of eight rows, 128-byte permutation; sizes in 16 bytes.
+  return (uint64_t)(shared_address(tile) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+/** Before the first product, and after registers of D were touched. */
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+/** Closes a group of products. */
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/** Waits until at most N groups are running. */
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+/** After the wait for the last product: the compiler reads no sum before it. */
+template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/** D (64,N) += A (64,16) B (N,16)^T, bf16 products summed in f32; done when waited for. */
+template <int N>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b);
+/** D (64,N) += A (64,16) B (N,16)^T, f16 products summed in f32; done when waited for. */
+template <int N>
+__device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b);
+
+#define PLACES_64                                                                                  \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                         \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                               \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                               \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define PLACES_96                                                                                  \
+  PLACES_64                                                                                        \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"                              \
+  "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define PLACES_128                                                                                 \
+  PLACES_96                                                                                        \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"                  \
+  "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define SUMS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SUMS16(i) SUMS4(i), SUMS4(i + 4), SUMS4(i + 8), SUMS4(i + 12)
+#define SUMS_64 SUMS16(0), SUMS16(16), SUMS16(32), SUMS16(48)
+#define SUMS_96 SUMS_64, SUMS16(64), SUMS16(80)
+#define SUMS_128 SUMS_96, SUMS16(96), SUMS16(112)
+#define WGMMA(type, N, sums, a_place, b_place)                                                     \
+  template <>                                                                                      \
+  __device__ __forceinline__ void wgmma_##type<N>(float (&d)[sums], uint64_t a, uint64_t b) {      \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\n"                                          \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #type "." #type " {"            \
+                 PLACES_##sums "}, " a_place ", " b_place ", p, 1, 1, 0, 0; }\n"                   \
+                 : SUMS_##sums                                                                     \
+                 : "l"(a), "l"(b));                                                                \
+  }
+WGMMA(bf16, 128, 64, "%64", "%65")
+WGMMA(bf16, 192, 96, "%96", "%97")
+WGMMA(bf16, 256, 128, "%128", "%129")
+WGMMA(f16, 128, 64, "%64", "%65")
+WGMMA(f16, 192, 96, "%96", "%97")
+WGMMA(f16, 256, 128, "%128", "%129")
+#undef WGMMA
+#undef SUMS_128
+#undef SUMS_96
+#undef SUMS_64
+#undef SUMS16
+#undef SUMS4
+#undef PLACES_128
+#undef PLACES_96
+#undef PLACES_64
+
+/** At most N registers a thread from here on, for the four warps of a warpgroup. */
+template <int N> __device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+#endif
+
+/** A barrier of `threads` of the block, `id` 1 to 15. */
+__device__ __forceinline__ void bar_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 } // namespace ptx
 #else
 #include "simt_ptx.h"

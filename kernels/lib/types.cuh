@@ -12,6 +12,9 @@ struct f16 {
   uint16_t bits;
 };
 
+template <typename T> constexpr bool is_bf16 = false;
+template <> constexpr bool is_bf16<bf16> = true;
+
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
 __device__ __forceinline__ float widen(f16 x) { return ptx::f16_to_float(x.bits); }

@@ -19,10 +19,11 @@ pub(crate) mod math;
 mod portable;
 mod scratch;
 mod stream;
+mod tile;
 
 use super::check;
 use crate::contracts::{GemmParams, GemmQuantizedParams};
-use crate::device::{Cost, Host, Isa, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result};
@@ -31,12 +32,28 @@ pub(super) use codes::GROUP;
 use inner::Inner;
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
-pub static GEMM: Kernel<GemmParams> = Kernel {
-    name: "gemm",
-    twins: crate::twins!(gemm_twin),
-    geometry: geometry::geometry,
-    cost,
-    accounting: 0,
+pub static GEMM: Kernel<GemmParams> = laid_by(geometry::geometry);
+
+const fn laid_by(geometry: fn(&GemmParams, DType, &Chip) -> Geometry) -> Kernel<GemmParams> {
+    Kernel { name: "gemm", twins: crate::twins!(gemm_twin), geometry, cost, accounting: 0 }
+}
+
+/// [`GEMM`] with its tile and its parts of k chosen by the caller, for those who compare them. On a
+/// card, or for a product, where such a launch cannot be, its geometry is empty.
+pub static GEMM_TILES: [[Kernel<GemmParams>; 6]; 7] = {
+    macro_rules! parts {
+        ($tile:literal) => {
+            [
+                laid_by(geometry::forced::<$tile, 0>),
+                laid_by(geometry::forced::<$tile, 1>),
+                laid_by(geometry::forced::<$tile, 2>),
+                laid_by(geometry::forced::<$tile, 3>),
+                laid_by(geometry::forced::<$tile, 4>),
+                laid_by(geometry::forced::<$tile, 5>),
+            ]
+        };
+    }
+    [parts!(0), parts!(1), parts!(2), parts!(3), parts!(4), parts!(5), parts!(6)]
 };
 
 /// f of the epilogue.

@@ -38,7 +38,7 @@ pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
-pub use gemm::{Activation, Epilogue, GEMM, Out, gemm};
+pub use gemm::{Activation, Epilogue, GEMM, GEMM_TILES, Out, gemm};
 pub use gemm_quantized::{GEMM_QUANTIZED, INT4_GROUP, Quantized, gemm_quantized};
 pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};

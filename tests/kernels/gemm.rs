@@ -5,9 +5,9 @@ use crate::judge::tensor;
 use half::{bf16, f16};
 use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
+use medflamingo::device::{Chip, Geometry, Host, Isa, Kernel, Pool, Stream};
 use medflamingo::dtype::Real;
-use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm};
+use medflamingo::ops::{Activation, Epilogue, GEMM, GEMM_TILES, Out, gemm};
 use medflamingo::tensor::Tensor;
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -206,7 +206,12 @@ impl Case {
     }
 
     /// As [`Case::run`], through a stream.
-    fn run_on<T: Real>(&self, o: &Operands<T>, stream: &Stream) -> Vec<f64> {
+    fn run_on<T: Real>(
+        &self,
+        o: &Operands<T>,
+        stream: &Stream,
+        kernel: &Kernel<GemmParams>,
+    ) -> Vec<f64> {
         let upload = |x: &[T]| Tensor::upload(stream, x, &[x.len()]).unwrap();
         let others = [&o.a[..], &o.b, &o.bias, &o.residual, o.gate.as_slice()].map(upload);
         let start = self.start(o);
@@ -221,8 +226,15 @@ impl Case {
             ..self.params(c.view_mut().ptr(), places)
         };
         // SAFETY: the tensors have the extents that the params state.
-        unsafe { stream.launch(&GEMM, T::DTYPE, &params) }.unwrap();
+        unsafe { stream.launch(kernel, T::DTYPE, &params) }.unwrap();
         c.view().to_f32().unwrap().into_iter().map(f64::from).collect()
+    }
+
+    /// How it is laid over a card when every operand is aligned.
+    fn laid(&self, kernel: &Kernel<GemmParams>, dtype: DType, chip: &Chip) -> Geometry {
+        let place = std::ptr::without_provenance_mut(64);
+        let params = self.params(place, [place.cast_const(); 5]);
+        (kernel.geometry)(&GemmParams { workspace: place, ..params }, dtype, chip)
     }
 
     /// What C holds before the launch.
@@ -298,9 +310,16 @@ fn check<T: Real>(case: &Case) {
 
 /// The real kernels, as an A100 and as an H200 would run them.
 fn check_on_cards<T: Real>(case: &Case, operands: &Operands<T>, oracle: &[(f64, f64)]) {
+    let laid = |chip| {
+        let geometry = case.laid(&GEMM, T::DTYPE, &chip);
+        (geometry.variant, geometry.grid)
+    };
     for chip in [Chip::A100, Chip::H200] {
+        if chip == Chip::H200 && laid(chip) == laid(Chip::A100) {
+            continue;
+        }
         let stream = Stream::emulated(chip).unwrap();
-        judge::<T>(case, oracle, &case.run_on(operands, &stream), &stream.describe());
+        judge::<T>(case, oracle, &case.run_on(operands, &stream, &GEMM), &stream.describe());
     }
 }
 
@@ -323,18 +342,37 @@ fn judge<T: Real>(case: &Case, oracle: &[(f64, f64)], found: &[f64], on: &str) {
     }
 }
 
-/// Shapes for which the cards' entries differ: large tiles, parts of k, ends within a tile.
+/// Every tile in every number of parts that k allows, on cards so small that blocks take several
+/// tiles: ends within a tile, sums of parts, both ways to write C.
 #[test]
-fn every_tile_of_the_tensor_cores() {
-    for case in [
-        case("large_tiles", 300, 2100, 64),
-        every("parts_of_k", 70, 130, 4096),
-        Case { f32_out: true, residual: false, ..every("parts_of_k_to_f32", 20, 72, 2056) },
-        Case { pads: (8, 16, 3), activation: GELU, ..every("edges", 130, 67, 104) },
-    ] {
-        on_cards::<bf16>(&case);
-        on_cards::<f16>(&case);
+fn every_tile_and_every_part() {
+    let edges = Case { pads: (8, 16, 3), activation: GELU, ..every("edges", 200, 300, 104) };
+    on_every_tile::<f16>(&edges, 7);
+    let to_f32 = Case { f32_out: true, ..every("to_f32", 80, 136, 72) };
+    on_every_tile::<f16>(&to_f32, 7);
+    let parts = Case { in_place: true, activation: QUICK_GELU, ..every("parts", 70, 130, 1544) };
+    on_every_tile::<bf16>(&parts, 21);
+}
+
+fn on_every_tile<T: Real>(case: &Case, expected: usize) {
+    let operands = Operands::<T>::new(case);
+    let oracle = case.oracle(&operands);
+    let mut tried = 0;
+    for chip in [Chip::A100, Chip::H200] {
+        let chip = Chip { multiprocessors: 3, ..chip };
+        let stream = Stream::emulated(chip).unwrap();
+        for kernel in GEMM_TILES.as_flattened() {
+            let Geometry { variant, grid, .. } = case.laid(kernel, T::DTYPE, &chip);
+            // Those of sm_80 are the same on both.
+            if grid[0] == 0 || (chip.has_wgmma() && !variant.starts_with("_sm90")) {
+                continue;
+            }
+            let found = case.run_on(&operands, &stream, kernel);
+            judge::<T>(case, &oracle, &found, &format!("{variant} {grid:?}"));
+            tried += 1;
+        }
     }
+    assert_eq!(tried, expected, "{}", case.name);
 }
 
 /// Every number of rows that is few, odd ends in n and k, strided rows, all of the epilogue.

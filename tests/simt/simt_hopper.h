@@ -274,7 +274,8 @@ uint64_t shared_descriptor_128b(const void *p) {
 
 void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16) {
   Fiber *f = self();
-  if (block->threads % 128) fault_at(SITE, "wgmma in a block of %u threads", block->threads);
+  if (f->id / 128 * 128 + 128 > block->threads)
+    fault_at(SITE, "wgmma by the last %u threads of a block: no warpgroup", block->threads % 128);
   struct Operands {
     uint64_t a, b;
   } operands = {a, b};

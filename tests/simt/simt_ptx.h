@@ -79,6 +79,7 @@ void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups);
 template <int N> __forceinline__ void wgmma_wait() { wgmma_wait(N); }
+template <int N> __forceinline__ void wgmma_settle(float (&)[N]) {}
 template <int N> __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b) {
   wgmma(d, N, a, b, true);
 }

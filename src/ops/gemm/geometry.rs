@@ -1,103 +1,14 @@
-//! How products are laid over a card: which tile, and into how many parts k is split.
+//! Which entry a product is launched with, and into how many parts k is split.
 
 use super::few_rows;
+use super::tile::{PARTS, TILES, Tile, groups};
 use crate::DType;
 use crate::contracts::GemmParams;
-use crate::device::{Chip, Geometry, Stream};
-use crate::ops::layout;
+use crate::device::{Chip, Geometry};
+use crate::ops::layout::is_packable;
 
-/// A tensor-core entry: the tile of a block, and how many blocks a multiprocessor holds.
-struct Tile {
-    variant: &'static str,
-    rows: i64,
-    cols: i64,
-    shared: u32,
-    resident: i64,
-    /// Share of the peak that a full wave of it reaches; what it cannot reuse, it waits for.
-    efficiency: f64,
-}
-
-/// `sizeof(GemmShared)`: A and B stages of 32 columns, and a flag in a line of its own.
-const fn shared(rows: u32, cols: u32, stages: u32) -> u32 {
-    (rows + cols) * 32 * 2 * stages + 128
-}
-
-const LARGE: Tile = Tile {
-    variant: "_128x128",
-    rows: 128,
-    cols: 128,
-    shared: shared(128, 128, 4),
-    resident: 2,
-    efficiency: 1.0,
-};
-const SMALL: Tile = Tile {
-    variant: "_64x64",
-    rows: 64,
-    cols: 64,
-    shared: shared(64, 64, 4),
-    resident: 4,
-    efficiency: 0.7,
-};
-const PLAIN: Tile = Tile {
-    variant: "_plain",
-    rows: 64,
-    cols: 64,
-    shared: shared(64, 64, 2),
-    resident: 4,
-    efficiency: 0.2,
-};
-
-/// Steps of k below which a part is not worth its sums' way through memory.
-const LEAST_PART: i64 = 512;
-/// Counters and floats of the stream's workspace.
-const COUNTERS: i64 = 16384;
-const ROOM: i64 = Stream::WORKSPACE as i64 / 4 - COUNTERS;
-
-impl Tile {
-    fn tiles(&self, p: &GemmParams) -> (i64, i64) {
-        (groups(p.m, self.rows), groups(p.n, self.cols))
-    }
-
-    /// Time of the product in parts of k, in multiply-adds of one multiprocessor.
-    fn time(&self, p: &GemmParams, chip: &Chip, parts: i64) -> f64 {
-        let (down, across) = self.tiles(p);
-        let blocks = down * across * parts;
-        let places = i64::from(chip.multiprocessors) * self.resident;
-        // Blocks of one multiprocessor share it: a partly filled last wave runs faster.
-        let full = blocks / places;
-        let rest = groups(blocks % places, i64::from(chip.multiprocessors));
-        let rounds = (full * self.resident + rest) as f64;
-        let cell = (self.rows * self.cols) as f64;
-        let part = (p.k as f64 / parts as f64).max(32.0) * cell / self.efficiency;
-        // Sums of a part are written and read again; a multiprocessor does about 64 multiply-adds
-        // in the time that it moves one byte.
-        let merge = if parts > 1 { 2.0 * 4.0 * 64.0 * cell } else { 0.0 };
-        rounds * (part + merge)
-    }
-
-    fn fits(&self, p: &GemmParams, parts: i64) -> bool {
-        let (down, across) = self.tiles(p);
-        let tiles = down * across;
-        parts == 1
-            || (p.k / parts >= LEAST_PART
-                && tiles <= COUNTERS
-                && tiles * parts * self.rows * self.cols <= ROOM)
-    }
-
-    fn geometry(&self, p: &GemmParams, parts: i64) -> Geometry {
-        let (down, across) = self.tiles(p);
-        Geometry {
-            variant: self.variant,
-            grid: [across as u32, down as u32, parts as u32],
-            threads: 128,
-            shared: self.shared,
-            cluster: 1,
-            maps: [None; 4],
-        }
-    }
-}
-
-/// The launch of `p`: the tile and the parts of k that take the least time by a simple count.
+/// The launch of `p`: few rows by their own entries, the rest by the tile and the parts of k that
+/// should take the least time.
 pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
     if p.m <= 0 || p.n <= 0 {
         return Geometry::linear(0, 1);
@@ -106,32 +17,53 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
         let grid = [groups(p.n, 64) as u32, groups(p.m, 64) as u32, 1];
         return Geometry { grid, shared: 2 * 16 * 64 * 4, ..Geometry::linear(1, 256) };
     }
-    if !layout::is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype) {
-        return PLAIN.geometry(p, 1);
-    }
-    if few_rows::fits(p) {
+    if few_rows::fits(p) && is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype) {
         return few_rows::geometry(p);
     }
-    let splits = if p.workspace.is_null() { &[1][..] } else { &[1, 2, 3, 4, 6, 8][..] };
-    let mut best = (&SMALL, 1);
-    for tile in [&SMALL, &LARGE] {
-        for &parts in splits {
-            let is_better = tile.time(p, chip, parts) < best.0.time(p, chip, best.1);
-            if tile.fits(p, parts) && is_better {
-                best = (tile, parts);
+    let (tile, parts) = fastest(p, dtype, chip);
+    tile.geometry(p, parts, chip)
+}
+
+/// A tile that was chosen by the caller; empty if it cannot compute `p` in so many parts.
+pub(super) fn forced<const TILE: usize, const PART: usize>(
+    p: &GemmParams,
+    dtype: DType,
+    chip: &Chip,
+) -> Geometry {
+    let (tile, parts) = (&TILES[TILE], PARTS[PART]);
+    if p.m <= 0 || p.n <= 0 || dtype.size() != 2 || !tile.takes(p, dtype, chip) {
+        return Geometry::linear(0, 1);
+    }
+    if !tile.splits(p, parts) {
+        return Geometry::linear(0, 1);
+    }
+    tile.geometry(p, parts, chip)
+}
+
+/// Hopper's own tiles where they can be, else those of sm_80, else the one that always can.
+fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> (&'static Tile, i64) {
+    let (hopper, others) = TILES.split_at(4);
+    let tiles = match hopper[0].takes(p, dtype, chip) {
+        true => hopper,
+        false if others[0].takes(p, dtype, chip) => &others[..2],
+        false => return (&others[2], 1),
+    };
+    let mut best = (&tiles[0], 1);
+    let mut least = f64::INFINITY;
+    for tile in tiles {
+        for parts in PARTS.into_iter().filter(|&parts| tile.splits(p, parts)) {
+            let us = tile.predicted_us(p, chip, parts);
+            if us < least {
+                (best, least) = ((tile, parts), us);
             }
         }
     }
-    best.0.geometry(p, best.1)
-}
-
-/// `count` in groups of `by`.
-fn groups(count: i64, by: i64) -> i64 {
-    (count + by - 1) / by
+    best
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tile::ROOM;
     use super::*;
 
     fn params(m: i64, n: i64, k: i64) -> GemmParams {
@@ -160,13 +92,37 @@ mod tests {
         (g.variant, g.grid)
     }
 
+    /// Useful products of a launch, of those of the waves that its tiles fill, in percent.
+    fn fill(p: &GemmParams, chip: &Chip, tile: &Tile, parts: i64) -> i64 {
+        let (down, across) = tile.tiles(p);
+        let waves = groups(down * across * parts, i64::from(chip.multiprocessors));
+        let cells = waves * i64::from(chip.multiprocessors) * tile.rows * tile.cols;
+        100 * p.m * p.n * parts / cells
+    }
+
+    /// The products of a 9B model over a 250-token prompt and seven images.
     #[test]
-    fn few_tiles_split_k_and_many_do_not() {
-        // The projections of a 250-token prompt: 64 large tiles for 108 or 132 multiprocessors.
-        for chip in [Chip::A100, Chip::H200] {
-            let (_, grid) = choice(&chip, 250, 4096, 11008);
-            assert!(grid[2] > 1, "{grid:?}");
-            assert_eq!(choice(&chip, 8192, 22016, 4096), ("_128x128", [172, 64, 1]));
+    fn the_models_products_fill_the_card() {
+        for (m, n, k, a100, h200) in [
+            (250, 12288, 4096, ("_128x128", 1, 86), ("_sm90_128x192", 1, 94)),
+            (250, 4096, 4096, ("_128x128", 3, 86), ("_sm90_128x128", 2, 94)),
+            (250, 22016, 4096, ("_128x128", 1, 77), ("_sm90_128x192", 1, 84)),
+            (250, 4096, 11008, ("_128x128", 3, 86), ("_sm90_128x192", 3, 94)),
+            (250, 4096, 16384, ("_128x128", 3, 86), ("_sm90_128x256", 4, 94)),
+            (250, 16384, 4096, ("_128x128", 1, 77), ("_sm90_128x256", 1, 94)),
+            (1799, 3072, 1024, ("_128x128", 1, 78), ("_sm90_128x192", 1, 85)),
+            (1799, 1024, 1024, ("_64x64", 1, 83), ("_sm90_128x128", 1, 85)),
+            (1799, 4096, 1024, ("_128x128", 1, 83), ("_sm90_128x256", 1, 85)),
+            (1799, 1024, 4096, ("_64x64", 1, 83), ("_sm90_128x256", 2, 85)),
+            (1792, 6144, 1024, ("_128x128", 1, 88), ("_sm90_128x256", 1, 84)),
+            (8192, 22016, 4096, ("_128x128", 1, 99), ("_sm90_128x256", 1, 99)),
+        ] {
+            for (chip, expected) in [(Chip::A100, a100), (Chip::H200, h200)] {
+                let p = params(m, n, k);
+                let (tile, parts) = fastest(&p, DType::BF16, &chip);
+                let found = (tile.variant, parts, fill(&p, &chip, tile, parts));
+                assert_eq!(found, expected, "({m}, {n}, {k}) on sm_{}", chip.capability);
+            }
         }
     }
 
@@ -179,16 +135,42 @@ mod tests {
         assert!(empty.is_empty());
     }
 
+    /// What a launch asks of a multiprocessor, it has; what parts ask of the workspace, likewise.
     #[test]
-    fn parts_fit_the_workspace() {
-        for chip in [Chip::A100, Chip::H200] {
-            for (m, n, k) in [(250, 32003, 4096), (2048, 4096, 16384), (17, 512, 65536)] {
-                let (variant, grid) = choice(&chip, m, n, k);
-                let side = if variant == "_128x128" { 128 } else { 64 };
-                let sums = i64::from(grid[0] * grid[1] * grid[2]) * side * side;
-                assert!(grid[2] == 1 || sums <= ROOM, "{variant} {grid:?}");
+    fn no_launch_asks_for_more_than_there_is() {
+        for (chip, of_multiprocessor) in [(Chip::A100, 164 << 10), (Chip::H200, 228 << 10)] {
+            for tile in &TILES {
+                let [m, n, k] = [2048, 32003, 16384];
+                for (m, n, k) in [(m, n, k), (17, 512, 65536), (250, 4096, k), (250, n, 4096)] {
+                    let p = params(m, n, k);
+                    let runs = tile.takes(&p, DType::BF16, &chip);
+                    for parts in PARTS.into_iter().filter(|&n| runs && tile.splits(&p, n)) {
+                        let g = tile.geometry(&p, parts, &chip);
+                        let what = format!("{g:?}");
+                        assert!(g.shared <= chip.shared_bytes && g.cluster == 1, "{what}");
+                        // A block takes 1 KiB for itself.
+                        let resident = tile.resident * i64::from(g.shared + 1024);
+                        assert!(resident <= of_multiprocessor, "{what}");
+                        let (down, across) = tile.tiles(&p);
+                        let sums = down * across * parts * tile.rows * tile.cols;
+                        assert!(parts == 1 || sums <= ROOM, "{what}");
+                    }
+                }
             }
         }
+    }
+
+    #[test]
+    fn tensor_maps_cover_the_operands() {
+        let mut p = params(250, 4096, 1000);
+        (p.lda, p.ldb) = (1008, 1024);
+        let g = geometry(&p, DType::BF16, &Chip::H200);
+        let [Some(a), Some(b), None, None] = g.maps else { panic!("{:?}", g.maps) };
+        assert_eq!((a.sizes, a.stride), ([1000, 250], 2016));
+        assert_eq!((b.sizes, b.stride), ([1000, 4096], 2048));
+        p.lda = 1001;
+        assert_eq!(geometry(&p, DType::BF16, &Chip::H200).variant, "_plain");
+        assert_eq!(geometry(&p, DType::BF16, &Chip::A100).maps, [None; 4]);
     }
 
     #[test]

@@ -1,0 +1,158 @@
+/*  `gemm` on Hopper's tensor cores (sm_90a): wgmma out of tiles that tensor copies bring
+ *
+ *  Idea      the last warpgroup:   for tile, k0 in steps of 64: wait until a stage is empty; one
+ *                                  thread copies A and B to it
+ *            the others, 64 rows:  wait until it is full; acc += A B^T; the stage before is empty;
+ *                                  after the last step the epilogue, while the next tile is copied
+ *            grid.z > 1 splits k, as in `gemm.cu`.
+ *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
+ *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 193
+ *            KiB; `_sm90_128x192`, `_sm90_128x128`: 5 and 6 stages. `_sm90_64x128`: 1 of 64x128,
+ *            4 stages, 97 KiB: two blocks a multiprocessor, one's epilogue beside the other's
+ *            products.
+ *  Traffic   A (n / BN) times and B (m / BM) times, through L2; C and residual once.
+ *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
+ *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. */
+#include "gemm.h"
+#include "lib/epilogue.cuh"
+#include "lib/reduce.cuh"
+#include "lib/split.cuh"
+
+constexpr int BK = 64;
+
+template <typename T, int BM, int BN, int STAGES> struct alignas(1024) GemmSm90Shared {
+  T a[STAGES][BM * BK];
+  T b[STAGES][BN * BK];
+  uint64_t full[STAGES], empty[STAGES];
+  int is_last;
+};
+
+#if HAS_SM90A
+template <typename T, int N>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
+  if constexpr (is_bf16<T>)
+    ptx::wgmma_bf16<N>(d, a, b);
+  else
+    ptx::wgmma_f16<N>(d, a, b);
+}
+
+/** C in tiles, in the order in which they are taken. */
+struct Tiles {
+  static constexpr int BAND = 8;
+  int down, across;
+
+  __device__ __forceinline__ int count() const { return down * across; }
+  /** Where tile `i` is: bands of BAND tiles of rows, so that tiles at work share A and B in L2. */
+  __device__ __forceinline__ void place(int i, int &row, int &col) const {
+    int band = i / (BAND * across), in = i - band * BAND * across;
+    int rows = min(BAND, down - band * BAND);
+    row = band * BAND + in % rows, col = in / rows;
+  }
+};
+
+/** The stage of a step, and the parity of its use. */
+template <int STAGES> struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+
+  __device__ __forceinline__ void next() {
+    if (++stage == STAGES) stage = 0, phase ^= 1;
+  }
+};
+#endif
+
+/** REGISTERS: of a thread that multiplies. */
+template <typename T, int BM, int BN, int STAGES, int REGISTERS>
+__device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps) {
+#if HAS_SM90A
+  constexpr int GROUPS = BM / 64, THREADS = GROUPS * 128;
+  using Shared = GemmSm90Shared<T, BM, BN, STAGES>;
+  SHARED(Shared, s);
+  const Tiles tiles = {(int)((p.m + BM - 1) / BM), (int)((p.n + BN - 1) / BN)};
+  const int parts = (int)gridDim.z, all = (int)((p.k + BK - 1) / BK);
+  const int each = (all + parts - 1) / parts;
+  const int begin = min(all, (int)blockIdx.z * each), end = min(all, begin + each);
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      ptx::mbarrier_init(&s.full[i], 1);
+      ptx::mbarrier_init(&s.empty[i], GROUPS * 4);
+    }
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+
+  Ring<STAGES> ring;
+  int row, col;
+  if (threadIdx.x >= THREADS) {
+    ptx::setmaxnreg_dec<24>();
+    if (threadIdx.x != THREADS) return;
+    ptx::tma_prefetch(&maps.map[0]);
+    ptx::tma_prefetch(&maps.map[1]);
+    for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
+      tiles.place(tile, row, col);
+      for (int step = begin; step < end; step++, ring.next()) {
+        uint64_t *full = &s.full[ring.stage];
+        ptx::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
+        ptx::tma_load_2d(s.a[ring.stage], &maps.map[0], full, step * BK, row * BM);
+        ptx::tma_load_2d(s.b[ring.stage], &maps.map[1], full, step * BK, col * BN);
+      }
+    }
+    return;
+  }
+
+  ptx::setmaxnreg_inc<REGISTERS>();
+  const int group = (int)threadIdx.x / 128, l = lane();
+  const Epilogue<T> epilogue(p);
+  for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
+    tiles.place(tile, row, col);
+    float acc[BN / 2];
+#pragma unroll
+    for (int e = 0; e < BN / 2; e++) acc[e] = 0;
+    int before = -1;
+    for (int step = begin; step < end; step++, ring.next()) {
+      ptx::mbarrier_wait(&s.full[ring.stage], ring.phase);
+      const T *a = s.a[ring.stage] + group * 64 * BK, *b = s.b[ring.stage];
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < BK; k += 16)
+        wgmma<T, BN>(acc, ptx::shared_descriptor_128b(a + k), ptx::shared_descriptor_128b(b + k));
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<1>();
+      if (before >= 0 && l == 0) ptx::mbarrier_arrive(&s.empty[before]);
+      before = ring.stage;
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_settle(acc);
+    if (before >= 0 && l == 0) ptx::mbarrier_arrive(&s.empty[before]);
+
+    if (parts > 1) {
+      bool is_whole = merge_parts<BN / 2, THREADS>(
+          p.workspace, tile, s.is_last, [&](int e) -> float & { return acc[e]; },
+          [] { ptx::bar_sync(1, THREADS); });
+      if (!is_whole) continue;
+    }
+    epilogue.template store_fragments<BN / 8>(
+        (int64_t)row * BM + warp() * 16 + l / 4, (int64_t)col * BN + l % 4 * 2,
+        [&](int j) { return acc + j * 4; });
+  }
+#endif
+}
+
+#define GEMM(name, T)                                                                              \
+  KERNEL_TMA(gemm_##name##_sm90_128x256, GemmParams, 384, 1) {                                     \
+    gemm<T, 128, 256, 4, 240>(p, maps);                                                            \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_128x192, GemmParams, 384, 1) {                                     \
+    gemm<T, 128, 192, 5, 240>(p, maps);                                                            \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_128x128, GemmParams, 384, 1) {                                     \
+    gemm<T, 128, 128, 6, 240>(p, maps);                                                            \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_64x128, GemmParams, 256, 2) {                                      \
+    gemm<T, 64, 128, 4, 224>(p, maps);                                                             \
+  }
+
+GEMM(bf16, bf16)
+GEMM(f16, f16)

@@ -1,0 +1,39 @@
+/** Products whose k is split over blocks: each part leaves its sums in the workspace, and the block
+ *  that arrives last adds them in the order of the parts, the same bits at every run. */
+#pragma once
+#include "abi.h"
+
+/** u32 counters at the beginning of the workspace. */
+constexpr int64_t COUNTERS = 16384;
+
+/** Adds up the parts of a tile. `cell(e)` is this thread's sum e of CELLS; THREADS threads take
+ *  part, and `sync` is their barrier. True in the block that has the whole sums now. */
+template <int CELLS, int THREADS, typename Cell, typename Sync>
+__device__ __forceinline__ bool merge_parts(void *workspace, int64_t tile, int &is_last, Cell cell,
+                                            Sync sync) {
+  float *room = static_cast<float *>(workspace) + COUNTERS;
+  auto part = [&](int64_t z) {
+    return room + (tile * gridDim.z + z) * CELLS * THREADS + threadIdx.x;
+  };
+  float *own = part(blockIdx.z);
+#pragma unroll
+  for (int e = 0; e < CELLS; e++) own[e * THREADS] = cell(e);
+  __threadfence();
+  sync();
+  if (threadIdx.x == 0) {
+    uint32_t *counter = static_cast<uint32_t *>(workspace) + tile;
+    is_last = atomicAdd(counter, 1u) == gridDim.z - 1;
+    if (is_last) *counter = 0;
+    __threadfence();
+  }
+  sync();
+  if (!is_last) return false;
+#pragma unroll
+  for (int e = 0; e < CELLS; e++) cell(e) = 0;
+  for (unsigned z = 0; z < gridDim.z; z++) {
+    const volatile float *from = part(z);
+#pragma unroll
+    for (int e = 0; e < CELLS; e++) cell(e) += from[e * THREADS];
+  }
+  return true;
+}
