@@ -8,7 +8,7 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert` |
+//! | 7 | `convert`, `quality` |
 //! | 6 | `engine` |
 //! | 5 | `model` |
 //! | 4 | `ops`, `weights`, `prompt` |
@@ -27,6 +27,7 @@ pub mod image;
 pub mod model;
 pub mod ops;
 pub mod prompt;
+pub mod quality;
 pub mod tensor;
 pub mod text;
 pub mod weights;

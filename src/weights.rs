@@ -16,6 +16,37 @@ pub const SINGLE: &str = "model.safetensors";
 /// The name of the index where there are several.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// What the name of a matrix's scales ends with, where its codes end with `.weight`.
+pub const SCALES: &str = ".scales";
+
+/// The weight of a linear layer, (n,k), as it is stored.
+#[derive(Debug)]
+pub enum Matrix {
+    Dense(Tensor),
+    /// Codes (n,k) i8 with scales (n), or (n,k/2) u8 with scales (n,k/128); scales are bf16. See
+    /// `kernels/gemm_quantized.h`.
+    Quantized {
+        codes: Tensor,
+        scales: Tensor,
+    },
+}
+
+impl Matrix {
+    /// n.
+    pub fn rows(&self) -> usize {
+        let (Matrix::Dense(codes) | Matrix::Quantized { codes, .. }) = self;
+        codes.shape().rows()
+    }
+
+    /// Bytes, scales included.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Matrix::Dense(w) => w.bytes(),
+            Matrix::Quantized { codes, scales } => codes.bytes() + scales.bytes(),
+        }
+    }
+}
+
 /// The tensors of a model folder.
 #[derive(Debug)]
 pub struct Weights {
@@ -50,7 +81,8 @@ impl Weights {
             let who = format!("{}: {name}", path.display());
             return Err(Error::invalid(who, "a tensor that the index names", reason));
         }
-        let dtype = checkpoint.iter().map(|(_, entry)| entry.dtype).find(|d| d.is_float());
+        let stored = checkpoint.iter().filter(|(name, _)| !name.ends_with(SCALES));
+        let dtype = stored.map(|(_, entry)| entry.dtype).find(|d| d.is_float());
         let dtype = dtype.ok_or_else(|| {
             Error::invalid(path.display(), "tensors of floating-point numbers", "none")
         })?;
@@ -63,7 +95,7 @@ impl Weights {
         &self.folder
     }
 
-    /// The one type that all tensors have.
+    /// The one type that all tensors have but matrices of few bits.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -108,7 +140,30 @@ impl Weights {
     /// # Errors
     /// If there is none, or its shape or type is another; the message has both.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let dtype = self.dtype;
+        self.typed(name, self.dtype, shape)
+    }
+
+    /// The matrix `at`.weight (rows, cols), of elements or of codes with their scales.
+    ///
+    /// # Errors
+    /// As [`Weights::get`]; codes without scales; rows that are not whole groups.
+    pub fn matrix(&self, at: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let (name, scales) = (format!("{at}.weight"), format!("{at}{SCALES}"));
+        let (codes, scales) = match self.checkpoint.get(&name).map(|entry| entry.dtype) {
+            Some(DType::I8) => {
+                (self.typed(&name, DType::I8, &[rows, cols])?, (scales, &[rows][..]))
+            }
+            Some(DType::U8) if cols.is_multiple_of(128) => {
+                let codes = self.typed(&name, DType::U8, &[rows, cols / 2])?;
+                (codes, (scales, &[rows, cols / 128][..]))
+            }
+            _ => return self.get(&name, &[rows, cols]).map(Matrix::Dense),
+        };
+        let scales = self.typed(&scales.0, DType::BF16, scales.1)?;
+        Ok(Matrix::Quantized { codes, scales })
+    }
+
+    fn typed(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<Tensor> {
         let inside = |e: Error| e.within(self.folder.display());
         let expected = Shape::new(shape);
         let Some(entry) = self.checkpoint.get(name) else {

@@ -4,18 +4,23 @@ use crate::report::{self, bytes};
 use clap::Args;
 use medflamingo::Result;
 use medflamingo::convert::inspect::{self, Report};
+use medflamingo::model::PRESETS;
 use std::fmt::Write;
 use std::path::PathBuf;
 
 /// Show what is in a model folder or a checkpoint.
 ///
-/// Tensors with type, shape and size; parameters by part; for a model folder also the memory needed
-/// to run it at each precision. Reads headers only and executes nothing.
+/// Tensors with type, shape and size; parameters by part; for a model folder, or a published model
+/// that is not there (--preset), also the memory needed to run it at each precision. Reads headers
+/// only and executes nothing.
 #[derive(Args)]
 pub struct Inspect {
     /// A model folder, a Hugging Face folder, a safetensors or a torch file
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    #[arg(value_name = "PATH", required_unless_present = "preset", conflicts_with = "preset")]
+    path: Option<PathBuf>,
+    /// A published shape instead, without its weights
+    #[arg(long, value_name = "NAME", value_parser = PRESETS)]
+    preset: Option<String>,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -23,7 +28,10 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
-        let found = inspect::inspect(&self.path)?;
+        let found = match (&self.path, &self.preset) {
+            (Some(path), _) => inspect::inspect(path)?,
+            (None, preset) => inspect::inspect_preset(preset.as_deref().unwrap_or_default())?,
+        };
         if self.json { report::print_json(&found) } else { report::print(text(&found)) }
     }
 }
@@ -65,17 +73,17 @@ fn text(found: &Report) -> String {
     );
     let _ = writeln!(
         out,
-        "precision     weights   cache per token  full context  per image  in all (one image)"
+        "precision     weights   cache per token  per image  with 300 tokens  with a full context"
     );
     for m in &model.memory {
         let _ = writeln!(
             out,
-            "{:9} {:>11} {:>17} {:>13} {:>10} {:>19}",
+            "{:9} {:>11} {:>17} {:>10} {:>16} {:>20}",
             m.precision,
             bytes(m.weights),
             bytes(m.kv_per_token),
-            bytes(m.kv_full_context),
             bytes(m.per_image),
+            bytes(m.at_300_tokens),
             bytes(m.total)
         );
     }

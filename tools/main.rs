@@ -3,6 +3,8 @@
 mod convert;
 mod inspect;
 mod kernels;
+mod quality;
+mod quantize;
 mod report;
 mod synth;
 mod verify;
@@ -26,6 +28,8 @@ enum Command {
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
+    Quality(quality::Compare),
+    Quantize(quantize::Quantize),
     Synth(synth::Synth),
     Verify(verify::Verify),
 }
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Quality(command) => command.run(),
+        Command::Quantize(command) => command.run(),
         Command::Synth(command) => command.run(),
         Command::Verify(command) => command.run(),
     };

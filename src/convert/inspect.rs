@@ -1,9 +1,11 @@
 //! What is in a model folder or a checkpoint: tensors, parameters by part, and the memory it takes
 //! to run at each precision.
 
+use super::quantize::{Choice, Precision};
+use super::write::Spec;
 use crate::checkpoint::Checkpoint;
 use crate::model::Config;
-use crate::weights::Weights;
+use crate::weights::{SCALES, Weights};
 use crate::{DType, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -55,7 +57,7 @@ pub struct Model {
     pub memory: Vec<Memory>,
 }
 
-/// Bytes needed to run at one precision of the large matrices; the rest keeps the folder's.
+/// Bytes needed to run at one precision; int8 and int4 are what `quantize` makes of all parts.
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     pub precision: String,
@@ -66,6 +68,8 @@ pub struct Memory {
     pub kv_full_context: u64,
     /// Media keys and values of one image in all gated blocks.
     pub per_image: u64,
+    /// Weights, 300 tokens, and one image.
+    pub at_300_tokens: u64,
     /// Weights, the whole context, and one image.
     pub total: u64,
 }
@@ -78,7 +82,7 @@ pub fn inspect(path: &Path) -> Result<Report> {
     if path.is_dir() && super::is_model_folder(path) {
         let config = Config::read(&path.join("config.json"))?;
         let weights = Weights::open(path)?;
-        let mut report = report(path, "model folder", lines(weights.iter()));
+        let mut report = report(path, "model folder", joined(lines(weights.iter())));
         report.model = Some(model(&config));
         return Ok(report);
     }
@@ -86,6 +90,42 @@ pub fn inspect(path: &Path) -> Result<Report> {
     let mut report = report(path, &checkpoint.format().to_string(), lines(checkpoint.iter()));
     report.ignored = checkpoint.ignored().to_vec();
     Ok(report)
+}
+
+/// As [`inspect`], of a published model that need not be there.
+///
+/// # Errors
+/// If no preset has this name.
+pub fn inspect_preset(name: &str) -> Result<Report> {
+    let config = crate::model::preset(name)?;
+    let dtype = DType::from(config.dtype);
+    let line = |(name, shape): (String, Vec<usize>)| {
+        let bytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
+        Line { name, dtype: dtype.to_string(), shape, bytes }
+    };
+    let tensors = config.tensors().into_iter().map(line).collect();
+    let mut report = report(Path::new(name), "preset", tensors);
+    report.model = Some(model(&config));
+    Ok(report)
+}
+
+/// Codes and their scales as the one matrix that they are.
+fn joined(lines: Vec<Line>) -> Vec<Line> {
+    let of = |line: &Line, ending: &str| line.name.strip_suffix(ending).map(String::from);
+    let scales: BTreeMap<String, u64> =
+        lines.iter().filter_map(|l| Some((of(l, SCALES)?, l.bytes))).collect();
+    let mut joined: Vec<_> = lines.into_iter().filter(|l| of(l, SCALES).is_none()).collect();
+    for line in &mut joined {
+        let Some(scales) = of(line, ".weight").and_then(|at| scales.get(&at)) else { continue };
+        line.bytes += scales;
+        let is_int8 = line.dtype == DType::I8.name();
+        let precision = if is_int8 { Precision::Int8 } else { Precision::Int4 };
+        line.dtype = precision.name().into();
+        if let (false, Some(cols)) = (is_int8, line.shape.last_mut()) {
+            *cols *= 2;
+        }
+    }
+    joined
 }
 
 fn lines<'a>(entries: impl Iterator<Item = (&'a str, &'a crate::checkpoint::Entry)>) -> Vec<Line> {
@@ -148,24 +188,12 @@ fn part_of(name: &str) -> &'static str {
 
 fn model(config: &Config) -> Model {
     let l = &config.language;
-    // Matrices of linear layers, except the embedding, can be stored in fewer bits.
-    let (mut dense, mut rest) = (0u64, 0u64);
-    let mut scales = 0u64;
-    for (name, shape) in config.tensors() {
-        let count = shape.iter().map(|&d| d as u64).product::<u64>();
-        let is_dense = shape.len() == 2
-            && !name.ends_with("embedding.weight")
-            && !name.ends_with("position_embedding")
-            && !name.ends_with("latents");
-        if is_dense {
-            dense += count;
-            // One 2-byte scale for each group of 64 in a row.
-            scales += shape[0] as u64 * (shape[1] as u64).div_ceil(64) * 2;
-        } else {
-            rest += count;
-        }
-    }
-    let stored = DType::from(config.dtype).size() as u64;
+    let parameters: u64 =
+        config.tensors().iter().map(|(_, s)| s.iter().product::<usize>() as u64).sum();
+    let quantized = |precision| {
+        let specs = Choice::all(precision).stored(config);
+        specs.iter().filter_map(Spec::bytes).sum::<usize>() as u64
+    };
     let kv = 2 * (l.layers * l.width) as u64;
     let blocks = config.gated_layers().count();
     let media = (2 * blocks * config.resampler.latents * config.inner_widths().1) as u64;
@@ -177,6 +205,7 @@ fn model(config: &Config) -> Model {
             kv_per_token: kv * cache,
             kv_full_context,
             per_image,
+            at_300_tokens: weights + 300 * kv * cache + per_image,
             total: weights + kv_full_context + per_image,
         }
     };
@@ -187,11 +216,11 @@ fn model(config: &Config) -> Model {
         vocabulary: l.vocabulary,
         context: l.context,
         memory: vec![
-            memory("f32", (dense + rest) * 4, 4),
-            memory("bf16", (dense + rest) * 2, 2),
-            memory("f16", (dense + rest) * 2, 2),
-            memory("int8", dense + scales + rest * stored, 2),
-            memory("int4", dense / 2 + scales + rest * stored, 2),
+            memory("f32", parameters * 4, 4),
+            memory("bf16", parameters * 2, 2),
+            memory("f16", parameters * 2, 2),
+            memory("int8", quantized(Precision::Int8), 2),
+            memory("int4", quantized(Precision::Int4), 2),
         ],
     }
 }
@@ -211,8 +240,11 @@ mod tests {
         assert_eq!(model.gated_blocks, 8);
         // 6.74 G of LLaMA, 1.12 G of blocks, 0.37 G of CLIP and resampler.
         assert!((of("bf16").weights as f64 / 2e9 - 8.22).abs() < 0.02, "{}", of("bf16").weights);
-        assert!(of("int4").weights * 3 < of("bf16").weights);
-        assert!(of("int8").weights * 9 < of("bf16").weights * 5);
+        // The promises, with 300 tokens of 512 KiB each and an image.
+        assert_eq!(of("int4").at_300_tokens - of("int4").weights, 300 * 524_288 + (1 << 20));
+        assert!(of("bf16").at_300_tokens <= 17_200_000_000);
+        assert!(of("int8").at_300_tokens <= 8_900_000_000, "{:?}", of("int8"));
+        assert!(of("int4").at_300_tokens <= 5_200_000_000, "{:?}", of("int4"));
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub enum Fate {
 }
 
 /// One tensor of the model folder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     pub name: String,
     pub shape: Vec<usize>,
@@ -72,6 +72,10 @@ pub struct Target {
     pub how: String,
     /// The type or types it had in the sources.
     pub source_dtype: String,
+    /// Of a matrix that was quantised: the root of the mean square difference from its source,
+    /// relative to that of its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_error: Option<f64>,
     /// The file that holds it and the SHA-256 of its bytes there; empty in a dry run.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub file: String,
@@ -127,6 +131,12 @@ impl fmt::Display for Ledger {
             writeln!(f, "  {times:>4} {line}")?;
         }
         writeln!(f, "\nnew head rows   {}", self.new_head_rows)?;
+        let errors: Vec<f64> = self.tensors.iter().filter_map(|t| t.relative_error).collect();
+        if let Some(most) = errors.iter().copied().reduce(f64::max) {
+            let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+            let count = errors.len();
+            writeln!(f, "relative error  {mean:.4}, at most {most:.4}, of {count} matrices")?;
+        }
         for note in &self.notes {
             writeln!(f, "note            {note}")?;
         }
@@ -205,8 +215,7 @@ mod tests {
             from: vec![format!("language-model:model.layers.{n}.input_layernorm.weight")],
             how: String::new(),
             source_dtype: "f16".into(),
-            file: String::new(),
-            sha256: String::new(),
+            ..Target::default()
         };
         let ledger = Ledger { tensors: (0..32).map(target).collect(), ..Ledger::default() };
         let text = ledger.to_string();

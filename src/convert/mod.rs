@@ -6,6 +6,7 @@
 //! ([`NewHeadRows`]). Tensors stream from the mapped sources to the disk a few MiB at a time.
 
 mod cast;
+mod codes;
 mod flamingo;
 pub mod inspect;
 mod json;
@@ -14,6 +15,7 @@ pub mod ledger;
 mod names;
 mod pieces;
 mod plan;
+pub mod quantize;
 mod rows;
 mod source;
 pub mod synth;
@@ -24,7 +26,7 @@ mod write;
 
 pub use ledger::Ledger;
 pub use rows::NewHeadRows;
-pub use write::Progress;
+pub use write::{Progress, Spec};
 
 use crate::model::config::{Activation, Config, StoredDType};
 use crate::weights::INDEX;
@@ -82,8 +84,9 @@ pub fn convert(options: &Options, progress: &Progress) -> Result<Ledger> {
     let eos = inputs.tokenizer.specials;
     let suppress = plan.suppress.clone();
     let dtype = DType::from(options.dtype);
-    let specs: Vec<_> = plan.items.iter().map(|i| (i.name.clone(), i.shape.clone())).collect();
-    let shards = write::shards(&specs, dtype, options.max_shard)?;
+    let spec = |i: &Item| Spec { name: i.name.clone(), shape: i.shape.clone(), dtype };
+    let specs: Vec<_> = plan.items.iter().map(spec).collect();
+    let shards = write::shards(&specs, options.max_shard)?;
     let needed: u64 = shards.iter().map(write::Shard::bytes).sum::<u64>() + (16 << 20);
     let staging = Staging::new(&options.output, needed, options.is_forced)?;
     let (mut ledger, items) = ledger(options, inputs, plan);
@@ -150,8 +153,8 @@ fn ledger(options: &Options, inputs: Inputs, plan: Plan) -> (Ledger, Vec<(String
         dtypes.dedup();
         let source_dtype = dtypes.join(", ");
         items.push((from.join(" + "), pieces));
-        let (file, sha256) = Default::default();
-        ledger.tensors.push(Target { name, shape, from, how, source_dtype, file, sha256 });
+        let target = Target { name, shape, from, how, source_dtype, ..Target::default() };
+        ledger.tensors.push(target);
     }
     (ledger, items)
 }

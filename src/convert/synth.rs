@@ -3,7 +3,7 @@
 
 use super::ledger::FileSum;
 use super::vocabulary::{self, Form};
-use super::write::{self, Progress, Sink, Staging};
+use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{describing, pretty};
 use crate::dtype::Real;
 use crate::model::config::{Config, Family, StoredDType};
@@ -44,8 +44,9 @@ pub struct Options {
 pub fn synth(options: &Options, progress: &Progress) -> Result<Vec<FileSum>> {
     let config = Config { dtype: options.dtype, ..crate::model::preset(&options.preset)? };
     let dtype = DType::from(options.dtype);
-    let specs = config.tensors();
-    let shards = write::shards(&specs, dtype, options.max_shard)?;
+    let spec = |(name, shape)| Spec { name, shape, dtype };
+    let specs: Vec<_> = config.tensors().into_iter().map(spec).collect();
+    let shards = write::shards(&specs, options.max_shard)?;
     let needed: u64 = shards.iter().map(write::Shard::bytes).sum::<u64>() + (16 << 20);
     let staging = Staging::new(&options.output, needed, options.is_forced)?;
     let mut files = tokenizer(&config, &staging)?;
@@ -54,7 +55,7 @@ pub fn synth(options: &Options, progress: &Progress) -> Result<Vec<FileSum>> {
         files.push(staging.file(name, &pretty(&value)?)?);
     }
     let mut fill = |i: usize, sink: &mut Sink| {
-        let (name, shape) = &specs[i];
+        let Spec { name, shape, .. } = &specs[i];
         let spread = Spread::of(name, shape, &config);
         spread.stream(shape.iter().product(), (options.seed, name), dtype, sink)
     };

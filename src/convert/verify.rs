@@ -3,6 +3,7 @@
 use super::LEDGER;
 use super::ledger::{FileSum, Ledger};
 use super::pieces::hex;
+use super::quantize::matrix;
 use super::synth::CHECKSUMS;
 use super::write::Progress;
 use crate::model::Config;
@@ -43,8 +44,10 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Report> {
     let config = Config::read(&folder.join("config.json"))?;
     let mut report = Report { shapes: shapes(folder, &config)?, ..Report::default() };
     tokens(folder, &config)?;
-    let (name, files, tensors) = sums(folder)?;
-    report.checksums = name.into();
+    let (ledger, files) = listed(folder)?;
+    report.checksums = if ledger.is_some() { LEDGER } else { CHECKSUMS }.into();
+    let tensors = ledger.map(|l| l.tensors).unwrap_or_default();
+    let tensors = tensors.into_iter().map(|t| (t.name, t.sha256)).collect();
     let total = files.iter().map(|f| f.bytes).sum();
     for file in &files {
         check_file(folder, file, report.bytes, total, progress)?;
@@ -55,9 +58,11 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Report> {
     Ok(report)
 }
 
-type Sums = (&'static str, Vec<FileSum>, BTreeMap<String, String>);
-
-fn sums(folder: &Path) -> Result<Sums> {
+/// The files of a folder with their checksums, and the ledger if a conversion made it.
+///
+/// # Errors
+/// A folder without either list; names that leave the folder.
+pub(super) fn listed(folder: &Path) -> Result<(Option<Ledger>, Vec<FileSum>)> {
     let (ledger, list) = (folder.join(LEDGER), folder.join(CHECKSUMS));
     let read = |path: &Path| -> Result<Vec<u8>> {
         const MOST: u64 = 256 << 20;
@@ -67,27 +72,29 @@ fn sums(folder: &Path) -> Result<Sums> {
         Ok(bytes)
     };
     let odd = |path: &Path, e| Error::invalid(path.display(), "checksums of a model folder", e);
-    let sums: Sums = if ledger.exists() {
+    let (ledger, files) = if ledger.exists() {
         let all: Ledger = serde_json::from_slice(&read(&ledger)?).map_err(|e| odd(&ledger, e))?;
-        (LEDGER, all.files, all.tensors.into_iter().map(|t| (t.name, t.sha256)).collect())
+        let files = all.files.clone();
+        (Some(all), files)
     } else if list.exists() {
         let all: Checksums = serde_json::from_slice(&read(&list)?).map_err(|e| odd(&list, e))?;
-        (CHECKSUMS, all.files, BTreeMap::new())
+        (None, all.files)
     } else {
         let expected = format!("{LEDGER} or {CHECKSUMS}");
         return Err(Error::invalid(folder.display(), expected, "neither")
-            .advise("only folders made by `convert` or `synth` can be verified"));
+            .advise("only folders made by `convert`, `quantize` or `synth` have checksums"));
     };
     let is_plain = |name: &str| {
         matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)])
     };
-    match sums.1.iter().find(|f| !is_plain(&f.name)) {
-        Some(file) => Err(Error::invalid(sums.0, "plain file names", &file.name)),
-        None => Ok(sums),
+    match files.iter().find(|f| !is_plain(&f.name)) {
+        Some(file) => Err(Error::invalid(folder.display(), "plain file names", &file.name)),
+        None => Ok((ledger, files)),
     }
 }
 
-/// Every tensor that config.json implies is there, and no other.
+/// Every tensor that config.json implies is there, matrices with scales if they are codes, and no
+/// other.
 fn shapes(folder: &Path, config: &Config) -> Result<usize> {
     let weights = Weights::open(folder)?;
     let dtype = DType::from(config.dtype);
@@ -97,7 +104,10 @@ fn shapes(folder: &Path, config: &Config) -> Result<usize> {
     }
     let specs = config.tensors();
     for (name, shape) in &specs {
-        weights.get(name, shape)?;
+        match matrix(name, shape) {
+            Some((at, rows, cols)) => weights.matrix(at, rows, cols).map(drop)?,
+            None => weights.get(name, shape).map(drop)?,
+        }
     }
     match weights.unused().first() {
         Some(name) => {

@@ -34,19 +34,32 @@ impl Shard {
     }
 }
 
-/// A tensor's name and shape.
-pub(super) type Spec = (String, Vec<usize>);
+/// A tensor as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: DType,
+}
+
+impl Spec {
+    /// Its bytes, if they can be counted.
+    pub fn bytes(&self) -> Option<usize> {
+        self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d))
+    }
+}
 
 /// Divides `specs`, in order, into files of at most `most` bytes of data.
 ///
 /// # Errors
 /// If the sizes overflow.
-pub(super) fn shards(specs: &[Spec], dtype: DType, most: u64) -> Result<Vec<Shard>> {
+pub(super) fn shards(specs: &[Spec], most: u64) -> Result<Vec<Shard>> {
     let mut groups: Vec<Vec<usize>> = vec![vec![]];
     let mut filled = 0u64;
-    for (i, (name, shape)) in specs.iter().enumerate() {
-        let bytes = size(shape, dtype).ok_or_else(|| {
-            Error::invalid(name, "a size that fits in 64 bits", format!("{shape:?}"))
+    for (i, spec) in specs.iter().enumerate() {
+        let bytes = spec.bytes().ok_or_else(|| {
+            let found = format!("{:?}", spec.shape);
+            Error::invalid(&spec.name, "a size that fits in 64 bits", found)
         })? as u64;
         if filled > 0 && filled + bytes > most {
             groups.push(vec![]);
@@ -63,32 +76,29 @@ pub(super) fn shards(specs: &[Spec], dtype: DType, most: u64) -> Result<Vec<Shar
             1 => SINGLE.to_string(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
         };
-        shard(file, group, specs, dtype)
+        shard(file, group, specs)
     });
     named.collect()
 }
 
-fn size(shape: &[usize], dtype: DType) -> Option<usize> {
-    shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d))
-}
-
-fn shard(file: String, mut tensors: Vec<usize>, specs: &[Spec], dtype: DType) -> Result<Shard> {
-    let bytes_of = |i: usize| size(&specs[i].1, dtype).unwrap_or(0);
+fn shard(file: String, mut tensors: Vec<usize>, specs: &[Spec]) -> Result<Shard> {
+    let bytes_of = |i: usize| specs[i].bytes().unwrap_or(0);
     // Stable: within a class the order of the forward pass stays.
     tensors.sort_by_key(|&i| ALIGN - (1 << bytes_of(i).trailing_zeros().min(6)));
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut at = 0;
-    let kind = match dtype {
-        DType::F32 => "F32",
-        DType::F16 => "F16",
-        DType::BF16 => "BF16",
-        _ => return Err(Error::invalid("dtype", "f32, bf16 or f16", dtype)),
-    };
     for &i in &tensors {
+        let Spec { name, shape, dtype } = &specs[i];
+        let kind = match dtype {
+            DType::F32 | DType::F16 | DType::BF16 | DType::I8 | DType::U8 => {
+                dtype.name().to_uppercase()
+            }
+            _ => return Err(Error::invalid(name, "f32, bf16, f16, i8 or u8", dtype)),
+        };
         let end = at + bytes_of(i);
-        let item = json!({"dtype": kind, "shape": specs[i].1, "data_offsets": [at, end]});
-        header.insert(specs[i].0.clone(), item);
+        let item = json!({"dtype": kind, "shape": shape, "data_offsets": [at, end]});
+        header.insert(name.clone(), item);
         at = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -105,7 +115,7 @@ pub(super) fn index(shards: &[Shard], specs: &[Spec]) -> Result<Vec<u8>> {
     let mut map = Map::new();
     for shard in shards {
         for &(i, _) in &shard.tensors {
-            map.insert(specs[i].0.clone(), json!(shard.file));
+            map.insert(specs[i].name.clone(), json!(shard.file));
         }
     }
     let index = json!({"metadata": {"total_size": total}, "weight_map": map});
@@ -349,11 +359,15 @@ mod tests {
 
     fn specs() -> Vec<Spec> {
         let shapes: [&[usize]; 4] = [&[1], &[3, 16], &[5], &[2, 16]];
-        shapes.iter().enumerate().map(|(i, s)| (format!("t{i}"), s.to_vec())).collect()
+        let spec = |(i, s): (usize, &&[usize])| {
+            let (name, shape, dtype) = (format!("t{i}"), s.to_vec(), DType::F32);
+            Spec { name, shape, dtype }
+        };
+        shapes.iter().enumerate().map(spec).collect()
     }
 
     fn fill(i: usize, sink: &mut Sink) -> Result<()> {
-        let n = specs()[i].1.iter().product::<usize>();
+        let n = specs()[i].shape.iter().product::<usize>();
         sink(bytemuck::cast_slice(&vec![i as f32; n]))
     }
 
@@ -361,7 +375,7 @@ mod tests {
     fn files_are_aligned_complete_and_read_back() {
         for (most, files) in [(1 << 30, 1), (256, 2), (1, 4)] {
             let folder = tempfile::tempdir().unwrap();
-            let shards = shards(&specs(), DType::F32, most).unwrap();
+            let shards = shards(&specs(), most).unwrap();
             assert_eq!(shards.len(), files);
             let (sums, each) = write(folder.path(), &shards, true, &|_, _| {}, &mut fill).unwrap();
             assert_eq!((sums.len(), each.len()), (files, 4));
@@ -370,7 +384,7 @@ mod tests {
                 std::fs::write(folder.path().join(INDEX), index).unwrap();
             }
             let weights = crate::weights::Weights::open(folder.path()).unwrap();
-            for (i, (name, shape)) in specs().iter().enumerate() {
+            for (i, Spec { name, shape, .. }) in specs().iter().enumerate() {
                 let tensor = weights.get(name, shape).unwrap();
                 assert!(tensor.view().read::<f32>().unwrap().iter().all(|x| *x == i as f32));
                 let (_, start) =
@@ -384,7 +398,7 @@ mod tests {
     #[test]
     fn a_tensor_of_the_wrong_length_and_a_failing_disk_are_errors() {
         let folder = tempfile::tempdir().unwrap();
-        let shards = shards(&specs(), DType::F32, 1 << 30).unwrap();
+        let shards = shards(&specs(), 1 << 30).unwrap();
         let mut short = |_: usize, sink: &mut Sink| sink(&[0; 4]);
         let e = write(folder.path(), &shards, false, &|_, _| {}, &mut short).err().unwrap();
         assert!(e.to_string().contains("4 bytes"), "{e}");

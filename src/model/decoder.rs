@@ -39,7 +39,7 @@ pub struct Decoder {
     layers: Vec<Layer>,
     norm: Norm,
     /// Absent when the head is the embedding.
-    head: Option<Tensor>,
+    head: Option<Linear>,
     /// ALiBi slopes, (heads) f32.
     slopes: Option<Tensor>,
     shape: Language,
@@ -78,7 +78,7 @@ impl Decoder {
         let l = &config.language;
         let layers = (0..l.layers).map(|i| Layer::load(weights, config, i));
         let head = (!l.tied_head)
-            .then(|| weights.get("language.head.weight", &[l.vocabulary, l.width]))
+            .then(|| Linear::load(weights, "language.head", l.vocabulary, l.width, false))
             .transpose()?;
         let slopes = match l.position {
             Position::Alibi { max_bias } => {
@@ -252,8 +252,11 @@ impl Decoder {
         ops::embedding(stream, rows.view_mut(), &chosen, x)?;
         self.norm.run(stream, normed.view_mut(), rows.view())?;
         probe.see(|| "lm.final_norm".into(), normed.view());
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        ops::gemm(stream, logits.view_mut(), normed.view(), head.view(), Epilogue::default())?;
+        let (y, x, plain) = (logits.view_mut(), normed.view(), Epilogue::default());
+        match &self.head {
+            Some(head) => head.run(stream, y, x, plain)?,
+            None => ops::gemm(stream, y, x, self.embedding.view(), plain)?,
+        }
         probe.see(|| "logits".into(), logits.view());
         Ok(logits)
     }
@@ -275,7 +278,7 @@ impl Decoder {
 
     /// Bytes of weights that one decoded token reads.
     pub fn decode_bytes(&self) -> usize {
-        let head = self.head.as_ref().unwrap_or(&self.embedding).bytes();
+        let head = self.head.as_ref().map_or(self.embedding.bytes(), Linear::bytes);
         let layer = |l: &Layer| {
             let linears = [&l.qkv, &l.out, &l.fc1, &l.fc2];
             linears.iter().map(|l| l.bytes()).sum::<usize>()

@@ -2,14 +2,14 @@
 
 use super::probe::Probe;
 use crate::device::Stream;
-use crate::ops::{self, Epilogue};
+use crate::ops::{self, Epilogue, Quantized};
 use crate::tensor::{Tensor, View, ViewMut};
-use crate::weights::Weights;
+use crate::weights::{Matrix, Weights};
 use crate::{Error, Result};
 
-/// y = f(x W^T + b), W (outputs, inputs).
+/// y = f(x W^T + b), W (outputs, inputs), of elements or of few bits.
 pub struct Linear {
-    w: Tensor,
+    w: Matrix,
     b: Option<Tensor>,
 }
 
@@ -21,7 +21,7 @@ impl Linear {
         inputs: usize,
         bias: bool,
     ) -> Result<Self> {
-        let w = weights.get(&format!("{at}.weight"), &[outputs, inputs])?;
+        let w = weights.matrix(at, outputs, inputs)?;
         let b = if bias { Some(weights.get(&format!("{at}.bias"), &[outputs])?) } else { None };
         Ok(Linear { w, b })
     }
@@ -35,7 +35,14 @@ impl Linear {
         epilogue: Epilogue<'_>,
     ) -> Result<()> {
         let bias = self.b.as_ref().map(Tensor::view);
-        ops::gemm(stream, y, x, self.w.view(), Epilogue { bias, ..epilogue })
+        let epilogue = Epilogue { bias, ..epilogue };
+        match &self.w {
+            Matrix::Dense(w) => ops::gemm(stream, y, x, w.view(), epilogue),
+            Matrix::Quantized { codes, scales } => {
+                let w = Quantized { codes: codes.view(), scales: scales.view() };
+                ops::gemm_quantized(stream, y, x, w, epilogue)
+            }
+        }
     }
 
     /// Shows a watcher x W^T + b alone, which `run` adds to something without ever storing it.
@@ -47,7 +54,7 @@ impl Linear {
         x: View<'_>,
     ) -> Result<()> {
         if probe.is_watched() {
-            let mut y = Tensor::zeros(stream, x.dtype(), &[x.rows(), self.w.shape().rows()])?;
+            let mut y = Tensor::zeros(stream, x.dtype(), &[x.rows(), self.w.rows()])?;
             self.run(stream, y.view_mut(), x, Epilogue::default())?;
             probe.see(name, y.view());
         }
