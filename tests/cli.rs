@@ -74,6 +74,21 @@ fn json_has_text_ids_logprobs_timings_and_memory() {
     assert_eq!(text(&plain.stdout).trim_end_matches('\n'), answer["text"].as_str().unwrap());
 }
 
+/// In the tests' build the kernels themselves answer, under the emulator: drawn tokens, too.
+#[test]
+fn emulated_kernels_answer_as_the_host_does() {
+    let ids = |device: &str| {
+        let how =
+            "--max-new-tokens 3 --temperature 0.9 --top-p 0.9 --repetition-penalty 1.2 --json";
+        let mut arguments = vec!["--prompt", "Is it", "--device", device];
+        arguments.extend(how.split(' '));
+        let out = generate(&arguments);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["token_ids"].clone()
+    };
+    assert_eq!(ids("simt:a100"), ids("cpu"));
+}
+
 #[test]
 fn a_batch_answers_each_line_as_it_would_be_alone() {
     let dir = tempfile::tempdir().unwrap();

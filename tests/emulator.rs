@@ -63,6 +63,7 @@ fn races() {
     catches("read_without_barrier", 256, &["race: read", "wrote", "races.cu:"]);
     catches("write_after_read", 256, &["race: ", "without a barrier", "races.cu:"]);
     catches("two_writers", 256, &["race: write", "wrote", "races.cu:"]);
+    catches("atomic_without_barrier", 256, &["race: atomic", "wrote", "races.cu:"]);
     catches("missing_syncwarp", 256, &["race: read", "wrote", "races.cu:"]);
     catches("unwritten", 256, &["shared byte 28", "nobody has written", "thread 7", "races.cu:"]);
     catches("missing_wait", 256, &["copy is in flight", "races.cu:"]);
@@ -78,6 +79,25 @@ fn accesses_out_of_bounds() {
     catches("write_before", 0, &["write of 4 bytes", "thread 0", "bounds.cu:"]);
     catches("misaligned_pack", 0, &["misaligned", "thread 0", "bounds.cu:"]);
     catches("misaligned_vector", 0, &["misaligned", "thread 0", "bounds.cu:"]);
+}
+
+/// Memory that the system hands out in a row: beyond the end of one buffer another would begin.
+#[test]
+fn accesses_beyond_whole_pages() {
+    let stream = Stream::host(1);
+    let y = buffer(&stream, &[0.0; 256]);
+    let pages: Vec<Buffer> = (0..8).map(|_| stream.zeros(4096).unwrap()).collect();
+    for x in &pages {
+        let last = x.ptr().wrapping_add(4096 - 1024);
+        for (wrong, is_caught) in [(0, false), (1, true)] {
+            let params = Params { y: y.ptr(), x: last, wrong, reserved: 0 };
+            // SAFETY: y is as long as the kernel expects, x ends where it may at most read.
+            let result = unsafe { planted().launch("read_beyond", &geometry(64, 0), &params) };
+            assert_eq!(result.is_err(), is_caught, "{result:?}");
+            let message = result.err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(!is_caught || message.contains("at 4096 of a buffer of 4096"), "{message}");
+        }
+    }
 }
 
 #[test]

@@ -31,7 +31,9 @@ unsafe impl Sync for Buffer {}
 
 impl Buffer {
     pub(super) fn zeros(len: usize) -> Result<Self> {
-        let mut pages = MmapMut::map_anon(len.max(1)).map_err(|e| {
+        /// Under the emulator no buffer touches the next: what leaves one is found.
+        const GUARD: usize = if cfg!(feature = "simt") { 4096 } else { 0 };
+        let mut pages = MmapMut::map_anon(len.max(1).saturating_add(GUARD)).map_err(|e| {
             let mib = len as f64 / 1048576.0;
             Error::device("cpu", format!("cannot allocate {mib:.1} MiB: {e}"))
         })?;

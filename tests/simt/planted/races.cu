@@ -21,6 +21,15 @@ KERNEL(two_writers, PlantedParams, 64) {
   __syncthreads();
   p.y[threadIdx.x] = room.cells[0];
 }
+KERNEL(atomic_without_barrier, PlantedParams, 64) {
+  SHARED(Room, room);
+  uint32_t *count = reinterpret_cast<uint32_t *>(room.cells);
+  if (threadIdx.x == 0) *count = 0;
+  if (!p.wrong) __syncthreads();
+  atomicAdd(count, 1u);
+  __syncthreads();
+  p.y[threadIdx.x] = (float)*count;
+}
 KERNEL(missing_syncwarp, PlantedParams, 64) {
   SHARED(Room, room);
   room.cells[threadIdx.x] = p.x[threadIdx.x];
