@@ -1,8 +1,8 @@
-/*  `swiglu`
+/*  `swiglu`, `swiglu_backward`
  *
- *  Idea      y = silu(gate) * up, cell by cell.
- *  Geometry  256 threads a block, 16 bytes of y a thread (`_plain`: one cell).
- *  Traffic   x once, y once.
+ *  Idea      y = silu(gate) * up, cell by cell; its gradients likewise.
+ *  Geometry  256 threads a block, 16 bytes of y or dy a thread (`_plain`: one cell).
+ *  Traffic   x once, y once; backward x, dy and dx once.
  *  Rejected  an epilogue of the product that makes [gate | up]: its halves lie far apart in n. */
 #include "activation.h"
 #include "lib/cells.cuh"
@@ -35,3 +35,43 @@ template <typename T, bool PACKED> __device__ void swiglu(const SwigluParams &p)
 SWIGLU(f32, float)
 SWIGLU(bf16, bf16)
 SWIGLU(f16, f16)
+
+/** dgate and dup from dy, gate and up. */
+__device__ __forceinline__ float2 swiglu_gradients(float dy, float gate, float up) {
+  const float s = 1.0f / (1.0f + expf(-gate));
+  // Far below, gate * s goes to 0 although gate does not.
+  const float low = fmaxf(gate, -100.0f), silu = gate != gate ? gate : low * s;
+  return make_float2(dy * up * (s + silu * (1.0f - s)), dy * silu);
+}
+
+template <typename T, bool PACKED> __device__ void swiglu_backward(const SwigluBackwardParams &p) {
+  constexpr int SIZE = Move<T, PACKED>::SIZE;
+  for_my_cells(p.rows * p.cols, SIZE, [&](int64_t at) {
+    const int64_t gate = at / p.cols * 2 * p.cols + at % p.cols, up = gate + p.cols;
+    const T *x = static_cast<const T *>(p.x);
+    alignas(PACKED ? 16 : sizeof(T)) T gates[SIZE], ups[SIZE], dys[SIZE];
+    copy_cells<T, PACKED>(gates, x + gate);
+    copy_cells<T, PACKED>(ups, x + up);
+    copy_cells<T, PACKED>(dys, static_cast<const T *>(p.dy) + at);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) {
+      const float2 d = swiglu_gradients(widen(dys[i]), widen(gates[i]), widen(ups[i]));
+      gates[i] = narrow<T>(d.x);
+      ups[i] = narrow<T>(d.y);
+    }
+    copy_cells<T, PACKED>(static_cast<T *>(p.dx) + gate, gates);
+    copy_cells<T, PACKED>(static_cast<T *>(p.dx) + up, ups);
+  });
+}
+
+#define SWIGLU_BACKWARD(name, T)                                                                   \
+  KERNEL(swiglu_backward_##name, SwigluBackwardParams, CELL_THREADS) {                             \
+    swiglu_backward<T, true>(p);                                                                   \
+  }                                                                                                \
+  KERNEL(swiglu_backward_##name##_plain, SwigluBackwardParams, CELL_THREADS) {                     \
+    swiglu_backward<T, false>(p);                                                                  \
+  }
+
+SWIGLU_BACKWARD(f32, float)
+SWIGLU_BACKWARD(bf16, bf16)
+SWIGLU_BACKWARD(f16, f16)

@@ -21,6 +21,34 @@ const _: () = {
     ["Offset of field: SwigluParams::rows"][::core::mem::offset_of!(SwigluParams, rows) - 16usize];
     ["Offset of field: SwigluParams::cols"][::core::mem::offset_of!(SwigluParams, cols) - 24usize];
 };
+#[doc = " `swiglu_backward`: the gradients of y = silu(gate) * up, where rows of x and dx are \\[gate | up\\].\n\n  With s = sigmoid(gate): dgate = dy up s (1 + gate (1 - s)), dup = dy gate s.\n\n  Source    arXiv:2002.05202 eq. 6, differentiated\n  Entries   swiglu_backward_{f32,bf16,f16}\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SwigluBackwardParams {
+    #[doc = "(rows,2*cols) T"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) T"]
+    pub dy: *const ::core::ffi::c_void,
+    #[doc = "(rows,2*cols) T"]
+    pub x: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SwigluBackwardParams"][::core::mem::size_of::<SwigluBackwardParams>() - 40usize];
+    ["Alignment of SwigluBackwardParams"][::core::mem::align_of::<SwigluBackwardParams>() - 8usize];
+    ["Offset of field: SwigluBackwardParams::dx"]
+        [::core::mem::offset_of!(SwigluBackwardParams, dx) - 0usize];
+    ["Offset of field: SwigluBackwardParams::dy"]
+        [::core::mem::offset_of!(SwigluBackwardParams, dy) - 8usize];
+    ["Offset of field: SwigluBackwardParams::x"]
+        [::core::mem::offset_of!(SwigluBackwardParams, x) - 16usize];
+    ["Offset of field: SwigluBackwardParams::rows"]
+        [::core::mem::offset_of!(SwigluBackwardParams, rows) - 24usize];
+    ["Offset of field: SwigluBackwardParams::cols"]
+        [::core::mem::offset_of!(SwigluBackwardParams, cols) - 32usize];
+};
 #[doc = " `adamw`: one step of AdamW with both moments in f32.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and keep = 1 - lr weight_decay.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:1711.05101 alg. 2; order of update and decay as bitsandbytes kOptimizer32bit2State\n  Entries   adamw_{f32,bf16,f16}: T of param\n  Limits    param, master, m, v and grad 16-byte aligned\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically. With\n            `master`, p is the master in f32 and param its rounding."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -306,6 +334,43 @@ const _: () = {
     ["Offset of field: AttentionDecodeParams::keys"]
         [::core::mem::offset_of!(AttentionDecodeParams, keys) - 112usize];
 };
+#[doc = " `column_sums`: y\\[q, c\\] (+)= sum of x\\[r, c\\] over the rows r of part q,\n  q*part_rows .. (q+1)*part_rows of those that exist: gradients of biases, say.\n\n  Source    the transpose of adding a row to every row\n  Entries   column_sums_{f32,bf16,f16}: T of x\n  Limits    parts*part_rows >= rows\n  Numerics  f32; eight sums of every eighth row, then those in order"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ColumnSumsParams {
+    #[doc = "(parts,cols), dense"]
+    pub y: *mut f32,
+    #[doc = "(rows,cols) T, stride x_stride"]
+    pub x: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub parts: i64,
+    pub part_rows: i64,
+    pub x_stride: i64,
+    pub accumulate: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ColumnSumsParams"][::core::mem::size_of::<ColumnSumsParams>() - 64usize];
+    ["Alignment of ColumnSumsParams"][::core::mem::align_of::<ColumnSumsParams>() - 8usize];
+    ["Offset of field: ColumnSumsParams::y"][::core::mem::offset_of!(ColumnSumsParams, y) - 0usize];
+    ["Offset of field: ColumnSumsParams::x"][::core::mem::offset_of!(ColumnSumsParams, x) - 8usize];
+    ["Offset of field: ColumnSumsParams::rows"]
+        [::core::mem::offset_of!(ColumnSumsParams, rows) - 16usize];
+    ["Offset of field: ColumnSumsParams::cols"]
+        [::core::mem::offset_of!(ColumnSumsParams, cols) - 24usize];
+    ["Offset of field: ColumnSumsParams::parts"]
+        [::core::mem::offset_of!(ColumnSumsParams, parts) - 32usize];
+    ["Offset of field: ColumnSumsParams::part_rows"]
+        [::core::mem::offset_of!(ColumnSumsParams, part_rows) - 40usize];
+    ["Offset of field: ColumnSumsParams::x_stride"]
+        [::core::mem::offset_of!(ColumnSumsParams, x_stride) - 48usize];
+    ["Offset of field: ColumnSumsParams::accumulate"]
+        [::core::mem::offset_of!(ColumnSumsParams, accumulate) - 56usize];
+    ["Offset of field: ColumnSumsParams::reserved"]
+        [::core::mem::offset_of!(ColumnSumsParams, reserved) - 60usize];
+};
 #[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of attending,\n  which is what the original's masked softmax does for a marker without an image."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -558,6 +623,74 @@ const _: () = {
         [::core::mem::offset_of!(LayernormParams, eps) - 64usize];
     ["Offset of field: LayernormParams::reserved"]
         [::core::mem::offset_of!(LayernormParams, reserved) - 68usize];
+};
+#[doc = " `norm_backward`: the gradients of y = h w + b per row, where h = (x - mean(x)) r and\n  r = 1 / sqrt(var(x) + eps) in a layernorm, h = x r and r = 1 / sqrt(mean(x^2) + eps) in an rmsnorm.\n\n  g = dy w;  dx (+)= r (g - mean(g) - h mean(g h)), an rmsnorm without mean(g);\n  dw\\[q\\] = sum of dy h and db\\[q\\] = sum of dy over the rows of part q,\n  q*part_rows .. (q+1)*part_rows of those that exist. `column_sums` adds the parts up.\n\n  Source    arXiv:1607.06450 eq. 4 and arXiv:1910.07467 eq. 4, differentiated\n  Entries   norm_backward_{f32,bf16,f16}\n  Limits    cols >= 1, parts*part_rows >= rows; dw and db null if not wanted, db null for an rmsnorm\n  Numerics  f32; sums of a part in the order of its rows, one rounding of dx"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct NormBackwardParams {
+    #[doc = "(rows,cols) T, stride dx_stride; added to if accumulate"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(parts,cols), or null"]
+    pub dw: *mut f32,
+    #[doc = "(parts,cols), or null"]
+    pub db: *mut f32,
+    #[doc = "(rows,cols) T, stride dy_stride"]
+    pub dy: *const ::core::ffi::c_void,
+    #[doc = "(rows,cols) T, stride x_stride"]
+    pub x: *const ::core::ffi::c_void,
+    #[doc = "(cols) T"]
+    pub w: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub parts: i64,
+    pub part_rows: i64,
+    pub dx_stride: i64,
+    pub dy_stride: i64,
+    pub x_stride: i64,
+    pub eps: f32,
+    #[doc = "1 layernorm, 0 rmsnorm"]
+    pub is_centred: i32,
+    pub accumulate: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NormBackwardParams"][::core::mem::size_of::<NormBackwardParams>() - 120usize];
+    ["Alignment of NormBackwardParams"][::core::mem::align_of::<NormBackwardParams>() - 8usize];
+    ["Offset of field: NormBackwardParams::dx"]
+        [::core::mem::offset_of!(NormBackwardParams, dx) - 0usize];
+    ["Offset of field: NormBackwardParams::dw"]
+        [::core::mem::offset_of!(NormBackwardParams, dw) - 8usize];
+    ["Offset of field: NormBackwardParams::db"]
+        [::core::mem::offset_of!(NormBackwardParams, db) - 16usize];
+    ["Offset of field: NormBackwardParams::dy"]
+        [::core::mem::offset_of!(NormBackwardParams, dy) - 24usize];
+    ["Offset of field: NormBackwardParams::x"]
+        [::core::mem::offset_of!(NormBackwardParams, x) - 32usize];
+    ["Offset of field: NormBackwardParams::w"]
+        [::core::mem::offset_of!(NormBackwardParams, w) - 40usize];
+    ["Offset of field: NormBackwardParams::rows"]
+        [::core::mem::offset_of!(NormBackwardParams, rows) - 48usize];
+    ["Offset of field: NormBackwardParams::cols"]
+        [::core::mem::offset_of!(NormBackwardParams, cols) - 56usize];
+    ["Offset of field: NormBackwardParams::parts"]
+        [::core::mem::offset_of!(NormBackwardParams, parts) - 64usize];
+    ["Offset of field: NormBackwardParams::part_rows"]
+        [::core::mem::offset_of!(NormBackwardParams, part_rows) - 72usize];
+    ["Offset of field: NormBackwardParams::dx_stride"]
+        [::core::mem::offset_of!(NormBackwardParams, dx_stride) - 80usize];
+    ["Offset of field: NormBackwardParams::dy_stride"]
+        [::core::mem::offset_of!(NormBackwardParams, dy_stride) - 88usize];
+    ["Offset of field: NormBackwardParams::x_stride"]
+        [::core::mem::offset_of!(NormBackwardParams, x_stride) - 96usize];
+    ["Offset of field: NormBackwardParams::eps"]
+        [::core::mem::offset_of!(NormBackwardParams, eps) - 104usize];
+    ["Offset of field: NormBackwardParams::is_centred"]
+        [::core::mem::offset_of!(NormBackwardParams, is_centred) - 108usize];
+    ["Offset of field: NormBackwardParams::accumulate"]
+        [::core::mem::offset_of!(NormBackwardParams, accumulate) - 112usize];
+    ["Offset of field: NormBackwardParams::reserved"]
+        [::core::mem::offset_of!(NormBackwardParams, reserved) - 116usize];
 };
 #[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a convolution\n  weight, so that the patch embedding is a `gemm`. Patches are row-major over the image.\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}; pixels are f32\n  Limits    side divisible by patch"]
 #[repr(C)]

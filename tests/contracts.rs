@@ -125,9 +125,18 @@ fn size_of_struct(text: &str, name: &str) -> usize {
 
 /// Of a field such as `rows: i64,`.
 fn bytes(text: &str, field: &str) -> usize {
-    match field.trim_end_matches(',').split_once(": ").unwrap().1 {
+    size_of_type(text, field.trim_end_matches(',').split_once(": ").unwrap().1)
+}
+
+fn size_of_type(text: &str, name: &str) -> usize {
+    if let Some((element, count)) = name.strip_prefix('[').and_then(|n| n.rsplit_once("; ")) {
+        let count: usize = count.trim_end_matches("usize]").parse().unwrap();
+        return size_of_type(text, element) * count;
+    }
+    match name {
         "i64" | "u64" | "f64" => 8,
         "i32" | "u32" | "f32" => 4,
+        "i8" | "u8" => 1,
         pointer if pointer.starts_with('*') => 8,
         other => size_of_struct(text, other),
     }

@@ -32,6 +32,34 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
     return total;
   }
 
+  /** This thread's element in `slot`, which is in column `c`. */
+  __device__ __forceinline__ float at(int slot, int64_t c) const {
+    (void)c;
+    return widen(packs[slot / Pack<T>::SIZE].x[slot % Pack<T>::SIZE]);
+  }
+
+  /** f(slot, column) for each element of this thread. */
+  template <typename F> __device__ __forceinline__ static void each(int64_t cols, F f) {
+#pragma unroll
+    for (int i = 0; i < PACKS; i++)
+      if (start(i) < cols)
+#pragma unroll
+        for (int j = 0; j < Pack<T>::SIZE; j++) f(i * Pack<T>::SIZE + j, start(i) + j);
+  }
+
+  /** y[c] = f(slot, c) for each element of this thread. */
+  template <typename F> __device__ __forceinline__ static void map(T *y, int64_t cols, F f) {
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) {
+      if (start(i) >= cols) continue;
+      Pack<T> out;
+#pragma unroll
+      for (int j = 0; j < Pack<T>::SIZE; j++)
+        out.x[j] = narrow<T>(f(i * Pack<T>::SIZE + j, start(i) + j));
+      *reinterpret_cast<Pack<T> *>(y + start(i)) = out;
+    }
+  }
+
   /** y[c] = f(x[c], w[c], b[c]); `b` may be null and then counts as 0. */
   template <typename F>
   __device__ __forceinline__ void store(T *y, const T *w, const T *b, F f) const {
@@ -59,6 +87,16 @@ template <typename T, int THREADS> struct PlainRow {
     float total = 0;
     for (int64_t c = threadIdx.x; c < cols; c += THREADS) total += f(widen(row[c]));
     return total;
+  }
+
+  __device__ __forceinline__ float at(int, int64_t c) const { return widen(row[c]); }
+
+  template <typename F> __device__ __forceinline__ static void each(int64_t cols, F f) {
+    for (int64_t c = threadIdx.x; c < cols; c += THREADS) f(0, c);
+  }
+
+  template <typename F> __device__ __forceinline__ static void map(T *y, int64_t cols, F f) {
+    each(cols, [&](int slot, int64_t c) { y[c] = narrow<T>(f(slot, c)); });
   }
 
   template <typename F>

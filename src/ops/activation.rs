@@ -1,11 +1,11 @@
-//! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up].
+//! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up]; and its gradients.
 
 use super::check;
 use super::gemm::math;
 use super::lanes::{self, Grid, Lanes};
 use super::layout;
 use super::rows::{Rows, row_range, row_tasks};
-use crate::contracts::SwigluParams;
+use crate::contracts::{SwigluBackwardParams, SwigluParams};
 use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -72,6 +72,99 @@ impl<T: Real> Grid for Task<T> {
 unsafe fn swiglu_twin<T: Real>(p: &SwigluParams, host: &Host) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     let grid = Task { y: Rows::<T>::dense(p.y, cols), x: Rows::dense(p.x, 2 * cols), rows, cols };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(rows, 2 * cols), &grid) }
+}
+
+/// See `kernels/activation.h`.
+pub static SWIGLU_BACKWARD: Kernel<SwigluBackwardParams> = Kernel {
+    name: "swiglu_backward",
+    twins: twins!(swiglu_backward_twin),
+    geometry: backward_geometry,
+    cost: backward_cost,
+    accounting: 0,
+};
+
+/// dx = [dgate | dup] (rows, 2*cols) from dy (rows, cols) and x = [gate | up]; all dense.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn swiglu_backward(
+    stream: &Stream,
+    mut dx: ViewMut<'_>,
+    dy: View<'_>,
+    x: View<'_>,
+) -> Result<()> {
+    let op = "swiglu_backward";
+    for (name, view) in [("dx", &dx.as_view()), ("x", &x)] {
+        check::matrix(op, name, view, dy.rows(), 2 * dy.cols())?;
+        check::dtype(op, name, view, dy.dtype())?;
+        check::dense(op, name, view)?;
+    }
+    check::dense(op, "dy", &dy)?;
+    let params = SwigluBackwardParams {
+        dx: dx.ptr(),
+        dy: dy.ptr(),
+        x: x.ptr(),
+        rows: dy.rows() as i64,
+        cols: dy.cols() as i64,
+    };
+    // SAFETY: shapes, strides and dtypes were checked; dx is borrowed exclusively.
+    unsafe { stream.launch(&SWIGLU_BACKWARD, dy.dtype(), &params) }
+}
+
+fn backward_geometry(p: &SwigluBackwardParams, dtype: DType, _: &Chip) -> Geometry {
+    let packable = layout::is_packable(&[p.dx.cast_const(), p.dy, p.x], &[p.cols], dtype);
+    layout::packed_cells(p.rows * p.cols, dtype, packable)
+}
+
+fn backward_cost(p: &SwigluBackwardParams, dtype: DType) -> Cost {
+    let cells = p.rows as f64 * p.cols as f64;
+    Cost { bytes: 5.0 * cells * dtype.size() as f64, flops: 12.0 * cells }
+}
+
+struct BackwardTask<T> {
+    dx: Rows<T>,
+    dy: Rows<T>,
+    x: Rows<T>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<T: Real> Grid for BackwardTask<T> {
+    fn scratch(&self, _: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, _: &mut [f32]) {
+        let cols = self.cols;
+        for r in row_range(task, self.rows, 2 * cols) {
+            // SAFETY: rows inside the contract's extent, each of one task only.
+            let (dx, dy, x) = unsafe { (self.dx.get_mut(r), self.dy.get(r), self.x.get(r)) };
+            for i in 0..cols {
+                let [dy, gate, up] = [dy[i], x[i], x[cols + i]].map(math::widen);
+                let s = math::sigmoid(gate);
+                // Far below, gate * s goes to 0 although gate does not.
+                let silu = (if gate < -100.0 { -100.0 } else { gate }) * s;
+                dx[i] = math::narrow(dy * up * (s + silu * (1.0 - s)));
+                dx[cols + i] = math::narrow(dy * silu);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn swiglu_backward_twin<T: Real>(p: &SwigluBackwardParams, host: &Host) {
+    let (rows, cols) = (p.rows as usize, p.cols as usize);
+    let grid = BackwardTask {
+        dx: Rows::<T>::dense(p.dx, 2 * cols),
+        dy: Rows::dense(p.dy, cols),
+        x: Rows::dense(p.x, 2 * cols),
+        rows,
+        cols,
+    };
     // SAFETY: the caller's.
     unsafe { lanes::run(host, row_tasks(rows, 2 * cols), &grid) }
 }

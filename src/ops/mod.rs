@@ -12,6 +12,7 @@ mod attention;
 mod attention_decode;
 mod batch;
 mod check;
+mod column_sums;
 mod cross_attention;
 mod embedding;
 mod gemm;
@@ -21,6 +22,7 @@ mod lanes;
 mod layernorm;
 mod layout;
 mod logits;
+mod norm_backward;
 mod patchify;
 mod rmsnorm;
 mod rope;
@@ -30,12 +32,13 @@ mod self_attention;
 mod softmax;
 
 pub use crate::contracts::MediaSpan;
-pub use activation::{SWIGLU, swiglu};
+pub use activation::{SWIGLU, SWIGLU_BACKWARD, swiglu, swiglu_backward};
 pub use adamw::{ADAMW, AdamwStep, adamw};
 pub use adamw8::{ADAMW8, Codebooks, Moments8, SecondMomentMap, adamw8};
 pub use attention::{ATTENTION, attention};
 pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
+pub use column_sums::{COLUMN_SUMS, column_sums};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
 pub use gemm::{Activation, Epilogue, GEMM, GEMM_TILES, Out, gemm};
@@ -44,6 +47,7 @@ pub use kv_append::{KV_APPEND, kv_append};
 pub use layernorm::{LAYERNORM, layernorm, layernorm_in_place};
 pub(crate) use logits::Best;
 pub use logits::Summary;
+pub use norm_backward::{NORM_BACKWARD, NormParts, layernorm_backward, rmsnorm_backward};
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
 pub use rmsnorm::{RMSNORM, rmsnorm};
 pub use rope::{ROPE, rope};
@@ -73,17 +77,20 @@ pub static ALL: &[Entries] = &[
     entries(&ADAMW8),
     entries(&ATTENTION),
     entries(&ATTENTION_DECODE),
+    entries(&COLUMN_SUMS),
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),
     entries(&GEMM),
     entries(&GEMM_QUANTIZED),
     entries(&KV_APPEND),
     entries(&LAYERNORM),
+    entries(&NORM_BACKWARD),
     entries(&PATCHIFY),
     entries(&RMSNORM),
     entries(&ROPE),
     entries(&SAMPLING),
     entries(&SELF_ATTENTION),
     entries(&SWIGLU),
+    entries(&SWIGLU_BACKWARD),
     entries(&VISION_TOKENS),
 ];

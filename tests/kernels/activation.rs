@@ -49,6 +49,48 @@ fn agrees_with_the_oracle() {
     }
 }
 
+/// dgate and dup of one cell.
+fn gradients(dy: f64, gate: f64, up: f64) -> [f64; 2] {
+    let s = 1.0 / (1.0 + (-gate).exp());
+    [dy * up * s * (1.0 + gate * (1.0 - s)), dy * gate * s]
+}
+
+fn check_backward<T: Real>(stream: &Stream, c: &Case) {
+    let x = scaled(normals(1, c.rows * 2 * c.cols), c.spread);
+    let dy = normals(2, c.rows * c.cols);
+    let (x64, dy64) = (rounded::<T>(&x), rounded::<T>(&dy));
+    let mut want = vec![0f64; x.len()];
+    for (at, dy) in dy64.iter().enumerate() {
+        let gate = at / c.cols * 2 * c.cols + at % c.cols;
+        let up = gate + c.cols;
+        [want[gate], want[up]] = gradients(*dy, x64[gate], x64[up]);
+    }
+    let (x, dy) = (
+        tensor::<T>(stream, &x, &[c.rows, 2 * c.cols]),
+        tensor::<T>(stream, &dy, &[c.rows, c.cols]),
+    );
+    let mut dx = Tensor::zeros(stream, T::DTYPE, &[c.rows, 2 * c.cols]).unwrap();
+    ops::swiglu_backward(stream, dx.view_mut(), dy.view(), x.view()).unwrap();
+    let atol = 1e-6 * want.iter().fold(0f64, |m, y| m.max(y.abs()));
+    judge::<T>(c.why, dx.view(), &want, atol);
+}
+
+#[test]
+fn gradients_agree_with_the_oracle() {
+    for stream in streams() {
+        for case in cases() {
+            for_every_type!(check_backward(&stream, &case));
+        }
+    }
+    let y = |gate: f64, up: f64| gate / (1.0 + (-gate).exp()) * up;
+    for (gate, up) in [(0.3, -1.2), (-4.0, 0.5), (7.0, 2.0)] {
+        let [dgate, dup] = gradients(0.7, gate, up);
+        let slope = |f: &dyn Fn(f64) -> f64| 0.7 * (f(1e-5) - f(-1e-5)) / 2e-5;
+        assert!((dgate - slope(&|by| y(gate + by, up))).abs() < 1e-9);
+        assert!((dup - slope(&|by| y(gate, up + by))).abs() < 1e-9);
+    }
+}
+
 #[test]
 fn ends_of_the_range_have_their_limits() {
     for stream in streams() {
