@@ -352,7 +352,7 @@ fn copy_out(buffer: &Buffer, cells: Cells, out: &mut [u8]) -> Result<()> {
 
 #[allow(unsafe_code)]
 fn copy_in(buffer: &Buffer, cells: Cells, bytes: &[u8]) -> Result<()> {
-    // SAFETY: callers pass the cells of an exclusive view of this buffer, and as many bytes.
+    // SAFETY: callers pass cells of this buffer that only they use, and as many bytes.
     unsafe { buffer.put(cells, bytes.as_ptr()) }
 }
 
@@ -401,6 +401,25 @@ impl Arena {
         let tensor = Tensor::new(self.buffer.clone(), self.used, dtype, Shape::new(shape))?;
         self.used += tensor.bytes().next_multiple_of(Self::ALIGN);
         Ok(tensor)
+    }
+
+    /// The next tensor, holding `values`. Tensors put one after another reach a card in one copy.
+    ///
+    /// # Errors
+    /// If the arena is too small.
+    pub fn put<T: Element>(&mut self, values: &[T], shape: &[usize]) -> Result<Tensor> {
+        let start = self.used;
+        let mut tensor = self.take(T::DTYPE, shape)?;
+        if self.used > self.buffer.len() || values.len() != tensor.shape.elements() {
+            tensor.view_mut().write(values)?;
+            return Ok(tensor);
+        }
+        // The gap before the next tensor too, so that nothing is between them.
+        let mut bytes = bytemuck::cast_slice(values).to_vec();
+        bytes.resize(self.used - start, 0);
+        let at = tensor.view().cells().at;
+        let cells = Cells { at, pitch: bytes.len(), rows: 1, bytes: bytes.len() };
+        copy_in(&self.buffer, cells, &bytes).map(|()| tensor)
     }
 
     /// Bytes that a tensor of this size takes from an arena.

@@ -7,6 +7,8 @@ mod golden_folder;
 use golden_folder::models;
 use medflamingo::device::{Device, Simt};
 use medflamingo::engine::{self, Engine, EngineOptions, GenerateOptions};
+use medflamingo::tensor::Tensor;
+use medflamingo::{DType, ops};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -74,10 +76,28 @@ fn run(arguments: &[&str], fault: &str, more: &[(&str, &str)]) -> Output {
 }
 
 fn generate(device: &str, fault: &str, more: &[(&str, &str)]) -> Output {
-    let folder = folder();
-    let model = folder.to_str().unwrap();
-    let mut arguments = vec!["generate", "--model", model, "--device", device, "--json"];
-    arguments.extend(["--prompt", "Question: Is it round? Answer:", "--max-new-tokens", "5"]);
+    ask(device, "Question: Is it round? Answer:", None, 5, fault, more)
+}
+
+fn ask(
+    device: &str,
+    prompt: &str,
+    image: Option<&str>,
+    tokens: usize,
+    fault: &str,
+    more: &[(&str, &str)],
+) -> Output {
+    let (folder, tokens) = (folder(), tokens.to_string());
+    let mut arguments = vec!["generate", "--model", path(&folder), "--device", device, "--json"];
+    arguments.extend([
+        "--prompt",
+        prompt,
+        "--max-new-tokens",
+        &tokens,
+        "--min-new-tokens",
+        &tokens,
+    ]);
+    arguments.extend(image.iter().flat_map(|image| ["--image", image]));
     run(&arguments, fault, more)
 }
 
@@ -145,10 +165,16 @@ fn a_failed_launch_is_named_and_ends_the_engine_only() {
 }
 
 /// What an answer says, and what the driver counted meanwhile.
-fn answer(device: &str, more: &[(&str, &str)], name: &str) -> (Value, Value) {
-    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
+fn answer(device: &str, sees: bool, tokens: usize, more: &[(&str, &str)]) -> (Value, Value) {
+    let scratch = tempfile::tempdir().unwrap();
+    let report = scratch.path().join("report.json");
     let more = [more, &[("DRIVER_REPORT", path(&report))]].concat();
-    let out = generate(device, "", &more);
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/images/phantom_4.jpg");
+    let (prompt, image) = match sees {
+        true => ("<image>Is it round?", Some(image)),
+        false => ("Question: Is it round? Answer:", None),
+    };
+    let out = ask(device, prompt, image, tokens, "", &more);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let counted = std::fs::read(report).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
     (serde_json::from_slice(&out.stdout).unwrap(), counted.unwrap_or_default())
@@ -156,24 +182,47 @@ fn answer(device: &str, more: &[(&str, &str)], name: &str) -> (Value, Value) {
 
 #[test]
 fn tokens_are_the_hosts_and_steps_are_replayed() {
-    let (host, _) = answer("cpu", &[], "host");
-    let (graphs, counted) = answer("auto", &[], "graphs");
-    let (sync, one_by_one) = answer("cuda", &[("MEDFLAMINGO_SYNC", "1")], "sync");
-    let (a100, _) = answer("cuda", &[("DRIVER_CHIP", "a100")], "a100");
+    let (host, _) = answer("cpu", false, 5, &[]);
+    let (graphs, counted) = answer("auto", false, 5, &[]);
+    let (sync, one_by_one) = answer("cuda", false, 5, &[("MEDFLAMINGO_SYNC", "1")]);
+    let (a100, _) = answer("cuda", false, 5, &[("DRIVER_CHIP", "a100")]);
     for answer in [&graphs, &sync, &a100] {
         assert_eq!(answer["token_ids"], host["token_ids"]);
         assert_eq!(answer["work"]["launches"], host["work"]["launches"]);
     }
-    // The prompt runs as it comes; the four tokens after the first are steps. They reach a second
+    // The prompt runs as it comes; the four tokens after the first are steps. They reach another
     // page of keys, and a larger page table is another graph.
-    assert_eq!((&graphs["work"]["graphs"], &graphs["work"]["replays"]), (&2.into(), &2.into()));
-    assert_eq!((&sync["work"]["graphs"], &sync["work"]["replays"]), (&0.into(), &0.into()));
+    let work = |answer: &Value| {
+        let count = |name| answer["work"][name].as_u64().unwrap();
+        (count("graphs"), count("replays"))
+    };
+    assert_eq!((work(&graphs), work(&sync)), ((2, 2), (0, 0)));
     assert_eq!(counted["replays"], 4);
     for counted in [counted, one_by_one] {
         assert_eq!(counted["launches"], graphs["work"]["launches"]);
         assert_eq!((&counted["live"], &counted["bytes"]), (&0.into(), &0.into()), "all given back");
         assert_eq!(counted["misaligned"], 0);
     }
+}
+
+#[test]
+fn what_is_said_of_an_image_is_the_hosts() {
+    let ((host, _), (card, _)) = (answer("cpu", true, 3, &[]), answer("cuda", true, 3, &[]));
+    assert_eq!(card["token_ids"], host["token_ids"]);
+    assert_eq!(card["work"]["replays"], 1);
+}
+
+/// Without the emulator, whose kernels have nothing to do with it.
+#[test]
+fn a_step_uploads_its_indices_together() {
+    let uploads = |tokens| {
+        let (answer, counted) = answer("cuda", true, tokens, &[("DRIVER_KERNELS", "")]);
+        assert_eq!(answer["token_ids"].as_array().unwrap().len(), tokens);
+        counted["uploads"].as_u64().unwrap()
+    };
+    // Ids, positions, pages and spans; the images that the blocks see; the rows that get logits;
+    // and two with which the next token is drawn.
+    assert_eq!(uploads(9) - uploads(5), 4 * 5);
 }
 
 #[test]
@@ -233,6 +282,20 @@ fn control() -> Control {
     }
 }
 
+/// The driver says a quarter of a millisecond of everything.
+fn times_of_launches() {
+    let stream = Device::Cuda(0).open(1).unwrap();
+    let x = Tensor::zeros(&stream, DType::F32, &[2, 64]).unwrap();
+    let mut y = Tensor::zeros(&stream, DType::F32, &[2, 32]).unwrap();
+    stream.record();
+    for _ in 0..3 {
+        ops::swiglu(&stream, y.view_mut(), x.view()).unwrap();
+    }
+    let launches = stream.recording().launches;
+    let times: Vec<_> = launches.iter().map(|l| (l.start_us, l.us)).collect();
+    assert_eq!(times, [(0.0, 250.0), (250.0, 250.0), (250.0, 250.0)]);
+}
+
 #[test]
 #[ignore = "needs the driver of tests/driver; run by no_failing_call_panics_or_leaks"]
 fn every_call_fails_once() {
@@ -254,6 +317,7 @@ fn every_call_fails_once() {
         Err(first)
     };
     fail_at(0);
+    times_of_launches();
     attempt().unwrap();
     let (all, left) = (calls(), live());
     assert!(all > 500 && left == 0, "{all} calls, {left} left");

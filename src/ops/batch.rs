@@ -78,11 +78,11 @@ impl Ragged {
             sequences.iter().flat_map(|s| (s.kv_len - s.rows) as i32..s.kv_len as i32).collect();
         let kv_len: Vec<i32> = sequences.iter().map(|s| s.kv_len as i32).collect();
         Ok(Ragged {
-            positions: upload(arena, &positions, &[rows])?,
-            slots: upload(arena, &slots, &[rows])?,
-            tables: upload(arena, &tables, &[sequences.len(), table_stride])?,
-            q_begin: upload(arena, &q_begin, &[sequences.len() + 1])?,
-            kv_len: upload(arena, &kv_len, &[sequences.len()])?,
+            positions: arena.put(&positions, &[rows])?,
+            slots: arena.put(&slots, &[rows])?,
+            tables: arena.put(&tables, &[sequences.len(), table_stride])?,
+            q_begin: arena.put(&q_begin, &[sequences.len() + 1])?,
+            kv_len: arena.put(&kv_len, &[sequences.len()])?,
             rows,
             sequences: sequences.len(),
             table_stride,
@@ -194,16 +194,6 @@ fn distinct_slots(sequences: &[Sequence<'_>], rows: usize, page_tokens: usize) -
     }
 }
 
-pub(super) fn upload<T: crate::tensor::Element>(
-    arena: &mut Arena,
-    values: &[T],
-    shape: &[usize],
-) -> Result<Tensor> {
-    let mut tensor = arena.take(T::DTYPE, shape)?;
-    tensor.view_mut().write(values)?;
-    Ok(tensor)
-}
-
 /// Token ids, one per row, all inside a vocabulary.
 pub struct TokenIds {
     ids: Tensor,
@@ -219,7 +209,7 @@ impl TokenIds {
         if let Some(id) = ids.iter().find(|&&id| id < 0 || id as usize >= vocabulary) {
             return Err(Error::invalid("token id", format!("0 to {vocabulary} - 1"), id));
         }
-        Ok(TokenIds { ids: upload(arena, ids, &[ids.len()])?, vocabulary })
+        Ok(TokenIds { ids: arena.put(ids, &[ids.len()])?, vocabulary })
     }
 
     /// Number of ids.
@@ -264,7 +254,7 @@ impl MediaSpans {
         }
         let flat: Vec<i32> = spans.iter().flat_map(|s| [s.begin, s.end, s.uniform]).collect();
         Ok(MediaSpans {
-            spans: upload(arena, &flat, &[spans.len(), 3])?,
+            spans: arena.put(&flat, &[spans.len(), 3])?,
             images,
             visible: spans.iter().map(|s| (s.end - s.begin) as usize).sum(),
         })
@@ -322,7 +312,7 @@ impl<'a> Media<'a> {
         // Addresses of at most 64 bits, stored in 64; read back as pointers by the kernel.
         let addresses: Vec<i64> =
             images.iter().map(|i| i.ptr::<u8>().expose_provenance() as i64).collect();
-        let table = upload(arena, &addresses, &[images.len()])?;
+        let table = arena.put(&addresses, &[images.len()])?;
         Ok(Media { table, images: PhantomData, latents, width: cols / 2, dtype })
     }
 

@@ -1,6 +1,6 @@
 //! `sampling`: the next token of a sequence: the best, or one drawn from the likelier part.
 
-use super::batch::{TokenIds, upload};
+use super::batch::TokenIds;
 use super::check;
 use super::gemm::math::widen;
 use super::logits::{Best, ONE, Unusable, first_maximum, log_sum, sum_of_weights, weight};
@@ -160,8 +160,8 @@ impl Draws {
         }
         let bytes = bytemuck::cast_slice::<_, u8>(&packed);
         Ok(Draws {
-            draws: upload(arena, bytes, &[bytes.len()])?,
-            edits: upload(arena, &edits, &[edits.len()])?,
+            draws: arena.put(bytes, &[bytes.len()])?,
+            edits: arena.put(&edits, &[edits.len()])?,
             count: draws.len(),
             rows,
             vocabulary,

@@ -56,7 +56,7 @@ size_t in_use, misaligned;
 Graph *capturing;
 /// The status that every call returns after a kernel has failed.
 int broken;
-long calls, fail_at, launches, replays;
+long calls, fail_at, launches, replays, uploads;
 
 template <typename T> T *made(T *object) { return live.insert(object), object; }
 /// A handle that stands for nothing.
@@ -87,7 +87,7 @@ bool find(uintptr_t at, uintptr_t *begin, uintptr_t *end) {
 void *library() {
   static void *handle = [] {
     const char *path = getenv("DRIVER_KERNELS");
-    void *handle = path ? dlopen(path, RTLD_NOW) : nullptr;
+    void *handle = path && *path ? dlopen(path, RTLD_NOW) : nullptr;
     using Find = bool (*)(uintptr_t, uintptr_t *, uintptr_t *);
     if (handle) ((void (*)(Find))dlsym(handle, "simt_bind"))(find);
     return handle;
@@ -128,7 +128,7 @@ struct Report {
     if (!file) return;
     fprintf(file, "{\"launches\": %ld, \"replays\": %ld, \"live\": %zu, \"bytes\": %zu,", launches,
             replays, live.size(), in_use);
-    fprintf(file, " \"misaligned\": %zu}\n", misaligned);
+    fprintf(file, " \"uploads\": %ld, \"misaligned\": %zu}\n", uploads, misaligned);
     fclose(file);
   }
 } report;
@@ -289,7 +289,7 @@ int cuMemsetD8Async(uint64_t at, unsigned char v, size_t n, void *) {
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *) {
   CALL;
-  misaligned += to % 16 != 0;
+  uploads++, misaligned += to % 16 != 0;
   return memcpy((void *)to, from, n), SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *) {

@@ -35,6 +35,10 @@ impl Step {
         })
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.launches.len()
+    }
+
     fn clear(&mut self) {
         self.launches.clear();
         self.params.clear();
@@ -50,6 +54,11 @@ pub(super) struct Graphs {
 }
 
 impl Graphs {
+    /// Launch `n` of the step that ran last.
+    pub(super) fn latest(&self, n: usize) -> Option<&Launch> {
+        self.known.last().and_then(|(step, _)| step.launches.get(n))
+    }
+
     /// Forgets all of them.
     pub(super) fn clear(&mut self) {
         self.known.drain(..).for_each(|(_, graph)| destroy(graph));
@@ -80,6 +89,7 @@ impl Queue {
                 return self.run_all(state, step);
             }
             let graph = self.graph(state, step)?;
+            self.send(state)?;
             // SAFETY: the graph is remembered, so it is alive.
             let status = unsafe { sys::cuGraphLaunch(graph, self.stream) };
             self.settle(state, "launch of a step", status)

@@ -12,15 +12,20 @@ use cudarc::driver::sys::{self, CUresult};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Dynamic shared memory that every entry may have without being allowed it.
-const SHARED_UNASKED: u32 = 48 << 10;
-
 /// A found entry.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     function: sys::CUfunction,
     /// Dynamic shared memory that it has been allowed.
     shared: u32,
+}
+
+/// Bytes in page-locked memory and where they go.
+#[derive(Clone, Copy)]
+struct Write {
+    from: usize,
+    to: usize,
+    bytes: usize,
 }
 
 /// What changes while the queue runs.
@@ -30,6 +35,8 @@ pub(super) struct State {
     entries: HashMap<Key, Entry>,
     last: Option<Key>,
     staging: Staging,
+    /// A write that has been staged but not begun: the next one may continue it.
+    write: Option<Write>,
     /// True while launches are collected in `step`.
     pub is_open: bool,
     pub step: Step,
@@ -98,6 +105,7 @@ impl Queue {
                 entries: HashMap::new(),
                 last: None,
                 staging: Staging::default(),
+                write: None,
                 is_open: false,
                 step: Step::default(),
                 graphs: Graphs::default(),
@@ -128,16 +136,26 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, if the queue still runs.
+    fn alive(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        match &state.broken {
+            Some(why) => Err(Error::device(&self.name, why)),
+            None => Ok(state),
+        }
+    }
+
     /// The state, if the queue still runs, with its context current.
     pub(super) fn enter(&self) -> Result<MutexGuard<'_, State>> {
-        let mut state = self.state();
-        if let Some(why) = &state.broken {
-            return Err(Error::device(&self.name, why));
-        }
+        let mut state = self.alive()?;
+        self.make_current(&mut state)?;
+        Ok(state)
+    }
+
+    fn make_current(&self, state: &mut State) -> Result<()> {
         // SAFETY: retained until the queue is dropped.
         let status = unsafe { sys::cuCtxSetCurrent(self.context) };
-        self.settle(&mut state, "context", status)?;
-        Ok(state)
+        self.settle(state, "context", status)
     }
 
     /// `Ok`, or an error that all later calls return too: after one the context is not to be
@@ -201,7 +219,7 @@ impl Queue {
         Ok(memory)
     }
 
-    /// Copies `from`, row after row, into `to`.
+    /// Copies `from`, row after row, into `to`. What continues the last write is one copy with it.
     ///
     /// # Safety
     /// The cells are this card's memory; `from` is as long as they are.
@@ -219,11 +237,37 @@ impl Queue {
             };
             // SAFETY: `bytes` are free at `at` and there at `from` by the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from.add(done), at, bytes) };
-            let source = Cells { at: at as usize, pitch: piece.bytes, ..piece };
-            self.copy(&mut state, Side::Host, source, Side::Card, piece)?;
             done += bytes;
+            let next = Write { from: at as usize, to: piece.at, bytes };
+            match &mut state.write {
+                Some(last)
+                    if piece.rows == 1
+                        && last.from + last.bytes == next.from
+                        && last.to + last.bytes == next.to =>
+                {
+                    last.bytes += bytes;
+                }
+                _ if piece.rows == 1 => {
+                    self.send(&mut state)?;
+                    state.write = Some(next);
+                }
+                _ => {
+                    let source = Cells { at: at as usize, pitch: piece.bytes, ..piece };
+                    self.copy(&mut state, Side::Host, source, Side::Card, piece)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Begins the write that waits, because something comes that may need it.
+    pub(super) fn send(&self, state: &mut State) -> Result<()> {
+        let Some(Write { from, to, bytes }) = state.write.take() else { return Ok(()) };
+        // SAFETY: page-locked memory that stays as it is until the queue is idle; the target is the
+        // promise of `write`'s caller.
+        let status =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to as u64, from as *const _, bytes, self.stream) };
+        self.settle(state, "copy", status)
     }
 
     /// Copies `from` out, row after row; waits for everything before it.
@@ -259,6 +303,7 @@ impl Queue {
     }
 
     fn copy(&self, state: &mut State, a: Side, from: Cells, b: Side, to: Cells) -> Result<()> {
+        self.send(state)?;
         if from.rows * from.bytes == 0 {
             return Ok(());
         }
@@ -284,12 +329,6 @@ impl Queue {
         // SAFETY: the callers promise that both sides exist; the copy runs in the queue's order.
         let status = unsafe {
             match (a, b, from.rows) {
-                (Side::Host, _, 1) => sys::cuMemcpyHtoDAsync_v2(
-                    to.at as u64,
-                    from.at as *const _,
-                    from.bytes,
-                    self.stream,
-                ),
                 (_, Side::Host, 1) => sys::cuMemcpyDtoHAsync_v2(
                     to.at as *mut _,
                     from.at as u64,
@@ -307,6 +346,7 @@ impl Queue {
 
     /// Waits until nothing runs.
     pub(super) fn idle(&self, state: &mut State) -> Result<()> {
+        self.send(state)?;
         // SAFETY: the stream lives as long as the queue.
         let status = unsafe { sys::cuStreamSynchronize(self.stream) };
         state.staging.reset();
@@ -330,11 +370,20 @@ impl Queue {
             let (name, found) = (geometry.entry(kernel, dtype), format!("{x} x {y} x {z}"));
             return Err(Error::invalid(name, "at most 2^31-1 x 65535 x 65535 blocks", found));
         }
-        let mut state = self.enter()?;
+        let mut state = self.alive()?;
         let key = Key { kernel, dtype, variant: geometry.variant };
-        let function = self.entry(&mut state, key, geometry)?;
-        let launch = Launch { key, function, geometry: *geometry, params: params.len() };
-        if state.is_open && !self.is_single(&state) {
+        let is_collected = state.is_open && !self.is_single(&state);
+        // Most launches of a step are those of the last one, which were looked up then.
+        let known = is_collected.then(|| state.graphs.latest(state.step.len())).flatten();
+        let launch = match known {
+            Some(known) if known.key == key && known.geometry == *geometry => *known,
+            _ => {
+                self.make_current(&mut state)?;
+                let function = self.entry(&mut state, key, geometry)?;
+                Launch { key, function, geometry: *geometry, params: params.len() }
+            }
+        };
+        if is_collected {
             state.step.push(launch, params, accounting);
             return Ok(());
         }
@@ -343,6 +392,7 @@ impl Queue {
 
     /// Launches at once.
     pub(super) fn run(&self, state: &mut State, launch: &Launch, params: &[u8]) -> Result<()> {
+        self.send(state)?;
         self.mark(state, 0)?;
         let status = launch.run(params, self.stream);
         state.last = Some(launch.key);
@@ -373,7 +423,7 @@ impl Queue {
                 let function = function.ok_or_else(|| {
                     Error::device(&self.name, format!("no entry `{name}` in the kernels loaded"))
                 })?;
-                let entry = Entry { function, shared: SHARED_UNASKED };
+                let entry = Entry { function, shared: 0 };
                 state.entries.insert(key, entry);
                 entry
             }
@@ -459,7 +509,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // What a broken queue has collected does not run; its memory is given back all the same.
         if let Ok(mut state) = self.queue.enter() {
-            let _ = self.queue.flush(&mut state);
+            let _ = self.queue.flush(&mut state).and_then(|()| self.queue.send(&mut state));
         }
         // SAFETY: allocated by this queue, whose launches so far all come before.
         unsafe {
