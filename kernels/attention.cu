@@ -1,33 +1,43 @@
 /*  `attention`
  *
- *  Idea      a block takes 64 queries of a head through all keys, in tiles of 64 (`lib/attend.cuh`);
- *            key j is in the first segment if j < k0_len, else in the second: nothing is concatenated.
- *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (query tiles, heads, batch), 4 warps,
- *            40 or 80 KiB. `_row`: a warp per query, 4 a block, for f32 and heads of odd widths.
+ *  Idea      a block takes 64 queries of a head through all keys, in tiles of 64
+ *            (`lib/attend.cuh`); key j is in the first segment if j < k0_len, else in the second:
+ *            nothing is concatenated.
+ *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (query tiles, heads, batch),
+ *            4 warps, 40 or 80 KiB. `_row`: a warp per query, 4 a block, for f32 and heads of odd
+ *            widths.
  *  Traffic   q and o once; keys and values once per 64 queries, from L2.
- *  Rejected  rounding the weights once: cells near 0 then miss twice the rounding of o. */
+ *  Rejected  rounding the weights once: cells near 0 then miss twice the rounding of o. Tiles of
+ *            128 keys: of 257 a third of the work would be on keys that are not there. */
 #include "attention.h"
 #include "lib/attend.cuh"
 
+/** Every key is seen. */
+struct EveryKey {
+  __device__ bool needs(int, int) const { return true; }
+  __device__ float score(int, float x) const { return x; }
+};
+
 template <typename T> struct SegmentKeys {
   const T *k0, *v0, *k1, *v1;
-  int64_t k0_len, count, stride0, stride1;
+  int k0_len, count;
+  int64_t stride0, stride1;
 
   __device__ SegmentKeys(const AttentionParams &p, int64_t batch, int head)
-      : k0_len(p.k0_len), count(p.k0_len + p.k1_len), stride0(p.kv0_stride), stride1(p.kv1_stride) {
+      : k0_len((int)p.k0_len), count((int)(p.k0_len + p.k1_len)), stride0(p.kv0_stride),
+        stride1(p.kv1_stride) {
     int64_t first = batch * p.k0_len * stride0 + (int64_t)head * p.head_dim;
     int64_t second = batch * p.k1_len * stride1 + (int64_t)head * p.head_dim;
     k0 = static_cast<const T *>(p.k0) + first, v0 = static_cast<const T *>(p.v0) + first;
     k1 = static_cast<const T *>(p.k1) + second, v1 = static_cast<const T *>(p.v1) + second;
   }
-  __device__ const T *k(int64_t j) const {
+  __device__ const T *k(int j) const {
     return j < k0_len ? k0 + j * stride0 : k1 + (j - k0_len) * stride1;
   }
-  __device__ const T *v(int64_t j) const {
+  __device__ const T *v(int j) const {
     return j < k0_len ? v0 + j * stride0 : v1 + (j - k0_len) * stride1;
   }
-  __device__ float score(int, int64_t, float x) const { return x; }
-  __device__ bool needs(int, int64_t, int64_t) const { return true; }
+  __device__ EveryKey row(int) const { return {}; }
 };
 
 template <typename T, int D> __device__ void attention_tiles(const AttentionParams &p) {
@@ -38,11 +48,13 @@ template <typename T, int D> __device__ void attention_tiles(const AttentionPara
   auto offset = [&](int r, int64_t stride) {
     return (batch * p.q_len + row0 + r) * stride + (int64_t)head * p.head_dim;
   };
-  auto is_row = [&](int r) { return row0 + r < p.q_len; };
-  attend_tile(
-      s, SegmentKeys<T>(p, batch, head), p.head_dim, p.scale,
-      [&](int r) { return is_row(r) ? static_cast<const T *>(p.q) + offset(r, p.q_stride) : nullptr; },
-      [&](int r) { return is_row(r) ? static_cast<T *>(p.o) + offset(r, p.o_stride) : nullptr; });
+  auto query = [&](int r) {
+    return row0 + r < p.q_len ? static_cast<const T *>(p.q) + offset(r, p.q_stride) : nullptr;
+  };
+  auto output = [&](int r) {
+    return row0 + r < p.q_len ? static_cast<T *>(p.o) + offset(r, p.o_stride) : nullptr;
+  };
+  attend_tile(s, SegmentKeys<T>(p, batch, head), p.head_dim, p.scale, query, output);
 }
 
 template <typename T> __device__ void attention_row(const AttentionParams &p) {
@@ -51,13 +63,17 @@ template <typename T> __device__ void attention_row(const AttentionParams &p) {
   const int64_t head = (int64_t)blockIdx.y * p.head_dim;
   attend_row(static_cast<T *>(p.o) + row * p.o_stride + head,
              static_cast<const T *>(p.q) + row * p.q_stride + head,
-             SegmentKeys<T>(p, row / p.q_len, (int)blockIdx.y), 0, p.head_dim,
+             SegmentKeys<T>(p, row / p.q_len, (int)blockIdx.y), p.head_dim,
              (int)blockIdx.z * ROW_FEATURES, p.scale);
 }
 
 #define ATTENTION_TILES(name, T)                                                                   \
-  KERNEL(attention_##name##_64, AttentionParams, ATTEND_THREADS, 3) { attention_tiles<T, 64>(p); }    \
-  KERNEL(attention_##name##_128, AttentionParams, ATTEND_THREADS, 2) { attention_tiles<T, 128>(p); }
+  KERNEL(attention_##name##_64, AttentionParams, ATTEND_THREADS, 3) {                              \
+    attention_tiles<T, 64>(p);                                                                     \
+  }                                                                                                \
+  KERNEL(attention_##name##_128, AttentionParams, ATTEND_THREADS, 2) {                             \
+    attention_tiles<T, 128>(p);                                                                    \
+  }
 #define ATTENTION_ROW(name, T)                                                                     \
   KERNEL(attention_##name##_row, AttentionParams, ATTEND_THREADS) { attention_row<T>(p); }
 

@@ -145,7 +145,7 @@ template <typename T, int D> __device__ void attention_decode(const AttentionDec
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset /= 2)
       product += __shfl_xor_sync(ALL_LANES, product, offset);
-    x[u] = keys.score(0, key[u], product * (p.scale * LOG2_E));
+    x[u] = keys.row(0).score(key[u], product * (p.scale * LOG2_E));
     top = fmaxf(top, x[u]);
   }
   RunningSoftmax softmax;
@@ -218,11 +218,11 @@ template <typename T> __device__ void attention_decode_plain(const AttentionDeco
   }
   __syncthreads();
   for (int f = warp() * ROW_FEATURES; f < p.head_dim; f += DECODE_WARPS * ROW_FEATURES)
-    attend_row(token.o, token.q, keys, 0, p.head_dim, f, p.scale);
+    attend_row(token.o, token.q, keys, p.head_dim, f, p.scale);
 }
 
 #define ATTENTION_DECODE(name, T)                                                                  \
-  KERNEL(attention_decode_##name##_64, AttentionDecodeParams, DECODE_THREADS, 4) {                 \
+  KERNEL(attention_decode_##name##_64, AttentionDecodeParams, DECODE_THREADS, 3) {                 \
     attention_decode<T, 64>(p);                                                                    \
   }                                                                                                \
   KERNEL(attention_decode_##name##_128, AttentionDecodeParams, DECODE_THREADS) {                   \

@@ -1,82 +1,151 @@
 /*  `cross_attention`
  *
- *  Idea      a block takes 64 rows of a head through the latents of the images that any of them sees,
- *            first to last, 64 keys at a time (`lib/attend.cuh`). Spans follow text time, so that is
- *            one image, or two where a marker falls into the tile; a warp whose 16 rows see none of
- *            a tile does not compute it. Rows without an image become 0 by having no keys.
- *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (row tiles, heads), 4 warps, 40 or
- *            80 KiB. `_row`: a warp per row, 4 a block, for f32 and heads of odd widths.
- *  Traffic   q and o once; keys and values of an image once per tile of 64 rows, from L2.
- *  Rejected  a work list of rows by image: it must be made anew for every step, by one more launch. */
+ *  Idea      a block takes its rows of a head, 64 at a time, through the images that they see; an
+ *            image's keys and values stay in shared memory for as many tiles of rows as see it, and
+ *            all its 64 latents are one tile of keys. Queries and image of the next step are copied
+ *            during this one. Spans follow text time: that is one image, or two where a marker
+ *            falls into a tile; a warp whose 16 rows do not see it computes nothing. Rows without
+ *            an image become 0 by having no keys.
+ *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (runs of rows, heads), 4 warps, 48
+ *            or 96 KiB. Few rows are one run a multiprocessor, down to a row a block: sequences
+ *            that are decoded look at images of their own. Many are whole tiles, three blocks a
+ *            multiprocessor. `_row`: a warp per row, 4 a block, for f32 and heads of odd widths.
+ *  Traffic   q and o once; an image once per run of rows that sees it, from L2.
+ *  Rejected  a work list of rows by image: it must be made anew for every step, by one more launch.
+ *            One image at a time in shared memory: a trip to L2 for each of many that are seen.
+ *            Not measured: folding the norm and the projection of q into this kernel. It would read
+ *            that weight once per run of rows instead of once. */
 #include "cross_attention.h"
 #include "lib/attend.cuh"
 
-template <typename T> struct LatentKeys {
-  const CrossAttentionParams &p;
-  int64_t row0, first, count; /**< of the tile's rows and of the keys that any of them sees */
-  int head;
-
-  __device__ const T *latent(int64_t j) const {
-    const T *image = static_cast<const T *>(p.kv[(first + j) / p.latents]);
-    return image + (first + j) % p.latents * (2 * (int64_t)p.heads * p.head_dim) +
-           (int64_t)head * p.head_dim;
-  }
-  __device__ const T *k(int64_t j) const { return latent(j); }
-  __device__ const T *v(int64_t j) const { return latent(j) + (int64_t)p.heads * p.head_dim; }
-  __device__ float score(int row, int64_t j, float x) const {
-    if (row0 + row >= p.rows) return -INFINITY;
-    const MediaSpan span = p.spans[row0 + row];
-    const int64_t image = (first + j) / p.latents;
-    if (image < span.begin || image >= span.end) return -INFINITY;
-    return span.uniform ? 0.0f : x;
-  }
-  __device__ bool needs(int row, int64_t begin, int64_t end) const {
-    if (row0 + row >= p.rows) return false;
-    const MediaSpan span = p.spans[row0 + row];
-    return span.begin * (int64_t)p.latents < first + end && first + begin < span.end * (int64_t)p.latents;
-  }
+template <typename T, int D> struct CrossShared {
+  Tile<T, D> q[2], k[2], v[2];
 };
 
-template <typename T, int D> struct CrossShared {
-  AttendShared<T, D> tiles;
-  int begin, end; /**< images that any row of the tile sees */
+/** Tiles of 64 latents, counted through all images. */
+struct Latents {
+  int first, last;
+};
+
+/** A run of rows of one head. */
+template <typename T, int D> struct CrossRun {
+  const CrossAttentionParams &p;
+  int64_t end; /**< row after the last */
+  int head, tiles; /**< of latents in an image */
+
+  /** What a row sees: nothing beyond the run. */
+  __device__ MediaSpan span(int64_t row) const {
+    return row < end ? p.spans[row] : MediaSpan{0, 0, 0};
+  }
+  /** What 64 rows see between them; if nothing, what stands in shared memory already. */
+  __device__ Latents seen(int64_t row0, int held) const {
+    unsigned begin = 0x7fffffffu, after = 0;
+    for (int r = lane(); r < TILE_ROWS; r += WARP) {
+      const MediaSpan s = span(row0 + r);
+      if (s.begin >= s.end) continue;
+      begin = min(begin, (unsigned)s.begin);
+      after = max(after, (unsigned)s.end);
+    }
+    begin = __reduce_min_sync(ALL_LANES, begin);
+    after = __reduce_max_sync(ALL_LANES, after);
+    if (begin >= after) return {held, held};
+    return {(int)begin * tiles, (int)after * tiles - 1};
+  }
+  __device__ void load_queries(Tile<T, D> &q, int64_t row0) const {
+    load_rows(q, p.head_dim, [&](int r) {
+      return row0 + r < end ? static_cast<const T *>(p.q) + at(row0 + r) : nullptr;
+    });
+  }
+  __device__ void load_latents(Tile<T, D> &k, Tile<T, D> &v, int tile) const {
+    if (tile < 0) return;
+    const int64_t width = (int64_t)p.heads * p.head_dim;
+    const int latent0 = tile % tiles * TILE_KEYS;
+    const T *image = static_cast<const T *>(p.kv[tile / tiles]) + (int64_t)head * p.head_dim;
+    auto key = [&](int j) {
+      return latent0 + j < p.latents ? image + (latent0 + j) * 2 * width : nullptr;
+    };
+    load_rows(k, p.head_dim, key);
+    image += width;
+    load_rows(v, p.head_dim, key);
+  }
+  __device__ int64_t at(int64_t row) const { return (row * p.heads + head) * p.head_dim; }
 };
 
 template <typename T, int D> __device__ void cross_attention_tiles(const CrossAttentionParams &p) {
   using Shared = CrossShared<T, D>;
   SHARED(Shared, s);
-  const int64_t row0 = (int64_t)blockIdx.x * TILE_ROWS, width = (int64_t)p.heads * p.head_dim;
-  const int head = (int)blockIdx.y;
-  if (warp() == 0) {
-    unsigned begin = 0x7fffffffu, end = 0;
-    for (int r = lane(); r < TILE_ROWS && row0 + r < p.rows; r += WARP) {
-      const MediaSpan span = p.spans[row0 + r];
-      if (span.begin >= span.end) continue;
-      begin = min(begin, (unsigned)span.begin);
-      end = max(end, (unsigned)span.end);
+  int64_t run = (p.rows + gridDim.x - 1) / gridDim.x;
+  if (run > TILE_ROWS) run = (run + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  int64_t row0 = blockIdx.x * run;
+  const CrossRun<T, D> rows{p, min(row0 + run, p.rows), (int)blockIdx.y,
+                            max((p.latents + TILE_KEYS - 1) / TILE_KEYS, 1)};
+  if (row0 >= rows.end) return;
+  const int first = warp() * WARP_ROWS, l = lane();
+
+  Latents seen = rows.seen(row0, -1);
+  rows.load_queries(s.q[0], row0);
+  rows.load_latents(s.k[0], s.v[0], seen.first);
+  ptx::cp_async_commit();
+  int stage = 0;
+  for (int turn = 0; row0 < rows.end; turn ^= 1, row0 += TILE_ROWS) {
+    const Latents next = rows.seen(row0 + TILE_ROWS, seen.last);
+    const MediaSpan own = rows.span(row0 + first + l % WARP_ROWS);
+    const MediaSpan spans[2] = {rows.span(row0 + first + l / 4),
+                                rows.span(row0 + first + l / 4 + 8)};
+    WarpRows<T, D> mine;
+    for (int tile = seen.first; tile <= seen.last; tile++) {
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      const int after = tile < seen.last ? tile + 1 : next.first;
+      if (tile == seen.last) rows.load_queries(s.q[turn ^ 1], row0 + TILE_ROWS);
+      if (after != tile) rows.load_latents(s.k[stage ^ 1], s.v[stage ^ 1], after);
+      ptx::cp_async_commit();
+
+      const int image = tile / rows.tiles, latents = p.latents - tile % rows.tiles * TILE_KEYS;
+      auto sees = [&](const MediaSpan &span) { return span.begin <= image && image < span.end; };
+      if (__any_sync(ALL_LANES, sees(own))) {
+        const bool visible[2] = {sees(spans[0]), sees(spans[1])};
+        mine.take(s.q[turn], s.k[stage], s.v[stage], p.scale * LOG2_E,
+                  [&](int half, int j, float x) {
+                    if (!visible[half] || j >= latents) return -INFINITY;
+                    return spans[half].uniform ? 0.0f : x;
+                  });
+      }
+      if (after != tile) stage ^= 1;
     }
-    begin = __reduce_min_sync(ALL_LANES, begin);
-    end = __reduce_max_sync(ALL_LANES, end);
-    if (lane() == 0) s.begin = (int)min(begin, end), s.end = (int)end;
+    mine.store(s.q[turn], p.head_dim, [&](int r) {
+      const int64_t row = row0 + r;
+      return row < rows.end ? static_cast<T *>(p.o) + rows.at(row) : nullptr;
+    });
+    seen = next;
   }
-  __syncthreads();
-  LatentKeys<T> keys{p, row0, (int64_t)s.begin * p.latents, (int64_t)(s.end - s.begin) * p.latents, head};
-  auto offset = [&](int r) { return (row0 + r) * width + (int64_t)head * p.head_dim; };
-  auto is_row = [&](int r) { return row0 + r < p.rows; };
-  attend_tile(
-      s.tiles, keys, p.head_dim, p.scale,
-      [&](int r) { return is_row(r) ? static_cast<const T *>(p.q) + offset(r) : nullptr; },
-      [&](int r) { return is_row(r) ? static_cast<T *>(p.o) + offset(r) : nullptr; });
 }
+
+/** The latents that one row sees, all of them. */
+template <typename T> struct RowLatents {
+  const CrossAttentionParams &p;
+  MediaSpan span;
+  int head, count;
+
+  struct Row {
+    bool is_uniform;
+    __device__ float score(int, float x) const { return is_uniform ? 0.0f : x; }
+  };
+  __device__ const T *k(int j) const {
+    const T *image = static_cast<const T *>(p.kv[span.begin + j / p.latents]);
+    return image + (j % p.latents * 2 * (int64_t)p.heads + head) * p.head_dim;
+  }
+  __device__ const T *v(int j) const { return k(j) + (int64_t)p.heads * p.head_dim; }
+  __device__ Row row(int) const { return {span.uniform != 0}; }
+};
 
 template <typename T> __device__ void cross_attention_row(const CrossAttentionParams &p) {
   const int64_t row = (int64_t)blockIdx.x * (ATTEND_THREADS / WARP) + warp();
   if (row >= p.rows) return;
   const MediaSpan span = p.spans[row];
-  const int64_t first = (int64_t)span.begin * p.latents;
-  LatentKeys<T> keys{p, row, first, (int64_t)span.end * p.latents - first, (int)blockIdx.y};
+  const RowLatents<T> keys{p, span, (int)blockIdx.y, (span.end - span.begin) * p.latents};
   const int64_t at = (row * p.heads + blockIdx.y) * p.head_dim;
-  attend_row(static_cast<T *>(p.o) + at, static_cast<const T *>(p.q) + at, keys, 0, p.head_dim,
+  attend_row(static_cast<T *>(p.o) + at, static_cast<const T *>(p.q) + at, keys, p.head_dim,
              (int)blockIdx.z * ROW_FEATURES, p.scale);
 }
 

@@ -1,8 +1,8 @@
 /*  `self_attention`
  *
- *  Idea      a block takes 64 query rows of one sequence and head through the keys before them, page
- *            by page through the table, 64 keys at a time (`lib/attend.cuh`); tiles beyond the last
- *            query are not visited, and a warp skips those beyond its own 16 rows.
+ *  Idea      a block takes 64 query rows of one sequence and head through the keys before them,
+ *            page by page through the table, 64 keys at a time (`lib/attend.cuh`); tiles beyond the
+ *            last query are not visited, and a warp skips those beyond its own 16 rows.
  *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (row tiles, heads), 4 warps, 40 or
  *            80 KiB; as many row tiles as there can be, whatever the sequences are: the launch does
  *            not depend on what is in device memory. `_row`: a warp per row, 4 a block, for f32
@@ -16,40 +16,41 @@
 template <typename T, int D> __device__ void self_attention_tiles(const SelfAttentionParams &p) {
   using Shared = AttendShared<T, D>;
   SHARED(Shared, s);
-  int64_t tile = blockIdx.x, sequence = 0;
+  int tile = (int)blockIdx.x, sequence = 0, rows = 0;
   for (; sequence < p.sequences; sequence++) {
-    int64_t tiles = (p.q_begin[sequence + 1] - p.q_begin[sequence] + TILE_ROWS - 1) / TILE_ROWS;
+    rows = p.q_begin[sequence + 1] - p.q_begin[sequence];
+    const int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     if (tile < tiles) break;
     tile -= tiles;
   }
   if (sequence == p.sequences) return;
-  const int64_t rows = p.q_begin[sequence + 1] - p.q_begin[sequence], row0 = tile * TILE_ROWS;
-  const int64_t position = p.kv_len[sequence] - rows + row0, here = min(rows - row0, (int64_t)TILE_ROWS);
-  const int head = (int)blockIdx.y;
+  const int row0 = tile * TILE_ROWS, here = min(rows - row0, TILE_ROWS);
+  const int position = p.kv_len[sequence] - rows + row0, head = (int)blockIdx.y;
   const int64_t first = p.q_begin[sequence] + row0, at = (int64_t)head * p.head_dim;
+  const int64_t o_stride = (int64_t)p.heads * p.head_dim;
   const T *q = static_cast<const T *>(p.q) + first * p.q_stride + at;
-  T *o = static_cast<T *>(p.o) + first * p.heads * p.head_dim + at;
+  T *o = static_cast<T *>(p.o) + first * o_stride + at;
+  const PagedKeys<T, SelfAttentionParams> keys(p, sequence, position, position + here, head);
   attend_tile(
-      s, PagedKeys<T, SelfAttentionParams>(p, sequence, position, position + here, head), p.head_dim, p.scale,
-      [&](int r) { return r < here ? q + r * p.q_stride : nullptr; },
-      [&](int r) { return r < here ? o + (int64_t)r * p.heads * p.head_dim : nullptr; });
+      s, keys, p.head_dim, p.scale, [&](int r) { return r < here ? q + r * p.q_stride : nullptr; },
+      [&](int r) { return r < here ? o + r * o_stride : nullptr; });
 }
 
 template <typename T> __device__ void self_attention_row(const SelfAttentionParams &p) {
   const int64_t row = (int64_t)blockIdx.x * (ATTEND_THREADS / WARP) + warp();
   if (row >= p.rows) return;
-  int64_t sequence = 0;
+  int sequence = 0;
   while (p.q_begin[sequence + 1] <= row) sequence++;
-  const int64_t position = p.kv_len[sequence] - (p.q_begin[sequence + 1] - row);
+  const int position = p.kv_len[sequence] - (int)(p.q_begin[sequence + 1] - row);
   const int64_t head = blockIdx.y, at = head * p.head_dim;
+  const PagedKeys<T, SelfAttentionParams> keys(p, sequence, position, position + 1, (int)head);
   attend_row(static_cast<T *>(p.o) + row * p.heads * p.head_dim + at,
-             static_cast<const T *>(p.q) + row * p.q_stride + at,
-             PagedKeys<T, SelfAttentionParams>(p, sequence, position, position + 1, (int)head), 0, p.head_dim,
+             static_cast<const T *>(p.q) + row * p.q_stride + at, keys, p.head_dim,
              (int)blockIdx.z * ROW_FEATURES, p.scale);
 }
 
 #define SELF_ATTENTION_TILES(name, T)                                                              \
-  KERNEL(self_attention_##name##_64, SelfAttentionParams, ATTEND_THREADS, 2) {                     \
+  KERNEL(self_attention_##name##_64, SelfAttentionParams, ATTEND_THREADS, 3) {                     \
     self_attention_tiles<T, 64>(p);                                                                \
   }                                                                                                \
   KERNEL(self_attention_##name##_128, SelfAttentionParams, ATTEND_THREADS, 2) {                    \

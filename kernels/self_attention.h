@@ -3,9 +3,10 @@
 
 /** `self_attention`: causal attention of a ragged batch over paged keys and values.
  *
- *  Sequence s owns query rows q_begin[s] .. q_begin[s+1]; they are its last tokens, and its keys, the
- *  rows' own included, are the first kv_len[s] slots of its page table. Query i of n sees keys
- *  0 ..= kv_len - n + i. With ALiBi, slopes[h] * (key - query position) is added to the scaled score.
+ *  Sequence s owns query rows q_begin[s] .. q_begin[s+1]; they are its last tokens, and its keys,
+ *  the rows' own included, are the first kv_len[s] slots of its page table. Query i of n sees keys
+ *  0 ..= kv_len - n + i. With ALiBi, slopes[h] * (key - query position) is added to the scaled
+ *  score.
  *
  *  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180
  *  Entries   self_attention_{f32,bf16,f16}; prefill and decode

@@ -186,7 +186,7 @@ const _: () = {
     ["Offset of field: Adamw8Params::eps"][::core::mem::offset_of!(Adamw8Params, eps) - 112usize];
     ["Offset of field: Adamw8Params::keep"][::core::mem::offset_of!(Adamw8Params, keep) - 116usize];
 };
-#[doc = " `attention`: O = softmax(scale * Q K^T) V per batch entry and head, every query sees every key.\n  Keys and values may come in two segments that are never concatenated in memory: the Perceiver's\n  \\[media | latents\\]; the vision tower uses the first only (k1_len = 0).\n\n  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention\n  Entries   attention_{f32,bf16,f16}\n  Limits    k0_len + k1_len >= 1\n  Numerics  one pass with a running maximum and sum in f32"]
+#[doc = " `attention`: O = softmax(scale * Q K^T) V per batch entry and head, every query sees every key.\n  Keys and values may come in two segments that are never concatenated in memory: the Perceiver's\n  \\[media | latents\\]; the vision tower uses the first only (k1_len = 0).\n\n  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention\n  Entries   attention_{f32,bf16,f16}\n  Limits    1 <= k0_len + k1_len < 2^31; k1 and v1 are null only if k1_len = 0\n  Numerics  one pass with a running maximum and sum in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionParams {
@@ -198,9 +198,9 @@ pub struct AttentionParams {
     pub k0: *const ::core::ffi::c_void,
     #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
     pub v0: *const ::core::ffi::c_void,
-    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride; null if k1_len = 0"]
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride, or null"]
     pub k1: *const ::core::ffi::c_void,
-    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride; null if k1_len = 0"]
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride, or null"]
     pub v1: *const ::core::ffi::c_void,
     pub batch: i64,
     pub q_len: i64,
@@ -371,7 +371,7 @@ const _: () = {
     ["Offset of field: ColumnSumsParams::reserved"]
         [::core::mem::offset_of!(ColumnSumsParams, reserved) - 60usize];
 };
-#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of attending,\n  which is what the original's masked softmax does for a marker without an image."]
+#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of\n  attending, which is what the original's masked softmax does for a marker without an image."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct MediaSpan {
@@ -387,7 +387,7 @@ const _: () = {
     ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
     ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
 };
-#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head over the latents of the row's images.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys, values.\n  Masked images cost nothing: they are not visited.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
+#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct CrossAttentionParams {
@@ -936,7 +936,7 @@ const _: () = {
     ["Offset of field: SamplingParams::row_stride"]
         [::core::mem::offset_of!(SamplingParams, row_stride) - 56usize];
 };
-#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys, the\n  rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  one pass with a running maximum and sum in f32"]
+#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys,\n  the rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled\n  score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  one pass with a running maximum and sum in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SelfAttentionParams {

@@ -1,24 +1,23 @@
 /** softmax(scale * Q K^T + ...) V for one head, twice: tiles on tensor cores, and one warp per row.
  *
  *  `Keys` says what the rows are attended to: `count`; `k(j)` and `v(j)`, where key j's features
- *  begin; `score(row, j, x)`, the scaled score x in units of log 2 after bias and mask; and
- *  `needs(row, begin, end)`, false if the row sees none of those keys. */
+ *  begin; and `row(r)`, what row r sees of them: `needs(begin, end)`, false if none of those, and
+ *  `score(j, x)`, the scaled score x in units of log 2 after bias and mask. */
 #pragma once
 #include "mma.cuh"
 #include "reduce.cuh"
 #include "softmax.cuh"
 
 constexpr int TILE_ROWS = 64, TILE_KEYS = 64, ATTEND_THREADS = 128;
+/** Rows of a warp. */
+constexpr int WARP_ROWS = 16;
 
-/** D is the width of the tiles: 64 or 128, at least head_dim. */
-template <typename T, int D> struct AttendShared {
-  SwizzledTile<T, TILE_ROWS, D> q;
-  SwizzledTile<T, TILE_KEYS, D> k[2], v[2];
-};
+/** 64 rows, D wide: 64 or 128, at least head_dim. */
+template <typename T, int D> using Tile = SwizzledTile<T, 64, D>;
 
 /** 64 rows of D features by `row(i)`, zeros where it is null and beyond `head_dim`. */
 template <typename T, int D, typename Row>
-__device__ __forceinline__ void load_rows(SwizzledTile<T, 64, D> &tile, int head_dim, Row row) {
+__device__ __forceinline__ void load_rows(Tile<T, D> &tile, int head_dim, Row row) {
   for (int i = threadIdx.x; i < 64 * D / 8; i += ATTEND_THREADS) {
     int r = i / (D / 8), chunk = i % (D / 8);
     const T *from = row(r);
@@ -27,44 +26,23 @@ __device__ __forceinline__ void load_rows(SwizzledTile<T, 64, D> &tile, int head
   }
 }
 
-/** 64 rows by 4 warps of 16: keys in tiles of 64, the next one copied while this one is used. The
- *  weights are multiplied as the sum of two T, so that rounding them adds nothing to rounding o. */
-template <typename T, int D, typename Keys, typename Query, typename Output>
-__device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &keys, int head_dim,
-                                            float scale, Query query, Output output) {
-  const int l = lane(), first = warp() * 16;
-  const int64_t tiles = (keys.count + TILE_KEYS - 1) / TILE_KEYS;
-  const float to_log2 = scale * LOG2_E;
-  auto load = [&](int64_t tile) {
-    if (tile < tiles) {
-      auto at = [&](int j) { return tile * TILE_KEYS + j; };
-      load_rows(s.k[tile % 2], head_dim,
-                [&](int j) { return at(j) < keys.count ? keys.k(at(j)) : (const T *)nullptr; });
-      load_rows(s.v[tile % 2], head_dim,
-                [&](int j) { return at(j) < keys.count ? keys.v(at(j)) : (const T *)nullptr; });
-    }
-    ptx::cp_async_commit();
-  };
-
-  load_rows(s.q, head_dim, query);
-  load(0);
-  RunningSoftmax running[2];
+/** Sixteen rows of a warp on their way through the keys. */
+template <typename T, int D> struct WarpRows {
+  RunningSoftmax running[2]; /**< of rows lane / 4 and lane / 4 + 8 */
   float o[D / 8][4] = {};
-  for (int64_t tile = 0; tile < tiles; tile++) {
-    ptx::cp_async_wait<0>();
-    __syncthreads();
-    load(tile + 1);
-    const int64_t begin = tile * TILE_KEYS, end = min(begin + TILE_KEYS, keys.count);
-    // Not computed if no row of this warp sees any of it.
-    if (!__any_sync(ALL_LANES, l < 16 && keys.needs(first + l, begin, end))) continue;
-    auto &k = s.k[tile % 2];
-    auto &v = s.v[tile % 2];
 
+  /** Takes 64 keys and their values; `score(half, j, x)` is that of key j for this lane's row
+   *  `half`. The weights are multiplied as the sum of two T, so that rounding them adds nothing to
+   *  rounding o. */
+  template <typename Score>
+  __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float to_log2,
+                                       Score score) {
+    const int l = lane(), first = warp() * WARP_ROWS;
     float p[TILE_KEYS / 8][4] = {};
 #pragma unroll
     for (int c = 0; c < D / 8; c += 2) {
       uint32_t a[4];
-      s.q.load_a(a, first, c, l);
+      q.load_a(a, first, c, l);
 #pragma unroll
       for (int j = 0; j < TILE_KEYS / 16; j++) {
         uint32_t b[4];
@@ -76,14 +54,12 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int row = first + l / 4 + half * 8;
       float most = -INFINITY;
 #pragma unroll
       for (int j = 0; j < TILE_KEYS / 8; j++)
 #pragma unroll
         for (int e = half * 2; e < half * 2 + 2; e++) {
-          int64_t key = begin + j * 8 + l % 4 * 2 + e % 2;
-          p[j][e] = key < keys.count ? keys.score(row, key, p[j][e] * to_log2) : -INFINITY;
+          p[j][e] = score(half, j * 8 + l % 4 * 2 + e % 2, p[j][e] * to_log2);
           most = fmaxf(most, p[j][e]);
         }
       most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
@@ -123,22 +99,75 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
     }
   }
 
+  /** The rows go to `output(r)` where that is not null, 16 bytes a lane, by way of the warp's rows
+   *  of the queries' tile, which nobody else reads. */
+  template <typename Output>
+  __device__ __forceinline__ void store(Tile<T, D> &q, int head_dim, Output output) {
+    const int l = lane(), first = warp() * WARP_ROWS;
+    // The queries were read by other lanes.
+    __syncwarp();
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float &sum = running[half].sum;
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    T *to = output(first + l / 4 + half * 8);
-    if (!to) continue;
-    const float factor = running[half].norm();
+    for (int half = 0; half < 2; half++) {
+      float &sum = running[half].sum;
+      sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+      sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+      const float norm = running[half].norm();
 #pragma unroll
-    for (int i = 0; i < D / 8; i++) {
-      int feature = i * 8 + l % 4 * 2;
-      if (feature < head_dim)
-        *reinterpret_cast<uint32_t *>(to + feature) =
-            pack2<T>(o[i][half * 2] * factor, o[i][half * 2 + 1] * factor);
+      for (int i = 0; i < D / 8; i++)
+        *reinterpret_cast<uint32_t *>(q.chunk(first + l / 4 + half * 8, i) + l % 4 * 2) =
+            pack2<T>(o[i][half * 2] * norm, o[i][half * 2 + 1] * norm);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = l; i < WARP_ROWS * D / 8; i += WARP) {
+      const int r = first + i / (D / 8), chunk = i % (D / 8);
+      T *to = output(r);
+      if (to && chunk * 8 < head_dim)
+        *reinterpret_cast<Pack<T> *>(to + chunk * 8) =
+            *reinterpret_cast<const Pack<T> *>(q.chunk(r, chunk));
     }
   }
+};
+
+template <typename T, int D> struct AttendShared {
+  Tile<T, D> q, k[2], v[2];
+};
+
+/** 64 rows by 4 warps: keys in tiles of 64, the next one copied while this one is used. */
+template <typename T, int D, typename Keys, typename Query, typename Output>
+__device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &keys, int head_dim,
+                                            float scale, Query query, Output output) {
+  const int l = lane(), first = warp() * WARP_ROWS;
+  const int tiles = (keys.count + TILE_KEYS - 1) / TILE_KEYS;
+  auto load = [&](int tile) {
+    for (int i = threadIdx.x; tile < tiles && i < 64 * D / 8; i += ATTEND_THREADS) {
+      const int r = i / (D / 8), chunk = i % (D / 8), j = tile * TILE_KEYS + r;
+      const bool valid = j < keys.count && chunk * 8 < head_dim;
+      const T *k = valid ? keys.k(j) + chunk * 8 : nullptr;
+      const T *v = valid ? keys.v(j) + chunk * 8 : nullptr;
+      ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), k, valid);
+      ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), v, valid);
+    }
+    ptx::cp_async_commit();
+  };
+
+  load_rows(s.q, head_dim, query);
+  load(0);
+  const auto own = keys.row(first + l % WARP_ROWS);
+  const decltype(own) rows[2] = {keys.row(first + l / 4), keys.row(first + l / 4 + 8)};
+  WarpRows<T, D> mine;
+  for (int tile = 0; tile < tiles; tile++) {
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    load(tile + 1);
+    const int begin = tile * TILE_KEYS, end = min(begin + TILE_KEYS, keys.count);
+    // Not computed if no row of this warp sees any of it.
+    if (!__any_sync(ALL_LANES, own.needs(begin, end))) continue;
+    mine.take(s.q, s.k[tile % 2], s.v[tile % 2], scale * LOG2_E, [&](int half, int j, float x) {
+      return begin + j < keys.count ? rows[half].score(begin + j, x) : -INFINITY;
+    });
+  }
+  mine.store(s.q, head_dim, output);
 }
 
 /** Features of o that one launch of `attend_row` computes: 8 a lane. */
@@ -147,26 +176,26 @@ constexpr int ROW_FEATURES = 8 * WARP;
 /** One row by one warp, any head_dim and type: a key a lane for the scores, features a lane for o.
  *  Features `feature0 ..` of o only; wider heads take several blocks. */
 template <typename T, typename Keys>
-__device__ __forceinline__ void attend_row(T *o, const T *q, const Keys &keys, int row, int head_dim,
+__device__ __forceinline__ void attend_row(T *o, const T *q, const Keys &keys, int head_dim,
                                            int feature0, float scale) {
   const int l = lane();
+  const auto row = keys.row(0);
   RunningSoftmax running;
   float acc[ROW_FEATURES / WARP] = {};
-  for (int64_t begin = 0; begin < keys.count; begin += WARP) {
-    const int64_t end = min(begin + WARP, keys.count);
-    if (!keys.needs(row, begin, end)) continue;
+  for (int begin = 0; begin < keys.count; begin += WARP) {
+    const int end = min(begin + WARP, keys.count);
     float x = -INFINITY;
-    if (begin + l < keys.count) {
+    if (begin + l < end) {
       const T *k = keys.k(begin + l);
       float dot = 0;
       for (int i = 0; i < head_dim; i++) dot = fmaf(widen(q[i]), widen(k[i]), dot);
-      x = keys.score(row, begin + l, dot * (scale * LOG2_E));
+      x = row.score(begin + l, dot * (scale * LOG2_E));
     }
     const float factor = running.raise(warp_max(x));
     const float weight = running.weight(x);
     running.sum += warp_sum(weight);
     for (float &a : acc) a *= factor;
-    for (int j = 0; j < (int)(end - begin); j++) {
+    for (int j = 0; j < end - begin; j++) {
       const float w = __shfl_sync(ALL_LANES, weight, j);
       // What is masked is not read: it may be anything.
       if (w == 0.0f) continue;

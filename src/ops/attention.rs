@@ -46,6 +46,7 @@ pub fn attention(
     if k0_len + k1_len == 0 {
         return Err(Error::invalid("attention: keys", "at least one", 0));
     }
+    check::small(op, "keys", k0_len + k1_len)?;
     let params = AttentionParams {
         o: o.ptr(),
         q: q.ptr(),
@@ -96,12 +97,13 @@ fn geometry(p: &AttentionParams, dtype: DType, _: &Chip) -> Geometry {
     let addresses = [p.o.cast_const(), p.q, p.k0, p.v0, p.k1, p.v1];
     let distances = [i64::from(p.head_dim), p.o_stride, p.q_stride, p.kv0_stride, p.kv1_stride];
     let attend = Attend {
-        tiles: (p.q_len + 63) / 64,
+        blocks: layout::groups(p.q_len, 64),
         rows: p.batch * p.q_len,
         batch: p.batch,
         heads: p.heads,
         head_dim: p.head_dim,
-        beside: 0,
+        // Queries, and two stages of keys and of values.
+        tiles: 5,
     };
     layout::attend(&attend, dtype, layout::is_packable(&addresses, &distances, dtype))
 }

@@ -119,17 +119,12 @@ fn cut(
 /// Keys of a block.
 const PART: i64 = 64;
 
-/// Blocks along the keys of a row whose table has room for `room` of them.
-fn parts(room: i64) -> i64 {
-    (room + PART - 1) / PART
-}
-
 /// How many rows' parts fit the workspace: counters, then outputs of at most 128 features.
 fn rows_at_once(room: i64, heads: usize) -> Result<usize> {
     const COUNTERS: usize = 16384;
     const PART_FLOATS: usize = 128 + 2;
     let heads_at_once = (Stream::WORKSPACE / size_of::<f32>() - COUNTERS) / PART_FLOATS;
-    match (heads_at_once / parts(room) as usize).min(COUNTERS) / heads {
+    match (heads_at_once / layout::groups(room, PART) as usize).min(COUNTERS) / heads {
         0 => {
             let expected =
                 format!("at most {} tokens of {heads} heads", heads_at_once / heads * 64);
@@ -152,7 +147,8 @@ fn geometry(p: &AttentionDecodeParams, dtype: DType, _: &Chip) -> Geometry {
     let (variant, features) = if p.head_dim <= 64 { ("_64", 64) } else { ("_128", 128) };
     // `DecodeShared`: outputs, maxima and sums of the warps, the new query and key, a flag.
     let shared = ((WARPS + 2) * features + 2 * WARPS + 1) * size_of::<f32>() as u32;
-    let grid = [rows, heads, parts(p.table_stride * i64::from(p.page_tokens)) as u32];
+    let room = p.table_stride * i64::from(p.page_tokens);
+    let grid = [rows, heads, layout::groups(room, PART) as u32];
     Geometry { variant, grid, shared, ..Geometry::linear(0, THREADS) }
 }
 
@@ -291,7 +287,7 @@ mod tests {
             let g = geometry(&p, DType::BF16, &chip);
             assert_eq!((g.variant, g.grid, g.threads, g.shared), ("_128", [1, 32, 32], 256, 5188));
             // Of these, the blocks that have keys.
-            assert!(32 * parts(p.keys) >= i64::from(chip.multiprocessors));
+            assert!(32 * layout::groups(p.keys, PART) >= i64::from(chip.multiprocessors));
             let neox = AttentionDecodeParams { head_dim: 80, ..p };
             assert_eq!(geometry(&neox, DType::F32, &chip).variant, "_128");
             let odd = AttentionDecodeParams { head_dim: 63, ..p };

@@ -68,18 +68,30 @@ pub fn cross_attention(
     unsafe { stream.launch(&CROSS_ATTENTION, q.dtype(), &params) }
 }
 
-fn geometry(p: &CrossAttentionParams, dtype: DType, _: &Chip) -> Geometry {
+fn geometry(p: &CrossAttentionParams, dtype: DType, chip: &Chip) -> Geometry {
     // Images are tensors of their own and begin at multiples of 16 bytes.
     let packable = layout::is_packable(&[p.o.cast_const(), p.q], &[i64::from(p.head_dim)], dtype);
     let attend = Attend {
-        tiles: (p.rows + 63) / 64,
+        blocks: layout::groups(p.rows, run(p, chip)),
         rows: p.rows,
         batch: 1,
         heads: p.heads,
         head_dim: p.head_dim,
-        beside: 128,
+        // Two stages of queries, keys and values.
+        tiles: 6,
     };
     layout::attend(&attend, dtype, packable)
+}
+
+/// Consecutive rows of a block: one run a multiprocessor, or if those are longer than a tile, whole
+/// tiles, so that three blocks a multiprocessor take all at once.
+fn run(p: &CrossAttentionParams, chip: &Chip) -> i64 {
+    const TILE: i64 = 64;
+    let (rows, places) = (p.rows * i64::from(p.heads), i64::from(chip.multiprocessors));
+    match layout::groups(rows, places) {
+        few @ ..=TILE => few.max(1),
+        _ => layout::groups(layout::groups(rows, 3 * places), TILE) * TILE,
+    }
 }
 
 fn cost(p: &CrossAttentionParams, dtype: DType) -> Cost {
@@ -214,4 +226,57 @@ unsafe fn cross_attention_twin<T: Real>(p: &CrossAttentionParams, host: &Host) {
     };
     // SAFETY: the caller's.
     unsafe { lanes::run(host, rows.div_ceil(softmax::QUERIES) * heads, &grid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `rows` of the 9B model that see one image each, of `images`.
+    fn params(rows: i64, images: i64) -> CrossAttentionParams {
+        CrossAttentionParams {
+            o: std::ptr::null_mut(),
+            q: std::ptr::null(),
+            kv: std::ptr::null(),
+            spans: std::ptr::null(),
+            rows,
+            images,
+            latents: 64,
+            heads: 8,
+            head_dim: 64,
+            scale: 0.125,
+            visible: rows,
+        }
+    }
+
+    #[test]
+    fn few_rows_are_spread_and_many_share_an_image() {
+        for (rows, a100, h200) in [
+            // Decoded sequences: each looks at an image of its own.
+            (1, [1, 1], [1, 1]),
+            (16, [2, 8], [1, 16]),
+            // The published demo's prompt, a training step, and a batch of them.
+            (250, [19, 14], [16, 16]),
+            (2048, [64, 32], [64, 32]),
+            (8192, [256, 32], [192, 43]),
+        ] {
+            for (chip, [of_block, blocks]) in [(Chip::A100, a100), (Chip::H200, h200)] {
+                let p = params(rows, 1);
+                assert_eq!(run(&p, &chip), of_block, "{rows}");
+                let g = geometry(&p, DType::BF16, &chip);
+                assert_eq!((g.variant, g.grid), ("_64", [blocks as u32, 8, 1]), "{rows}");
+                assert!(3 * g.shared <= chip.shared_bytes);
+                let wide = CrossAttentionParams { head_dim: 128, ..p };
+                assert!(geometry(&wide, DType::F16, &chip).shared <= chip.shared_bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn counted_bytes_are_the_least_that_must_move() {
+        let cost = cost(&params(8192, 3), DType::BF16);
+        // Queries and outputs, and every image's keys and values, once.
+        assert_eq!(cost.bytes, 2.0 * (8192.0 + 3.0 * 64.0) * 512.0 * 2.0);
+        assert_eq!(cost.flops, 4.0 * 8192.0 * 64.0 * 512.0);
+    }
 }

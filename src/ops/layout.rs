@@ -14,6 +14,11 @@ pub(super) fn is_packable(addresses: &[*const c_void], distances: &[i64], dtype:
     addresses.iter().map(|a| a.addr()).chain(bytes).all(|n| n.is_multiple_of(16))
 }
 
+/// `count` in groups of `by`.
+pub(super) fn groups(count: i64, by: i64) -> i64 {
+    (count + by - 1) / by
+}
+
 /// Blocks for one thread per group of `group` out of `cells`.
 pub(super) fn cells(cells: i64, group: usize) -> Geometry {
     let blocks = (cells.max(0) as u64).div_ceil(u64::from(THREADS) * group as u64);
@@ -48,16 +53,18 @@ pub(super) fn row_blocks(
     Geometry { variant, shared, ..Geometry::linear(rows as u32, THREADS) }
 }
 
-/// What the attention kernels share: rows and heads, and whether their tiles can be copied.
+/// What the attention kernels share: rows and heads.
 pub(super) struct Attend {
-    /// Tiles of 64 rows in x, single rows in all, and blocks in z.
-    pub tiles: i64,
+    /// Blocks in x where rows are taken in tiles.
+    pub blocks: i64,
+    /// Rows of all batch entries.
     pub rows: i64,
+    /// Batch entries, which are blocks in z.
     pub batch: i64,
     pub heads: i32,
     pub head_dim: i32,
-    /// Bytes that the kernel keeps beside its tiles.
-    pub beside: u32,
+    /// Tiles of 64 rows that a block keeps in shared memory.
+    pub tiles: u32,
 }
 
 /// Tensor-core tiles of `ATTEND_THREADS` threads for 16-bit types where `is_packable`, else a warp
@@ -66,13 +73,12 @@ pub(super) fn attend(a: &Attend, dtype: DType, is_packable: bool) -> Geometry {
     const ATTEND_THREADS: u32 = 128;
     let head_dim = a.head_dim as usize;
     if dtype.size() != 2 || !is_packable || head_dim > 128 {
-        let rows = (a.rows.max(0) as u64).div_ceil(u64::from(ATTEND_THREADS / 32)) as u32;
+        let rows = groups(a.rows, i64::from(ATTEND_THREADS / 32)) as u32;
         let grid = [rows, a.heads as u32, head_dim.div_ceil(256) as u32];
         return Geometry { variant: "_row", grid, ..Geometry::linear(rows, ATTEND_THREADS) };
     }
     let (variant, width) = if head_dim <= 64 { ("_64", 64) } else { ("_128", 128) };
-    // Queries, and two stages of keys and of values.
-    let shared = 5 * 64 * width * dtype.size() as u32 + a.beside;
-    let grid = [a.tiles.max(0) as u32, a.heads as u32, a.batch as u32];
+    let shared = a.tiles * 64 * width * dtype.size() as u32;
+    let grid = [a.blocks as u32, a.heads as u32, a.batch as u32];
     Geometry { variant, grid, shared, ..Geometry::linear(0, ATTEND_THREADS) }
 }

@@ -85,12 +85,13 @@ fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
     let distances = [i64::from(p.head_dim), p.q_stride, p.page_stride];
     let attend = Attend {
         // Every sequence may end within a tile.
-        tiles: p.rows / 64 + p.sequences,
+        blocks: p.rows / 64 + p.sequences,
         rows: p.rows,
         batch: 1,
         heads: p.heads,
         head_dim: p.head_dim,
-        beside: 0,
+        // Queries, and two stages of keys and of values.
+        tiles: 5,
     };
     layout::attend(&attend, dtype, layout::is_packable(&addresses, &distances, dtype))
 }

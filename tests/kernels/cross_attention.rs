@@ -29,6 +29,11 @@ pub fn cases() -> Vec<Case> {
         spread: 1.0,
         atol: 2e-6,
     };
+    // No image, one, the next in the middle of a tile, all so far, none again, one beyond the next.
+    let mut long = vec![(0, 0, 0); 10];
+    for (rows, span) in [(110, (0, 1)), (30, (1, 2)), (60, (0, 3)), (20, (0, 0)), (70, (3, 4))] {
+        long.extend(vec![(span.0, span.1, 0); rows]);
+    }
     let mut prompt = vec![(0, 0, 0); 3];
     prompt.extend((0..40).map(|r| (r / 20, r / 20 + 1, 0)));
     vec![
@@ -40,6 +45,9 @@ pub fn cases() -> Vec<Case> {
             ..plain("ragged", 2, vec![(0, 1, 0), (1, 2, 0), (1, 2, 0)])
         },
         plain("prompt_with_text_before_the_first_image", 2, prompt),
+        Case { heads: 2, ..plain("several_tiles_of_rows", 4, long.clone()) },
+        Case { heads: 1, head_dim: 80, latents: 100, ..plain("two_tiles_of_latents", 4, long) },
+        plain("batch_of_decode", 5, (0..5).map(|j| (j, j + 1, 0)).collect()),
         plain("one_row_of_decode", 3, vec![(2, 3, 0)]),
         plain("no_image", 0, vec![(0, 0, 0); 4]),
         plain("unseen_images", 3, vec![(1, 1, 0), (3, 3, 0), (0, 0, 1)]),
@@ -125,9 +133,23 @@ fn agrees_with_the_oracle() {
     }
 }
 
+/// On a card of few multiprocessors a block takes many tiles of rows.
+#[test]
+fn images_stay_for_as_many_tiles_of_rows_as_see_them() {
+    let cases = cases();
+    for case in cases.iter().filter(|c| c.spans.len() == 300) {
+        for multiprocessors in [1, 2] {
+            let chip = Chip { multiprocessors, ..Chip::A100 };
+            let i = inputs(case);
+            let o = run::<half::bf16>(&Stream::emulated(chip).unwrap(), case, &i);
+            judge::<half::bf16>(case.why, o.view(), &oracle::<half::bf16>(case, &i), case.atol);
+        }
+    }
+}
+
 #[test]
 fn unseen_images_are_never_touched() {
-    let mut c = cases().remove(4);
+    let mut c = cases().into_iter().find(|c| c.why == "no_image").unwrap();
     (c.why, c.images) = ("poisoned", 3);
     c.spans = vec![(0, 1, 0), (2, 3, 0), (2, 3, 1), (0, 0, 0)];
     for stream in streams() {

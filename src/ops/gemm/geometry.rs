@@ -1,11 +1,11 @@
 //! Which entry a product is launched with, and into how many parts k is split.
 
 use super::few_rows;
-use super::tile::{PARTS, TILES, Tile, groups};
+use super::tile::{PARTS, TILES, Tile};
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry};
-use crate::ops::layout::is_packable;
+use crate::ops::layout::{groups, is_packable};
 
 /// The launch of `p`: few rows by their own entries, the rest by the tile and the parts of k that
 /// should take the least time.

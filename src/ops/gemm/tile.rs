@@ -3,7 +3,7 @@
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry, Stream, Swizzle, TensorMap};
-use crate::ops::layout::is_packable;
+use crate::ops::layout::{groups, is_packable};
 
 /// A tensor-core entry: the tile of C that a block computes, and what a block takes.
 #[derive(Debug, PartialEq)]
@@ -164,9 +164,4 @@ fn is_mappable(p: &GemmParams, dtype: DType) -> bool {
     let is_small = |n: i64| n > 0 && n < 1 << 30;
     is_packable(&[p.a, p.b], &[p.lda, p.ldb], dtype)
         && [p.m, p.n, p.k, groups(p.m, 64) * groups(p.n, 128)].into_iter().all(is_small)
-}
-
-/// `count` in groups of `by`.
-pub(super) fn groups(count: i64, by: i64) -> i64 {
-    (count + by - 1) / by
 }
