@@ -4,6 +4,7 @@
 
 use medflamingo::DType;
 use medflamingo::device::{Host, Isa};
+use medflamingo::ops::xor;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ pub fn read_all(host: &Host, pieces: &[&[u8]]) -> f64 {
     let chunks: Vec<&[u8]> = pieces.iter().flat_map(|p| p.chunks(CHUNK)).collect();
     let time = time(|| {
         host.pool.run(chunks.len(), |i| {
-            black_box(sum::<true>(host.isa, chunks[i]));
+            black_box(xor::<true>(host.isa, chunks[i]));
         })
     });
     time.wall
@@ -48,52 +49,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A sum over `bytes` that the compiler cannot skip; fetched ahead in software if `AHEAD`.
-fn sum<const AHEAD: bool>(isa: Isa, bytes: &[u8]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-
-        #[target_feature(enable = "avx2")]
-        unsafe fn wide<const AHEAD: bool>(bytes: &[u8]) -> u64 {
-            let mut sums = [_mm256_setzero_si256(); 8];
-            for block in bytes.chunks_exact(256) {
-                for (i, s) in sums.iter_mut().enumerate() {
-                    // SAFETY: inside the block; a prefetch does not fault.
-                    unsafe {
-                        let at = block.as_ptr().add(32 * i);
-                        if AHEAD && i % 2 == 0 {
-                            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(16 << 10).cast());
-                        }
-                        *s = _mm256_xor_si256(*s, _mm256_loadu_si256(at.cast()));
-                    }
-                }
-            }
-            let all = sums.iter().fold(_mm256_setzero_si256(), |x, y| _mm256_xor_si256(x, *y));
-            _mm256_extract_epi64::<0>(all) as u64
-        }
-        if isa >= Isa::Avx2 {
-            // SAFETY: the host was made for this machine.
-            return unsafe { wide::<AHEAD>(bytes) };
-        }
-    }
-    let _ = isa;
-    let mut sums = [0u64; 32];
-    for block in bytes.chunks_exact(256) {
-        for (s, word) in sums.iter_mut().zip(block.chunks_exact(8)) {
-            *s ^= u64::from_ne_bytes(word.try_into().expect("eight bytes"));
-        }
-    }
-    sums.iter().fold(0, |x, y| x ^ y)
-}
-
 /// A read-only pass.
 fn read<const AHEAD: bool>(host: &Host, bytes: &[u8]) -> Time {
     let piece = 256 << 10;
     time(|| {
         host.pool.run(bytes.len().div_ceil(piece), |i| {
             let end = bytes.len().min((i + 1) * piece);
-            black_box(sum::<AHEAD>(host.isa, &bytes[i * piece..end]));
+            black_box(xor::<AHEAD>(host.isa, &bytes[i * piece..end]));
         })
     })
 }

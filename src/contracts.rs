@@ -334,6 +334,30 @@ const _: () = {
     ["Offset of field: AttentionDecodeParams::keys"]
         [::core::mem::offset_of!(AttentionDecodeParams, keys) - 112usize];
 };
+#[doc = " `checksum`: y\\[i\\] = xor of the 32-bit words of part i of x, of `parts` equal parts.\n  It reads and does nothing else: its rate is what memory gives at most, measured.\n\n  Source    none; `medflamingo profile` and `bench/kernels.rs` compare other kernels with it\n  Entries   checksum_{f32,bf16,f16}\n  Limits    x begins at a multiple of 16 bytes\n  Numerics  exact; the storage type does not matter"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ChecksumParams {
+    #[doc = "(parts) i32"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "16*packs bytes"]
+    pub x: *const ::core::ffi::c_void,
+    #[doc = "of 16 bytes"]
+    pub packs: i64,
+    #[doc = "of ceil(packs/parts) packs; the last ones have fewer"]
+    pub parts: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ChecksumParams"][::core::mem::size_of::<ChecksumParams>() - 32usize];
+    ["Alignment of ChecksumParams"][::core::mem::align_of::<ChecksumParams>() - 8usize];
+    ["Offset of field: ChecksumParams::y"][::core::mem::offset_of!(ChecksumParams, y) - 0usize];
+    ["Offset of field: ChecksumParams::x"][::core::mem::offset_of!(ChecksumParams, x) - 8usize];
+    ["Offset of field: ChecksumParams::packs"]
+        [::core::mem::offset_of!(ChecksumParams, packs) - 16usize];
+    ["Offset of field: ChecksumParams::parts"]
+        [::core::mem::offset_of!(ChecksumParams, parts) - 24usize];
+};
 #[doc = " `column_sums`: y\\[q, c\\] (+)= sum of x\\[r, c\\] over the rows r of part q,\n  q*part_rows .. (q+1)*part_rows of those that exist: gradients of biases, say.\n\n  Source    the transpose of adding a row to every row\n  Entries   column_sums_{f32,bf16,f16}: T of x\n  Limits    parts*part_rows >= rows\n  Numerics  f32; eight sums of every eighth row, then those in order"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

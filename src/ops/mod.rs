@@ -12,6 +12,7 @@ mod attention;
 mod attention_decode;
 mod batch;
 mod check;
+mod checksum;
 mod column_sums;
 mod cross_attention;
 mod embedding;
@@ -38,6 +39,7 @@ pub use adamw8::{ADAMW8, Codebooks, Moments8, SecondMomentMap, adamw8};
 pub use attention::{ATTENTION, attention};
 pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
+pub use checksum::{CHECKSUM, checksum, xor};
 pub use column_sums::{COLUMN_SUMS, column_sums};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
@@ -77,6 +79,7 @@ pub static ALL: &[Entries] = &[
     entries(&ADAMW8),
     entries(&ATTENTION),
     entries(&ATTENTION_DECODE),
+    entries(&CHECKSUM),
     entries(&COLUMN_SUMS),
     entries(&CROSS_ATTENTION),
     entries(&EMBEDDING),

@@ -9,6 +9,7 @@ mod adamw8;
 mod attention;
 mod attention_decode;
 mod batch;
+mod checksum;
 mod column_sums;
 mod cross_attention;
 mod embedding;

@@ -36,6 +36,7 @@ pub static BUDGETS: &[Budget] = &[
     row("attention", true, None, 255),
     row("self_attention", true, None, 255),
     row("cross_attention", true, None, 255),
+    row("checksum", false, Some(0), 64),
     row("column_sums", false, None, 40),
     row("layernorm", false, Some(0), 64),
     row("norm_backward", false, None, 208),
