@@ -8,7 +8,7 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `quality` |
+//! | 7 | `convert`, `profile`, `quality` |
 //! | 6 | `engine` |
 //! | 5 | `model` |
 //! | 4 | `ops`, `weights`, `prompt` |
@@ -26,6 +26,7 @@ pub mod error;
 pub mod image;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod prompt;
 pub mod quality;
 pub mod tensor;

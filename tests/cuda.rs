@@ -258,11 +258,52 @@ fn auto_goes_on_without_the_card_and_says_why() {
 /// Every call of the driver fails once, in a process of its own: loading, a prompt, a few tokens.
 #[test]
 fn no_failing_call_panics_or_leaks() {
+    child("every_call_fails_once");
+}
+
+/// Runs an ignored test of this file in a process that has the driver.
+fn child(test: &str) {
     let mut command = with_driver(std::env::current_exe().unwrap(), "");
-    command.args(["--exact", "every_call_fails_once", "--ignored", "--nocapture"]);
+    command.args(["--exact", test, "--ignored", "--nocapture"]);
     let out = command.env_remove("DRIVER_KERNELS").output().unwrap();
     let (said, err) = (text(&out.stdout), text(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{said}{err}");
+}
+
+#[test]
+fn times_are_the_cards() {
+    child("every_event_is_a_quarter_of_a_millisecond_from_the_next");
+}
+
+#[test]
+#[ignore = "needs the driver of tests/driver; run by times_are_the_cards"]
+fn every_event_is_a_quarter_of_a_millisecond_from_the_next() {
+    let (fail_at, calls, live) = control();
+    let attempt = || -> medflamingo::Result<()> {
+        let stream = Device::Cuda(0).open(1)?;
+        let x = Tensor::zeros(&stream, DType::F32, &[2, 16])?;
+        let mut y = Tensor::zeros(&stream, DType::F32, &[2, 8])?;
+        let mut twice = || {
+            ops::swiglu(&stream, y.view_mut(), x.view())?;
+            ops::swiglu(&stream, y.view_mut(), x.view())
+        };
+        assert_eq!(stream.time(&mut || stream.step(&mut twice))?, 250.0, "one graph");
+        stream.record();
+        twice()?;
+        let launches = stream.recording()?.launches;
+        let times: Vec<_> = launches.iter().map(|l| (l.start_us, l.us)).collect();
+        assert_eq!(times, [(0.0, 250.0), (250.0, 250.0)]);
+        Ok(())
+    };
+    fail_at(0);
+    attempt().unwrap();
+    for n in 1..=calls() {
+        fail_at(n);
+        let result = attempt();
+        fail_at(0);
+        assert_eq!(live(), 0, "after call {n}");
+        assert!(result.is_ok() || result.unwrap_err().to_string().starts_with("cuda"), "call {n}");
+    }
 }
 
 type Control = (extern "C" fn(i64), extern "C" fn() -> i64, extern "C" fn() -> i64);
@@ -280,20 +321,6 @@ fn control() -> Control {
         let fail_at = std::mem::transmute::<*mut _, extern "C" fn(i64)>(find(c"driver_fail_at"));
         (fail_at, count(c"driver_calls"), count(c"driver_live"))
     }
-}
-
-/// The driver says a quarter of a millisecond of everything.
-fn times_of_launches() {
-    let stream = Device::Cuda(0).open(1).unwrap();
-    let x = Tensor::zeros(&stream, DType::F32, &[2, 64]).unwrap();
-    let mut y = Tensor::zeros(&stream, DType::F32, &[2, 32]).unwrap();
-    stream.record();
-    for _ in 0..3 {
-        ops::swiglu(&stream, y.view_mut(), x.view()).unwrap();
-    }
-    let launches = stream.recording().launches;
-    let times: Vec<_> = launches.iter().map(|l| (l.start_us, l.us)).collect();
-    assert_eq!(times, [(0.0, 250.0), (250.0, 250.0), (250.0, 250.0)]);
 }
 
 #[test]
@@ -317,7 +344,6 @@ fn every_call_fails_once() {
         Err(first)
     };
     fail_at(0);
-    times_of_launches();
     attempt().unwrap();
     let (all, left) = (calls(), live());
     assert!(all > 500 && left == 0, "{all} calls, {left} left");

@@ -273,7 +273,7 @@ impl Line {
     }
 }
 
-fn request(
+pub fn request(
     engine: &Engine,
     prompt: &str,
     images: &[PathBuf],

@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod devices;
 pub mod generate;
+pub mod profile;
 
 use medflamingo::Result;
 use serde::Serialize;

@@ -30,6 +30,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The device a user asks for. A closed set: portability is [`Stream::launch`], not a trait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,16 +233,35 @@ impl Stream {
     }
 
     /// What ran since [`Stream::record`]; the recording ends.
-    pub fn recording(&self) -> Recording {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has failed.
+    pub fn recording(&self) -> Result<Recording> {
         let mut recording = self.observer.take();
         if let Backend::Cuda(queue) = &self.backend {
-            // Without a time are the launches of a queue that has failed.
-            let times = queue.end_timing().unwrap_or_default();
-            for (launch, (start_us, us)) in recording.launches.iter_mut().zip(times) {
+            for (launch, (start_us, us)) in recording.launches.iter_mut().zip(queue.end_timing()?) {
                 (launch.start_us, launch.us) = (start_us, us);
             }
         }
-        recording
+        Ok(recording)
+    }
+
+    /// How long the launches of `body` take together, us; waits for them.
+    ///
+    /// # Errors
+    /// Those of `body`; [`Error::Device`] if the device has failed.
+    pub fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        if let Backend::Cuda(queue) = &self.backend {
+            return queue.time(body);
+        }
+        let began = Instant::now();
+        body()?;
+        Ok(began.elapsed().as_secs_f64() * 1e6)
+    }
+
+    /// True if a profiler watches this process: its figures are the ones that count.
+    pub fn is_profiled(&self) -> bool {
+        nvtx::is_heard()
     }
 
     /// What is launched until the result is dropped is `name`, in recordings and to a profiler.
@@ -404,6 +424,11 @@ impl Stream {
     /// Why the stream is on the host, if `auto` was asked for and NVIDIA's driver is here.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
+    }
+
+    /// True if launches run on this machine's processor.
+    pub fn is_host(&self) -> bool {
+        matches!(self.backend, Backend::Host(_))
     }
 
     /// What the launches run on, in words.

@@ -3,6 +3,7 @@
 
 use super::{Cost, Geometry, Kernel, nvtx};
 use crate::DType;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
@@ -27,7 +28,7 @@ pub struct Launched {
 /// A part of the work with a name: `launches[begin..end]` of its recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub begin: usize,
     pub end: usize,
 }
@@ -38,6 +39,19 @@ pub struct Recording {
     pub launches: Vec<Launched>,
     /// In the order in which they ended.
     pub phases: Vec<Phase>,
+}
+
+impl Recording {
+    /// Adds another recording after this one, all of it the phase `name`.
+    pub fn append(&mut self, next: Recording, name: impl Into<Cow<'static, str>>) {
+        let begin = self.launches.len();
+        let end_us = self.launches.last().map_or(0.0, |l| l.start_us + l.us);
+        self.launches.extend(next.launches.into_iter().map(|mut l| {
+            l.start_us += end_us;
+            l
+        }));
+        self.phases.push(Phase { name: name.into(), begin, end: self.launches.len() });
+    }
 }
 
 /// The one place that every launch passes.
@@ -151,7 +165,7 @@ impl Drop for OpenPhase<'_> {
         let mut recording = self.observer.recording.borrow_mut();
         if let (Some(begin), Some(recording)) = (self.begin, &mut *recording) {
             let end = recording.launches.len();
-            recording.phases.push(Phase { name: self.name, begin, end });
+            recording.phases.push(Phase { name: self.name.into(), begin, end });
         }
     }
 }
@@ -186,15 +200,15 @@ mod tests {
             let _phase = stream.phase("nap");
             sleep(&stream, 5);
         }
-        let Recording { launches, phases } = stream.recording();
+        let Recording { launches, phases } = stream.recording().unwrap();
         let costs: Vec<_> = launches.iter().map(|l| l.cost.bytes).collect();
         assert_eq!((costs, stream.launches()), (vec![2.0, 5.0], 3));
-        assert_eq!(phases, [Phase { name: "nap", begin: 1, end: 2 }]);
+        assert_eq!(phases, [Phase { name: "nap".into(), begin: 1, end: 2 }]);
         assert_eq!((launches[1].entry.as_str(), launches[1].grid), ("sleep_bf16", [0; 3]));
         assert!(launches[0].us >= 2e3 && launches[1].us >= 5e3);
         assert!(launches[1].start_us >= launches[0].start_us + launches[0].us);
         sleep(&stream, 1);
-        assert_eq!(stream.recording(), Recording::default(), "it has ended");
+        assert_eq!(stream.recording().unwrap(), Recording::default(), "it has ended");
     }
 
     #[test]
@@ -203,7 +217,7 @@ mod tests {
         let began = Instant::now();
         sleep(&stream, 100_000);
         assert!(began.elapsed() < Duration::from_secs(50));
-        let launches = stream.recording().launches;
+        let launches = stream.recording().unwrap().launches;
         assert_eq!((launches[0].grid, launches[0].threads), ([100_000, 1, 1], 90));
         assert_eq!((launches[0].entry.as_str(), launches[0].us), ("sleep_bf16", 0.0));
         sleep(&stream, 0);

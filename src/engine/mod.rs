@@ -207,6 +207,11 @@ impl Engine {
         &self.model
     }
 
+    /// What the engine launches on, for those who record it.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// What the engine runs on, in words.
     pub fn device(&self) -> String {
         self.stream.describe()

@@ -249,6 +249,7 @@ impl Engine {
         arena.reset(stream, Draws::footprint(draws))?;
         let mut choices = Choices::new(arena, draws.len(), shape.cols())?;
         let packed = Draws::new(arena, draws, shape.rows(), shape.cols())?;
+        let _phase = stream.phase("sampling");
         ops::sampling(stream, &mut choices, logits.view(), &packed)?;
         choices.read(draws)
     }

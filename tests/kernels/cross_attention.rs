@@ -172,7 +172,7 @@ fn cost_counts_what_is_not_masked() {
     run::<f32>(&stream, &c, &inputs(&c));
     let seen: i32 = c.spans.iter().map(|s| s.1 - s.0).sum();
     let cells = seen as usize * c.latents * c.heads * c.head_dim;
-    assert_eq!(stream.recording().launches.pop().unwrap().cost.flops, 4.0 * cells as f64);
+    assert_eq!(stream.recording().unwrap().launches.pop().unwrap().cost.flops, 4.0 * cells as f64);
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn cost_counts_what_is_not_masked() {
     let (stream, c) = (Stream::planning(Chip::H200), cases().remove(1));
     assert_eq!(c.sequences, [(5, 5), (3, 1), (9, 4)]);
     run::<f32>(&stream, &c, &inputs(&c));
-    let cost = stream.recording().launches.pop().unwrap().cost;
+    let cost = stream.recording().unwrap().launches.pop().unwrap().cost;
     let (pairs, width) = (15.0 + 3.0 + (6.0 + 7.0 + 8.0 + 9.0), 15.0);
     assert_eq!((cost.bytes, cost.flops), (2.0 * (10.0 + 17.0) * width * 4.0, 4.0 * pairs * width));
 }

@@ -68,7 +68,7 @@ impl Runner {
     fn see(&mut self, pixels: &[&[f32]]) -> Result<(Vec<Arc<Media>>, Vec<Launched>)> {
         self.stream.record();
         let media = self.model.see(&self.stream, &mut self.arena, pixels, &mut Probe::none())?;
-        Ok((media, self.stream.recording().launches))
+        Ok((media, self.stream.recording()?.launches))
     }
 
     /// `rows` new tokens, image markers spread over those of a prompt.
@@ -90,7 +90,7 @@ impl Runner {
         let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
         stream.record();
         self.model.forward(stream, arena, pool, &mut steps, probe)?;
-        Ok(self.stream.recording().launches)
+        Ok(self.stream.recording()?.launches)
     }
 }
 
