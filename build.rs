@@ -40,14 +40,18 @@ fn fail(why: &str) -> ! {
 
 /// The compiler and its version, as `kernels/build` finds them.
 fn find_nvcc() -> Result<(String, String), String> {
-    let found = Command::new("sh").args([SCRIPT, "--find"]).output();
-    let found = found.map_err(|e| format!("sh: {e}"))?;
-    let text = String::from_utf8_lossy(&found.stdout);
-    match text.split_once('\n') {
-        Some((nvcc, version)) if found.status.success() => {
-            Ok((nvcc.to_string(), version.trim().to_string()))
-        }
-        _ => Err(String::from_utf8_lossy(&found.stderr).trim().to_string()),
+    let text = ask("--find")?;
+    let (nvcc, version) = text.split_once('\n').ok_or(format!("{SCRIPT}: {text}"))?;
+    Ok((nvcc.to_string(), version.trim().to_string()))
+}
+
+/// What `kernels/build` prints.
+fn ask(what: &str) -> Result<String, String> {
+    let said = Command::new("sh").args([SCRIPT, what]).output();
+    let said = said.map_err(|e| format!("sh: {e}"))?;
+    match said.status.success() {
+        true => Ok(String::from_utf8_lossy(&said.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&said.stderr).trim().to_string()),
     }
 }
 
@@ -138,12 +142,16 @@ fn listing(modules: &[(String, PathBuf)], version: &str) -> String {
         let path = fatbin.display().to_string();
         let _ = writeln!(text, "    ({stem:?}, &Aligned(*include_bytes!({path:?})).0),");
     }
+    let contracts = ask("--contracts").unwrap_or_else(|e| fail(&e));
+    let contracts = contracts.trim();
     let stems: Vec<_> = sources().iter().map(|source| stem(source)).collect();
     let _ = write!(
         text,
         "];\n\
          /// Stem of every kernel source, compiled or not.\n\
          pub static STEMS: &[&str] = &{stems:?};\n\
+         /// Sum of their contracts; a folder of fatbins has the same one.\n\
+         pub static CONTRACTS: &str = {contracts:?};\n\
          /// Version of the nvcc behind them; empty without.\n\
          pub static TOOLKIT: &str = {version:?};\n"
     );

@@ -44,6 +44,8 @@ fn driver() -> &'static Driver {
                 std::fs::write(fatbins.join(name), fatbin()).unwrap();
             }
         }
+        let sum = Command::new("sh").arg(root.join("kernels/build")).arg("--contracts").output();
+        std::fs::write(fatbins.join("contracts"), sum.unwrap().stdout).unwrap();
         let kernels = Simt::kernels().unwrap().path().to_path_buf();
         Driver { folder, fatbins, kernels }
     })
@@ -139,6 +141,12 @@ fn folders_of_fatbins_are_checked() {
         let file = entry.unwrap();
         std::fs::copy(file.path(), scratch.path().join(file.file_name())).unwrap();
     }
+    let contracts = scratch.path().join("contracts");
+    std::fs::write(&contracts, "1 2\n").unwrap();
+    refused(&at(scratch.path()), 2, &["kernels for contracts", "found 1 2", "kernels/build"]);
+    std::fs::remove_file(&contracts).unwrap();
+    refused(&at(scratch.path()), 2, &["the sum of their contracts"]);
+    std::fs::copy(fatbins.join("contracts"), &contracts).unwrap();
     let gemm = scratch.path().join("gemm.fatbin");
     for (bytes, found) in [
         (b"\x7fELF and some more text".to_vec(), "another kind of file"),

@@ -1,7 +1,7 @@
 //! The compiled kernels: those in this binary, or a folder of fatbins.
 
 use super::{check, dotted, driver_version, words};
-use crate::device::modules::{MODULES, STEMS, TOOLKIT};
+use crate::device::modules::{CONTRACTS, MODULES, STEMS, TOOLKIT};
 use crate::{Error, Result};
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CString, OsStr};
@@ -69,7 +69,8 @@ pub(super) fn load(device: &str, card: &str, images: &mut Vec<Image>) -> Result<
     Ok(())
 }
 
-/// The fatbins of a folder, which has one for every source that this build knows.
+/// The fatbins of a folder, which has one for every source that this build knows, made for the
+/// same params.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))?;
     let mut paths: Vec<_> = read.filter_map(|e| Some(e.ok()?.path())).collect();
@@ -77,13 +78,17 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     paths.sort();
     let is_there = |stem: &&str| paths.iter().any(|p| p.file_stem() == Some(OsStr::new(*stem)));
     let missing: Vec<_> = STEMS.iter().copied().filter(|stem| !is_there(stem)).collect();
-    if missing.is_empty() {
-        return Ok(paths);
-    }
-    let who = format!("{FOLDER}={}", folder.display());
-    let found = format!("none for {}", missing.join(", "));
-    Err(Error::invalid(who, "a fatbin of every kernel", found)
-        .advise("fill the folder with `kernels/build FOLDER` where nvcc is"))
+    let (expected, found) = match std::fs::read_to_string(folder.join("contracts")) {
+        _ if !missing.is_empty() => {
+            ("a fatbin of every kernel".into(), format!("none for {}", missing.join(", ")))
+        }
+        Ok(sum) if sum.trim() == CONTRACTS => return Ok(paths),
+        // Params of another layout are addresses that are none.
+        Ok(sum) => (format!("kernels for contracts {CONTRACTS}"), sum.trim().to_string()),
+        Err(e) => ("the sum of their contracts, `contracts`".into(), e.to_string()),
+    };
+    Err(Error::invalid(format!("{FOLDER}={}", folder.display()), expected, found)
+        .advise("fill the folder with `kernels/build FOLDER` of these sources where nvcc is"))
 }
 
 fn image(device: &str, card: &str, who: &str, bytes: &[u8]) -> Result<Image> {

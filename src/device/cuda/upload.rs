@@ -82,7 +82,6 @@ impl<'a> Copier<'a> {
             let Some(job) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             self.wait(turn)?;
             let slot = self.staging.start().wrapping_add(turn * PIECE);
-            populate(job.from);
             // SAFETY: the slot is ours and its stream is idle; the target is the caller's promise.
             let status = unsafe {
                 std::ptr::copy_nonoverlapping(job.from.as_ptr(), slot, job.from.len());
@@ -114,19 +113,5 @@ impl Drop for Copier<'_> {
             }
         }
         self.staging.free();
-    }
-}
-
-/// Brings the pages behind `bytes` in at once, which is faster than one fault each. Systems that
-/// cannot do it fault.
-fn populate(bytes: &[u8]) {
-    const PAGE: usize = 4096;
-    let begin = bytes.as_ptr().addr() / PAGE * PAGE;
-    let length = bytes.as_ptr().addr() + bytes.len() - begin;
-    let begin = bytes.as_ptr().with_addr(begin).cast_mut().cast();
-    #[cfg(target_os = "linux")]
-    // SAFETY: only reads the mapping that `bytes` lies in.
-    unsafe {
-        libc::madvise(begin, length, libc::MADV_POPULATE_READ);
     }
 }
