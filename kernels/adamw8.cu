@@ -1,10 +1,11 @@
 /*  `adamw8`
  *
  *  Idea      for each block: read g, p and codes; m, v, p by AdamW; write p, absmax and codes
- *  Geometry  256 threads take 2048 elements, then the next 2048 that no other block takes; a lane has 8
- *            neighbours, a warp 256. A block of 256 is a warp's own: its scale is a shuffle away, and
- *            warps never wait for each other. A block of 2048 is the thread block's: one barrier.
- *  Traffic   g, p and the codes once, 16 or 8 bytes a load; codebooks (15.9 KB) once a thread block.
+ *  Geometry  256 threads take 2048 elements, then the next 2048 that no other block takes; a lane
+ *            has 8 neighbours, a warp 256. A block of 256 is a warp's own: its scale is a shuffle
+ *            away, and warps never wait for each other. A block of 2048 is the thread block's: one
+ *            barrier.
+ *  Traffic   g, p and the codes once, 16 or 8 bytes a load; codebooks (15.9 KB) once a block.
  *  Rejected  the search of bitsandbytes: 7 dependent loads from shared memory; here 2. Values by
  *            arithmetic instead of a table: another codebook would be another kernel. */
 #include "adamw8.h"
@@ -54,7 +55,8 @@ __device__ __forceinline__ void step(const Adamw8Params &p, Adamw8Shared &s, Own
                                      int turn) {
   const int64_t block = own.at / BLOCK;
   const bool exists = own.count > 0;
-  const float absmax1 = exists ? p.absmax1[block] : 0.0f, absmax2 = exists ? p.absmax2[block] : 0.0f;
+  const float absmax1 = exists ? p.absmax1[block] : 0.0f,
+              absmax2 = exists ? p.absmax2[block] : 0.0f;
   uint8_t code1[OWN], code2[OWN];
   float g[OWN], x[OWN], m[OWN], v[OWN];
   load_own<OWN>(g, p.grad + own.at, own.count);

@@ -3,9 +3,9 @@
 
 /** The 256 numbers that an 8-bit code may stand for, and how to find the nearest without a search.
  *
- *  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those below
- *  2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above[c]) for the
- *  c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them. */
+ *  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those
+ *  below 2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above[c]) for
+ *  the c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them. */
 typedef struct Adamw8Codebook {
   float value[256];      /**< by code, ascending */
   float above[256];      /**< the least number of the next code; NaN after the last */
@@ -16,7 +16,8 @@ typedef struct Adamw8Codebook {
  *
  *  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)
  *  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into
- *  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and keep = 1 - lr weight_decay.
+ *  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and into
+ *  keep = 1 - lr weight_decay.
  *  m and v are stored as value[code] * absmax of their block, after p has used them unrounded.
  *  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.
  *
@@ -24,8 +25,8 @@ typedef struct Adamw8Codebook {
  *  Entries   adamw8_{f32,bf16,f16}: T of param
  *  Limits    block 256 or 2048; param 16-byte aligned, codes 8-byte
  *  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the
- *            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically. With
- *            `master`, p is the master in f32 and param its rounding. */
+ *            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically.
+ *            With `master`, p is the master in f32 and param its rounding. */
 typedef struct Adamw8Params {
   void *param;                /**< (n) T */
   float *master;              /**< (n), or null */

@@ -2,9 +2,10 @@
  *  (`MEDFLAMINGO_BLESS=1 cargo test --test contracts`).
  *
  *  Rules: plain C; fixed-width integers, `float` and pointers only; members ordered by size so that
- *  no struct has padding inside; matrices are row-major, sizes in elements, row strides in elements.
- *  `T` is the storage type of the entry (f32, bf16, f16); arithmetic is f32. Letters as in the model:
- *  B batch, T tokens, N images, P patches, L latents, D width, H heads, d head width, V vocabulary. */
+ *  no struct has padding inside; matrices are row-major, sizes and row strides in elements. `T` is
+ *  the storage type of the entry (f32, bf16, f16); arithmetic is f32. Letters as in the model:
+ *  B batch, T tokens, N images, P patches, L latents, D width, H heads, d head width,
+ *  V vocabulary. */
 #pragma once
 #include <stdint.h>
 

@@ -43,7 +43,9 @@ template <typename T, typename Row> __device__ void layernorm(const LayernormPar
   KERNEL(layernorm_##name##_packs4, LayernormParams, THREADS) {                                    \
     layernorm<T, RegisterRow<T, THREADS, 4>>(p);                                                   \
   }                                                                                                \
-  KERNEL(layernorm_##name##_plain, LayernormParams, THREADS) { layernorm<T, PlainRow<T, THREADS>>(p); }
+  KERNEL(layernorm_##name##_plain, LayernormParams, THREADS) {                                     \
+    layernorm<T, PlainRow<T, THREADS>>(p);                                                         \
+  }
 
 LAYERNORM(f32, float)
 LAYERNORM(bf16, bf16)

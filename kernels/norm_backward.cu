@@ -2,10 +2,11 @@
  *
  *  Idea      for each row of the part: mean and r as in the forward pass; h and g from registers;
  *            dx = r (g - mean(g) - h mean(g h)); dw += dy h and db += dy in registers
- *  Geometry  a block of 256 threads per part; a row in registers (`_packs*`), or read again each time
- *            (`_plain`, whose dw and db grow in memory).
+ *  Geometry  a block of 256 threads per part; a row in registers (`_packs*`), or read again each
+ *            time (`_plain`, whose dw and db grow in memory).
  *  Traffic   x and dy once, dx once (twice if added to); dw and db once a part.
- *  Rejected  mean and r kept from the forward pass: 8 bytes a row to save two sums over registers. */
+ *  Rejected  mean and r kept from the forward pass: 8 bytes a row to save two sums over
+ *            registers. */
 #include "norm_backward.h"
 #include "lib/reduce.cuh"
 #include "lib/row.cuh"
@@ -25,7 +26,8 @@ template <typename T, int PACKS> struct ColumnSum<RegisterRow<T, THREADS, PACKS>
   __device__ ColumnSum(float *out, int64_t) : out(out) {}
   __device__ __forceinline__ void add(int slot, int64_t, float x) { sum[slot] += x; }
   __device__ __forceinline__ void finish(int64_t cols) {
-    if (out) RegisterRow<T, THREADS, PACKS>::each(cols, [&](int slot, int64_t c) { out[c] = sum[slot]; });
+    if (!out) return;
+    RegisterRow<T, THREADS, PACKS>::each(cols, [&](int slot, int64_t c) { out[c] = sum[slot]; });
   }
 };
 

@@ -1,10 +1,12 @@
 /*  `patchify`, `vision_tokens`
  *
- *  Idea      patchify: y[image, py, px][channel, y, x] = pixels[image, channel, py*patch+y, px*patch+x]
+ *  Idea      patchify: y[image, py, px][channel, y, x]
+ *                      = pixels[image, channel, py*patch+y, px*patch+x]
  *            vision_tokens: y[i, 0] = cls + pos[0];  y[i, 1 + q] = x[i, q] + pos[1 + q]
  *  Geometry  256 threads a block, one cell of y a thread.
  *  Traffic   input once, y once; neighbours in y are neighbours in a line of pixels.
- *  Rejected  16-byte stores: a patch line of 14 is not a multiple, and this is 0.1 % of a request. */
+ *  Rejected  16-byte stores: a patch line of 14 is not a multiple, and this is 0.1 % of a
+ *            request. */
 #include "lib/cells.cuh"
 #include "patchify.h"
 
@@ -23,8 +25,9 @@ template <typename T> __device__ void vision_tokens(const VisionTokensParams &p)
   const int64_t tokens = 1 + p.patches;
   for_my_cells(p.images * tokens * p.cols, 1, [&](int64_t at) {
     int64_t c = at % p.cols, token = at / p.cols % tokens, image = at / p.cols / tokens;
-    const T *x = token == 0 ? static_cast<const T *>(p.cls)
-                            : static_cast<const T *>(p.x) + (image * p.patches + token - 1) * p.cols;
+    const T *x = token == 0
+                     ? static_cast<const T *>(p.cls)
+                     : static_cast<const T *>(p.x) + (image * p.patches + token - 1) * p.cols;
     float position = widen(static_cast<const T *>(p.pos)[token * p.cols + c]);
     static_cast<T *>(p.y)[at] = narrow<T>(widen(x[c]) + position);
   });

@@ -1,8 +1,9 @@
 #pragma once
 #include <stdint.h>
 
-/** `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a convolution
- *  weight, so that the patch embedding is a `gemm`. Patches are row-major over the image.
+/** `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a
+ *  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the
+ *  image.
  *
  *  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1
  *  Entries   patchify_{f32,bf16,f16}; pixels are f32

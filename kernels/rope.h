@@ -1,8 +1,8 @@
 #pragma once
 #include <stdint.h>
 
-/** `rope`: rotates the first `rotary` features of every query and key head by position * base^(-2i/rotary).
- *  Pairs are (i, i + rotary/2), the rotate-half form.
+/** `rope`: rotates the first `rotary` features of every query and key head by
+ *  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.
  *
  *  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)
  *  Entries   rope_{f32,bf16,f16}

@@ -49,7 +49,7 @@ const _: () = {
     ["Offset of field: SwigluBackwardParams::cols"]
         [::core::mem::offset_of!(SwigluBackwardParams, cols) - 32usize];
 };
-#[doc = " `adamw`: one step of AdamW with both moments in f32.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and keep = 1 - lr weight_decay.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:1711.05101 alg. 2; order of update and decay as bitsandbytes kOptimizer32bit2State\n  Entries   adamw_{f32,bf16,f16}: T of param\n  Limits    param, master, m, v and grad 16-byte aligned\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically. With\n            `master`, p is the master in f32 and param its rounding."]
+#[doc = " `adamw`: one step of AdamW with both moments in f32.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and into\n  keep = 1 - lr weight_decay.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:1711.05101 alg. 2; order of update and decay as in bitsandbytes'\n            kOptimizer32bit2State\n  Entries   adamw_{f32,bf16,f16}: T of param\n  Limits    param, master, m, v and grad 16-byte aligned\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically.\n            With `master`, p is the master in f32 and param its rounding."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AdamwParams {
@@ -96,7 +96,7 @@ const _: () = {
     ["Offset of field: AdamwParams::reserved"]
         [::core::mem::offset_of!(AdamwParams, reserved) - 84usize];
 };
-#[doc = " The 256 numbers that an 8-bit code may stand for, and how to find the nearest without a search.\n\n  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those below\n  2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above\\[c\\]) for the\n  c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them."]
+#[doc = " The 256 numbers that an 8-bit code may stand for, and how to find the nearest without a search.\n\n  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those\n  below 2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above\\[c\\]) for\n  the c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Adamw8Codebook {
@@ -118,7 +118,7 @@ const _: () = {
     ["Offset of field: Adamw8Codebook::cell"]
         [::core::mem::offset_of!(Adamw8Codebook, cell) - 2048usize];
 };
-#[doc = " `adamw8`: one step of AdamW with both moments in 8 bits, by blocks that share a scale.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and keep = 1 - lr weight_decay.\n  m and v are stored as value\\[code\\] * absmax of their block, after p has used them unrounded.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:2110.02861 sec. 2; bitsandbytes kOptimizerStatic8bit2StateBlockwise\n  Entries   adamw8_{f32,bf16,f16}: T of param\n  Limits    block 256 or 2048; param 16-byte aligned, codes 8-byte\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically. With\n            `master`, p is the master in f32 and param its rounding."]
+#[doc = " `adamw8`: one step of AdamW with both moments in 8 bits, by blocks that share a scale.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and into\n  keep = 1 - lr weight_decay.\n  m and v are stored as value\\[code\\] * absmax of their block, after p has used them unrounded.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:2110.02861 sec. 2; bitsandbytes kOptimizerStatic8bit2StateBlockwise\n  Entries   adamw8_{f32,bf16,f16}: T of param\n  Limits    block 256 or 2048; param 16-byte aligned, codes 8-byte\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically.\n            With `master`, p is the master in f32 and param its rounding."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Adamw8Params {
@@ -648,7 +648,7 @@ const _: () = {
     ["Offset of field: LayernormParams::reserved"]
         [::core::mem::offset_of!(LayernormParams, reserved) - 68usize];
 };
-#[doc = " `norm_backward`: the gradients of y = h w + b per row, where h = (x - mean(x)) r and\n  r = 1 / sqrt(var(x) + eps) in a layernorm, h = x r and r = 1 / sqrt(mean(x^2) + eps) in an rmsnorm.\n\n  g = dy w;  dx (+)= r (g - mean(g) - h mean(g h)), an rmsnorm without mean(g);\n  dw\\[q\\] = sum of dy h and db\\[q\\] = sum of dy over the rows of part q,\n  q*part_rows .. (q+1)*part_rows of those that exist. `column_sums` adds the parts up.\n\n  Source    arXiv:1607.06450 eq. 4 and arXiv:1910.07467 eq. 4, differentiated\n  Entries   norm_backward_{f32,bf16,f16}\n  Limits    cols >= 1, parts*part_rows >= rows; dw and db null if not wanted, db null for an rmsnorm\n  Numerics  f32; sums of a part in the order of its rows, one rounding of dx"]
+#[doc = " `norm_backward`: the gradients of y = h w + b per row, where h = (x - mean(x)) r and\n  r = 1 / sqrt(var(x) + eps) in a layernorm; in an rmsnorm h = x r and\n  r = 1 / sqrt(mean(x^2) + eps).\n\n  g = dy w;  dx (+)= r (g - mean(g) - h mean(g h)), an rmsnorm without mean(g);\n  dw\\[q\\] = sum of dy h and db\\[q\\] = sum of dy over the rows of part q,\n  q*part_rows .. (q+1)*part_rows of those that exist. `column_sums` adds the parts up.\n\n  Source    arXiv:1607.06450 eq. 4 and arXiv:1910.07467 eq. 4, differentiated\n  Entries   norm_backward_{f32,bf16,f16}\n  Limits    cols >= 1, parts*part_rows >= rows; dw and db null if not wanted, db null for an\n            rmsnorm\n  Numerics  f32; sums of a part in the order of its rows, one rounding of dx"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct NormBackwardParams {
@@ -716,7 +716,7 @@ const _: () = {
     ["Offset of field: NormBackwardParams::reserved"]
         [::core::mem::offset_of!(NormBackwardParams, reserved) - 116usize];
 };
-#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a convolution\n  weight, so that the patch embedding is a `gemm`. Patches are row-major over the image.\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}; pixels are f32\n  Limits    side divisible by patch"]
+#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image.\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}; pixels are f32\n  Limits    side divisible by patch"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct PatchifyParams {
@@ -807,7 +807,7 @@ const _: () = {
     ["Offset of field: RmsnormParams::reserved"]
         [::core::mem::offset_of!(RmsnormParams, reserved) - 44usize];
 };
-#[doc = " `rope`: rotates the first `rotary` features of every query and key head by position * base^(-2i/rotary).\n  Pairs are (i, i + rotary/2), the rotate-half form.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
+#[doc = " `rope`: rotates the first `rotary` features of every query and key head by\n  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RopeParams {

@@ -247,3 +247,66 @@ fn every_kernel_has_its_rooms() {
     offences.extend(missing.map(|name| format!("`{name}` is not both in kernels/ and ops::ALL")));
     none("kernels", offences);
 }
+
+/// Sources that nvcc or the host's C++ compiler reads.
+fn cuda_sources(folder: &str) -> impl Iterator<Item = Source> + '_ {
+    ["cu", "cuh", "h", "cpp"].into_iter().flat_map(move |ending| sources(folder, ending))
+}
+
+/// `kernels/*.cu`: says first what a block does, how it is laid out, what it moves and what was not
+/// worth it; its entries are of kernels in `ops::ALL`, and every kernel has some.
+#[test]
+fn every_cuda_source_says_how_and_has_its_entries() {
+    let listed: BTreeSet<&str> = medflamingo::ops::ALL.iter().map(|e| e.name).collect();
+    let (mut defined, mut offences) = (BTreeSet::new(), Vec::new());
+    for source in sources("kernels", "cu") {
+        let how = source.text.split("*/").next().unwrap();
+        for word in
+            ["/*  `", " *  Idea      ", " *  Geometry  ", " *  Traffic   ", " *  Rejected  "]
+        {
+            if !how.contains(word) {
+                offences.push(format!("kernels/{}: its HOW block needs `{word}`", source.name));
+            }
+        }
+        for (n, line) in Source::code(&source.text) {
+            for word in ["KERNEL(", "KERNEL_TMA("] {
+                let Some((before, after)) = line.split_once(word) else { continue };
+                if before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+                    continue;
+                }
+                let entry = after.split([',', '#']).next().unwrap();
+                // The longest name: `attention_decode_f32` is no entry of `attention`.
+                let own =
+                    |name: &&&str| entry.strip_prefix(**name).is_some_and(|r| r.starts_with('_'));
+                match listed.iter().filter(own).max_by_key(|name| name.len()) {
+                    Some(name) => drop(defined.insert(*name)),
+                    None => offences.push(format!(
+                        "kernels/{}:{n}: `{entry}` is of no kernel in ops::ALL",
+                        source.name
+                    )),
+                }
+            }
+        }
+    }
+    let missing = listed.difference(&defined);
+    offences.extend(missing.map(|name| format!("`{name}` has no entry in kernels/*.cu")));
+    none("CUDA sources", offences);
+}
+
+#[test]
+fn assembly_and_shared_memory_stay_where_the_emulator_sees_them() {
+    let mut offences = Vec::new();
+    for source in cuda_sources("kernels") {
+        for (n, line) in Source::code(&source.text) {
+            let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let has_asm = words.clone().any(|w| w == "asm" || w == "__asm__");
+            if has_asm && source.name != "lib/ptx.cuh" {
+                offences.push(format!("kernels/{}:{n}: asm belongs to lib/ptx.cuh", source.name));
+            }
+            if words.any(|w| w == "__shared__") && source.name != "lib/abi.h" {
+                offences.push(format!("kernels/{}:{n}: SHARED of lib/abi.h", source.name));
+            }
+        }
+    }
+    none("what only the card would see", offences);
+}

@@ -15,7 +15,8 @@ template <typename T, bool PACKED> struct Move {
   static constexpr int SIZE = PACKED ? Pack<T>::SIZE : 1;
 };
 
-template <typename T, bool PACKED> __device__ __forceinline__ void copy_cells(T *to, const T *from) {
+template <typename T, bool PACKED>
+__device__ __forceinline__ void copy_cells(T *to, const T *from) {
   if constexpr (PACKED)
     *reinterpret_cast<Pack<T> *>(to) = *reinterpret_cast<const Pack<T> *>(from);
   else

@@ -71,7 +71,8 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
       if (b) shift = *reinterpret_cast<const Pack<T> *>(b + at);
 #pragma unroll
       for (int j = 0; j < Pack<T>::SIZE; j++)
-        out.x[j] = narrow<T>(f(widen(packs[i].x[j]), widen(scale.x[j]), b ? widen(shift.x[j]) : 0.0f));
+        out.x[j] =
+            narrow<T>(f(widen(packs[i].x[j]), widen(scale.x[j]), b ? widen(shift.x[j]) : 0.0f));
       *reinterpret_cast<Pack<T> *>(y + at) = out;
     }
   }

@@ -91,14 +91,15 @@ static void meet(const char *name, uint32_t mask, Operation run, Lane *own, void
     fault_at(site, "%s with mask %08x by lane %u, which is not in it", name, mask, lane);
   f->site = site;
   auto &meetings = block->meetings[f->id / 32];
-  auto m = std::find_if(meetings.begin(), meetings.end(), [&](const Meeting &m) { return m.mask & mask; });
+  auto m = std::find_if(meetings.begin(), meetings.end(),
+                        [&](const Meeting &m) { return m.mask & mask; });
   if (m == meetings.end()) {
     meetings.push_back({name, mask, 0, {}});
     m = meetings.end() - 1;
   }
   if (m->mask != mask || strcmp(m->name, name) != 0)
-    fault_at(site, "%s with mask %08x while other lanes are at %s with mask %08x", name, mask, m->name,
-             m->mask);
+    fault_at(site, "%s with mask %08x while other lanes are at %s with mask %08x", name, mask,
+             m->name, m->mask);
   m->lanes[lane] = own;
   m->arrived |= 1u << lane;
   if (m->arrived != mask) return yield_as(State::WARP, name, site);
@@ -216,7 +217,8 @@ std::string census(Block &b) {
       done++;
       continue;
     }
-    auto [at, is_new] = groups.try_emplace(std::string(f.waits_for) + " at " + place(f.site), 0u, i);
+    auto [at, is_new] =
+        groups.try_emplace(std::string(f.waits_for) + " at " + place(f.site), 0u, i);
     at->second.first++;
   }
   std::string text;
@@ -266,8 +268,8 @@ bool run_block(Block &b, Launch &launch, uint3 index) {
     if (idle == b.threads) {
       Fiber &f = *b.fibers[0];
       char text[96];
-      snprintf(text, sizeof text, "block (%u, %u, %u) cannot go on: ", f.block_index.x, f.block_index.y,
-               f.block_index.z);
+      snprintf(text, sizeof text, "block (%u, %u, %u) cannot go on: ", f.block_index.x,
+               f.block_index.y, f.block_index.z);
       fail(launch, text + census(b));
       return abandon(b);
     }
@@ -299,8 +301,8 @@ void simt_bind(bool (*find)(uintptr_t, uintptr_t *, uintptr_t *)) { simt::find_b
 
 /// Runs a grid; 0, or 1 and a message.
 int simt_launch(const char *name, void (*entry)(const void *, const void *), const void *params,
-                size_t params_bytes, const void *maps, const uint32_t *grid, uint32_t threads, uint32_t shared_bytes,
-                uint32_t workers, char *message, size_t message_bytes) {
+                size_t params_bytes, const void *maps, const uint32_t *grid, uint32_t threads,
+                uint32_t shared_bytes, uint32_t workers, char *message, size_t message_bytes) {
   simt::Launch launch;
   launch.name = name, launch.entry = entry, launch.params = params, launch.maps = maps;
   launch.params_bytes = params_bytes;

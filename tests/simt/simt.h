@@ -1,5 +1,6 @@
-/** What nvcc provides, for the host's C++ compiler: the words of CUDA C++ that the kernels use, each
- *  carried out by the emulator in `simt.cpp`. A kernel's thread is a fiber; `now` is the running one. */
+/** What nvcc provides, for the host's C++ compiler: the words of CUDA C++ that the kernels use,
+ *  each carried out by the emulator in `simt.cpp`. A kernel's thread is a fiber; `now` is the one
+ *  that runs. */
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -32,7 +33,9 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 __forceinline__ uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-__forceinline__ uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+__forceinline__ uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  return {x, y, z, w};
+}
 __forceinline__ int2 make_int2(int32_t x, int32_t y) { return {x, y}; }
 __forceinline__ int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) { return {x, y, z, w}; }
 __forceinline__ float2 make_float2(float x, float y) { return {x, y}; }
@@ -66,11 +69,11 @@ struct Lane {
   void *out;
   int32_t number, width;
 };
-/** Carried out once for all lanes of `mask` when the last of them has come; absent lanes are null. */
+/** Carried out once for all lanes of `mask` when the last has come; absent lanes are null. */
 using Operation = void (*)(Lane *const lanes[32], uint32_t mask);
 void collective(const char *name, uint32_t mask, Operation run, Lane *own);
 
-/** What instrumentation does for plain accesses, for those the emulator makes on a kernel's behalf. */
+/** What instrumentation does for plain accesses, for those made on a kernel's behalf. */
 void will_read(const void *p, size_t bytes, size_t alignment);
 void will_write(void *p, size_t bytes, size_t alignment);
 /** As `will_write`, for operations that exclude each other. */
@@ -124,10 +127,14 @@ __forceinline__ T shuffle(const char *name, uint32_t mask, T x, int number, int 
           if (!lanes[i]) continue;
           int n = lanes[i]->number;
           int width = lanes[i]->width, first = i & -width;
-          int from = HOW == 0 ? first + (n & (width - 1)) : HOW == 1 ? i ^ n : HOW == 2 ? i - n : i + n;
+          int from = HOW == 0   ? first + (n & (width - 1))
+                     : HOW == 1 ? i ^ n
+                     : HOW == 2 ? i - n
+                                : i + n;
           // As the hardware has it: up stops at the segment's first lane, the others at its last.
           if (HOW == 2 ? from < first : from >= first + width) from = i;
-          if (!lanes[from]) fault("lane %d shuffles from lane %d, which is not in the mask", i, from);
+          if (!lanes[from])
+            fault("lane %d shuffles from lane %d, which is not in the mask", i, from);
           *static_cast<T *>(lanes[i]->out) = *static_cast<const T *>(lanes[from]->in);
         }
       },
@@ -164,13 +171,15 @@ template <int HOW, typename T> __forceinline__ T vote(const char *name, uint32_t
 template <typename T> __forceinline__ T __shfl_sync(uint32_t mask, T x, int from, int width = 32) {
   return simt::shuffle<T, 0>("__shfl_sync", mask, x, from, width);
 }
-template <typename T> __forceinline__ T __shfl_xor_sync(uint32_t mask, T x, int bits, int width = 32) {
+template <typename T>
+__forceinline__ T __shfl_xor_sync(uint32_t mask, T x, int bits, int width = 32) {
   return simt::shuffle<T, 1>("__shfl_xor_sync", mask, x, bits, width);
 }
 template <typename T> __forceinline__ T __shfl_up_sync(uint32_t mask, T x, int by, int width = 32) {
   return simt::shuffle<T, 2>("__shfl_up_sync", mask, x, by, width);
 }
-template <typename T> __forceinline__ T __shfl_down_sync(uint32_t mask, T x, int by, int width = 32) {
+template <typename T>
+__forceinline__ T __shfl_down_sync(uint32_t mask, T x, int by, int width = 32) {
   return simt::shuffle<T, 3>("__shfl_down_sync", mask, x, by, width);
 }
 __forceinline__ uint32_t __ballot_sync(uint32_t mask, int x) {

@@ -1,4 +1,4 @@
-/** Conversions, copies without registers and tensor cores, as sm_80 has them. Part of `simt.cpp`. */
+/** Conversions, copies without registers and tensor cores, of sm_80. Part of `simt.cpp`. */
 #pragma once
 #include "simt_state.h"
 

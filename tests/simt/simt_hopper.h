@@ -1,6 +1,6 @@
-/** Hopper's part of the emulator: barrier objects, tiles by tensor map, products of warpgroups. Part
- *  of `simt.cpp`. What is asynchronous on the card happens as late as it may: a tile lands when its
- *  barrier is waited for, a product is computed and a store read when they are. */
+/** Hopper's part of the emulator: barrier objects, tiles by tensor map, products of warpgroups.
+ *  Part of `simt.cpp`. What is asynchronous on the card happens as late as it may: a tile lands
+ *  when its barrier is waited for, a product is computed and a store read when they are. */
 #pragma once
 
 namespace simt {
@@ -26,7 +26,8 @@ uintptr_t swizzled(uintptr_t at, uint64_t swizzle) {
 
 Arrivals &arrivals(const uint64_t *barrier, void *pc) {
   auto at = block->arrivals.find(barrier);
-  if (at == block->arrivals.end()) fault_at(pc, "mbarrier at %p was not initialised", (const void *)barrier);
+  if (at == block->arrivals.end())
+    fault_at(pc, "mbarrier at %p was not initialised", (const void *)barrier);
   return at->second;
 }
 
@@ -46,7 +47,8 @@ void advance(const uint64_t *barrier, Arrivals &a) {
 void arrive(uint64_t *barrier, uint32_t bytes, void *pc) {
   Fiber &f = *self();
   Arrivals &a = arrivals(barrier, pc);
-  if (a.pending == 0) fault_at(pc, "mbarrier: more arrivals in a phase than the %u expected", a.count);
+  if (a.pending == 0)
+    fault_at(pc, "mbarrier: more arrivals in a phase than the %u expected", a.count);
   join(a.arrived, f.clock);
   f.clock[f.id]++;
   a.bytes += bytes;
@@ -60,14 +62,17 @@ void land(const Tile &t) {
   for (uint64_t r = 0; r < map.tile_rows; r++)
     for (uint64_t c = 0; c < map.tile_columns; c++) {
       int64_t row = t.y + (int64_t)r, column = t.x + (int64_t)c;
-      bool inside = row >= 0 && column >= 0 && row < (int64_t)map.rows && column < (int64_t)map.columns;
+      bool inside =
+          row >= 0 && column >= 0 && row < (int64_t)map.rows && column < (int64_t)map.columns;
       uint16_t cell = 0;
       if (inside) memcpy(&cell, (const void *)(map.address + row * map.stride + column * 2), 2);
-      auto to = swizzled((uintptr_t)t.to - (uintptr_t)block->shared + r * map.row_bytes() + c * 2, map.swizzle);
+      auto to = swizzled((uintptr_t)t.to - (uintptr_t)block->shared + r * map.row_bytes() + c * 2,
+                         map.swizzle);
       memcpy(block->shared + to, &cell, 2);
     }
   auto at = (uintptr_t)t.to - (uintptr_t)block->shared;
-  for (size_t i = at; i < at + map.bytes(); i++) block->writes[i] = t.own | ENGINE, block->reads[i] = 0;
+  for (size_t i = at; i < at + map.bytes(); i++)
+    block->writes[i] = t.own | ENGINE, block->reads[i] = 0;
 }
 
 /// Everything on its way to `barrier` arrives.
@@ -88,16 +93,18 @@ void land_all(const uint64_t *barrier) {
   }
 }
 
-/// The copy engine and tensor cores see a thread's own stores only after a fence: by the thread that
-/// stored, or by the reader once it knew of the store.
-void needs_fence([[maybe_unused]] uintptr_t at, [[maybe_unused]] size_t bytes, [[maybe_unused]] void *pc) {
+/// The copy engine and tensor cores see a thread's own stores only after a fence: by the thread
+/// that stored, or by the reader once it knew of the store.
+void needs_fence([[maybe_unused]] uintptr_t at, [[maybe_unused]] size_t bytes,
+                 [[maybe_unused]] void *pc) {
 #ifndef SIMT_UNCHECKED
   Fiber &f = *self();
   for (size_t i = at; i < at + bytes; i++) {
     Epoch e = block->writes[i];
     if (e == 0 || e == IN_FLIGHT || (e & ENGINE)) continue;
     if (when(e) > block->fibers[who(e)]->fenced[who(e)] && when(e) > f.fenced[who(e)])
-      fault_at(pc, "shared byte %zu was stored by thread %u without fence_async_shared after it", i, who(e));
+      fault_at(pc, "shared byte %zu was stored by thread %u without fence_async_shared after it", i,
+               who(e));
   }
 #endif
 }
@@ -109,16 +116,20 @@ void check_tile(const Map &map, const void *shared, void *pc) {
   if (at % 128) fault_at(pc, "tile at shared byte %zu: not a multiple of 128", (size_t)at);
   if (map.stride % 16 || map.address % 16) fault_at(pc, "tensor map is not aligned to 16 bytes");
   if (map.swizzle && map.row_bytes() > map.swizzle)
-    fault_at(pc, "tile rows of %zu bytes with a swizzle of %zu", map.row_bytes(), (size_t)map.swizzle);
+    fault_at(pc, "tile rows of %zu bytes with a swizzle of %zu", map.row_bytes(),
+             (size_t)map.swizzle);
   if (map.row_bytes() % 16 || map.tile_rows > 256 || map.tile_columns > 256)
     fault_at(pc, "tile of %zu by %zu", (size_t)map.tile_rows, (size_t)map.tile_columns);
 }
 
 void check_matrix(const Map &map, int x, int y, bool is_write, void *pc) {
-  int64_t first = std::max(x, 0), last = std::min<int64_t>(x + (int64_t)map.tile_columns, (int64_t)map.columns);
-  for (int64_t r = std::max(y, 0); r < std::min<int64_t>(y + (int64_t)map.tile_rows, (int64_t)map.rows); r++)
+  int64_t first = std::max(x, 0),
+          last = std::min<int64_t>(x + (int64_t)map.tile_columns, (int64_t)map.columns);
+  for (int64_t r = std::max(y, 0);
+       r < std::min<int64_t>(y + (int64_t)map.tile_rows, (int64_t)map.rows); r++)
     if (first < last)
-      access((const void *)(map.address + r * map.stride + first * 2), (size_t)(last - first) * 2, is_write, pc);
+      access((const void *)(map.address + r * map.stride + first * 2), (size_t)(last - first) * 2,
+             is_write, pc);
 }
 
 void together(const char *name, void *pc) {
@@ -136,7 +147,8 @@ float element(const uint8_t *p, bool is_bf16) {
 /// Byte of element (row, k) of a K-major operand with a 128-byte swizzle.
 uintptr_t operand(uint64_t descriptor, int row, int k) {
   uint64_t start = (descriptor & 0x3fff) << 4, group = (descriptor >> 32 & 0x3fff) << 4;
-  return swizzled(start + (uint64_t)(row / 8) * group + (uint64_t)(row % 8) * 128 + (uint64_t)k * 2, 128);
+  return swizzled(start + (uint64_t)(row / 8) * group + (uint64_t)(row % 8) * 128 + (uint64_t)k * 2,
+                  128);
 }
 
 void check_operand(uint64_t descriptor, int from, int rows, void *pc) {
@@ -151,7 +163,8 @@ void check_operand(uint64_t descriptor, int from, int rows, void *pc) {
 
 /// This thread's cells of D (64,n) += A (64,16) B (n,16)^T.
 void compute(const Product &p) {
-  int warp = (int)(self()->id / 32 % 4), g = (int)(self()->id % 32) / 4, t = (int)(self()->id % 4) * 2;
+  int warp = (int)(self()->id / 32 % 4), g = (int)(self()->id % 32) / 4,
+      t = (int)(self()->id % 4) * 2;
   float a[2][16];
   for (int k = 0; k < 16; k++)
     for (int half = 0; half < 2; half++)
@@ -223,7 +236,8 @@ void tma_load_2d(void *to, const TensorMap *map, uint64_t *barrier, int x, int y
   mark_in_flight(to, m.bytes());
   access(barrier, 8, false, SITE);
   arrivals(barrier, SITE);
-  block->tiles.push_back({to, words, barrier, x, y, f->id, epoch(f->id, f->clock[f->id]), f->clock});
+  block->tiles.push_back(
+      {to, words, barrier, x, y, f->id, epoch(f->id, f->clock[f->id]), f->clock});
   f->clock[f->id]++;
   // Those that wait already need somebody to let it land.
   for (uint32_t i = 0; i < block->threads; i++) {
@@ -257,7 +271,8 @@ void tma_store_wait(int groups) {
       for (int64_t r = 0; r < (int64_t)m.tile_rows; r++)
         for (int64_t c = 0; c < (int64_t)m.tile_columns; c++) {
           int64_t row = s.y + r, column = s.x + c;
-          if (row < 0 || column < 0 || row >= (int64_t)m.rows || column >= (int64_t)m.columns) continue;
+          if (row < 0 || column < 0 || row >= (int64_t)m.rows || column >= (int64_t)m.columns)
+            continue;
           auto cell = swizzled(at + (size_t)r * m.row_bytes() + (size_t)c * 2, m.swizzle);
           memcpy((void *)(m.address + row * m.stride + column * 2), block->shared + cell, 2);
         }
@@ -319,7 +334,8 @@ void wgmma_wait(int groups) {
       "wgmma_wait", 0xffffffffu,
       [](Lane *const[32], uint32_t) {
         std::vector<Fiber *> warp;
-        for (uint32_t i = 0; i < 32; i++) warp.push_back(block->fibers[self()->id / 32 * 32 + i].get());
+        for (uint32_t i = 0; i < 32; i++)
+          warp.push_back(block->fibers[self()->id / 32 * 32 + i].get());
         synchronise(warp);
       },
       &own, pc);

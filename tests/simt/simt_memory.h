@@ -81,14 +81,15 @@ void access(const void *p, size_t bytes, bool is_write, void *pc) {
   if (at >= room && at < room + b.room_bytes) {
     auto begin = (uintptr_t)b.shared;
     size_t size = b.launch->shared_bytes;
-    if (at >= begin && at + bytes <= begin + size) return shared_access(at - begin, bytes, is_write, pc);
+    if (at >= begin && at + bytes <= begin + size)
+      return shared_access(at - begin, bytes, is_write, pc);
     for (auto &[key, entry] : b.statics) {
       auto own = (uintptr_t)entry.first;
       if (at >= own && at + bytes <= own + entry.second)
         return shared_access(at - begin, bytes, is_write, pc);
     }
-    fault_at(pc, "%s of %zu bytes at %td of %zu bytes of shared memory: out of bounds", verb(is_write),
-             bytes, (ptrdiff_t)(at - begin), size);
+    fault_at(pc, "%s of %zu bytes at %td of %zu bytes of shared memory: out of bounds",
+             verb(is_write), bytes, (ptrdiff_t)(at - begin), size);
   }
   auto params = (uintptr_t)b.launch->params, maps = (uintptr_t)b.launch->maps;
   if (!is_write && at >= params && at + bytes <= params + b.launch->params_bytes) return;
@@ -102,8 +103,8 @@ void access(const void *p, size_t bytes, bool is_write, void *pc) {
       return;
     }
     if (at < end + (1 << 20))
-      fault_at(pc, "%s of %zu bytes at %td of a buffer of %zu bytes: out of bounds", verb(is_write), bytes,
-               (ptrdiff_t)(at - begin), (size_t)(end - begin));
+      fault_at(pc, "%s of %zu bytes at %td of a buffer of %zu bytes: out of bounds", verb(is_write),
+               bytes, (ptrdiff_t)(at - begin), (size_t)(end - begin));
   }
   // Constants of the kernel library itself.
   Dl_info own, other;
@@ -136,7 +137,8 @@ void *shared_static(const void *key, size_t bytes) {
     size_t used = block->launch->shared_bytes + GUARD;
     for (auto &[other, e] : block->statics)
       if (e.first) used += (e.second + 15) / 16 * 16 + GUARD;
-    if (used + bytes + 2 * GUARD > block->room_bytes) fault_at(SITE, "too much static shared memory");
+    if (used + bytes + 2 * GUARD > block->room_bytes)
+      fault_at(SITE, "too much static shared memory");
     entry = {block->shared + (used + 15) / 16 * 16, bytes};
   }
   return entry.first;
@@ -164,7 +166,8 @@ void will_update(void *p, size_t bytes) {
       if (!block->writes[i])
         fault_at(SITE, "atomic on shared byte %zu, which nobody has written", i);
       // Atomics exclude each other, and nothing else.
-      after_writer(block->writes[i] == IN_FLIGHT ? IN_FLIGHT : block->stores[i], i, f, "atomic", SITE);
+      after_writer(block->writes[i] == IN_FLIGHT ? IN_FLIGHT : block->stores[i], i, f, "atomic",
+                   SITE);
       after_readers(i, f, "atomic", SITE);
       block->writes[i] = epoch(f.id, f.clock[f.id]);
     }
@@ -173,7 +176,9 @@ void will_update(void *p, size_t bytes) {
   aligned_access(p, bytes, true, SITE);
 }
 
-static Epoch *shadow(const void *p) { return &block->writes[(uintptr_t)p - (uintptr_t)block->shared]; }
+static Epoch *shadow(const void *p) {
+  return &block->writes[(uintptr_t)p - (uintptr_t)block->shared];
+}
 
 static void mark_in_flight([[maybe_unused]] const void *p, [[maybe_unused]] size_t bytes) {
 #ifndef SIMT_UNCHECKED

@@ -16,7 +16,9 @@ __forceinline__ uint16_t to_bf16(float x) {
 __forceinline__ uint32_t to_bf16x2(float low, float high) {
   return to_bf16(low) | (uint32_t)to_bf16(high) << 16;
 }
-__forceinline__ uint32_t to_f16x2(float low, float high) { return to_f16(low) | (uint32_t)to_f16(high) << 16; }
+__forceinline__ uint32_t to_f16x2(float low, float high) {
+  return to_f16(low) | (uint32_t)to_f16(high) << 16;
+}
 __forceinline__ float exp2(float x) { return ::exp2f(x); }
 
 /** The product of two such elements is exact in double, and so is nearly every sum; the rest is
@@ -46,7 +48,9 @@ template <int N> __forceinline__ void cp_async_wait() { cp_async_wait(N); }
 
 void ldmatrix(uint32_t *r, const void *row, int matrices, bool transposed);
 __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, false); }
-__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) { ldmatrix(r, row, 4, true); }
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
+  ldmatrix(r, row, 4, true);
+}
 __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, false); }
 
 void mma(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, bool is_bf16);

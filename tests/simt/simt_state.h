@@ -160,7 +160,8 @@ std::string place(void *pc) {
   if (!pc || !dladdr(pc, &info)) return "an unknown line";
   char command[1024], line[512] = "";
   auto offset = (uintptr_t)pc - (uintptr_t)info.dli_fbase - 1;
-  snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname, offset);
+  snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
+           offset);
   std::string found;
   if (FILE *pipe = popen(command, "r")) {
     while (fgets(line, sizeof line, pipe)) {
