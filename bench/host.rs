@@ -7,16 +7,16 @@
 //! processor time` the same where a thread that is not running costs nothing. `read` is a read-only
 //! pass over the very bytes of the weights; `peak` is independent multiply-adds in registers.
 //! Weights are a mapped file, larger than the caches, and every launch of a pass has its own part
-//! of it.
+//! of it. int8 and int4 weights multiply bf16 rows; `read` is then of their bytes.
 
 mod ceiling;
 
 use ceiling::{Time, median, peak, reader, time};
 use half::bf16;
 use medflamingo::DType;
-use medflamingo::contracts::GemmParams;
+use medflamingo::contracts::{GemmParams, GemmQuantizedParams};
 use medflamingo::device::Host;
-use medflamingo::ops::GEMM;
+use medflamingo::ops::{GEMM, GEMM_QUANTIZED};
 use memmap2::Mmap;
 use std::hint::black_box;
 use std::io::Write;
@@ -29,12 +29,36 @@ const ARENA: usize = 288 * MIB;
 /// Bytes of weights per measured pass, if the matrices are smaller.
 const PASS: usize = 16 * MIB;
 
-/// Storage type, phase and the (m, n, k) of its launches.
-type Shapes = (DType, &'static str, &'static [(usize, usize, usize)]);
+/// How weights are stored.
+#[derive(Clone, Copy)]
+enum Stored {
+    As(DType),
+    /// Codes of so many bits, for rows of bf16.
+    Bits(usize),
+}
 
-const NAMED: [Shapes; 4] = [
+impl Stored {
+    fn name(self) -> String {
+        match self {
+            Stored::As(dtype) => dtype.to_string(),
+            Stored::Bits(bits) => format!("int{bits}"),
+        }
+    }
+}
+
+/// Storage of the weights, phase and the (m, n, k) of its launches.
+type Shapes = (Stored, &'static str, &'static [(usize, usize, usize)]);
+
+const FEW_BITS: &[(usize, usize, usize)] =
+    &[(1, 12288, 4096), (1, 4096, 11008), (1, 3072, 1024), (4, 12288, 4096), (8, 12288, 4096)];
+
+const NAMED: [Shapes; 8] = [
+    (Stored::Bits(8), "decode", FEW_BITS),
+    (Stored::Bits(4), "decode", FEW_BITS),
+    (Stored::Bits(8), "prefill", &[(250, 4096, 4096)]),
+    (Stored::Bits(4), "prefill", &[(250, 4096, 4096)]),
     (
-        DType::BF16,
+        Stored::As(DType::BF16),
         "decode",
         &[
             (1, 12288, 4096),
@@ -49,9 +73,9 @@ const NAMED: [Shapes; 4] = [
             (8, 12288, 4096),
         ],
     ),
-    (DType::F32, "decode", &[(1, 4096, 4096), (1, 3072, 1024), (4, 4096, 4096)]),
+    (Stored::As(DType::F32), "decode", &[(1, 4096, 4096), (1, 3072, 1024), (4, 4096, 4096)]),
     (
-        DType::BF16,
+        Stored::As(DType::BF16),
         "prefill",
         &[
             (16, 4096, 4096),
@@ -67,7 +91,7 @@ const NAMED: [Shapes; 4] = [
         ],
     ),
     (
-        DType::F32,
+        Stored::As(DType::F32),
         "prefill",
         &[(64, 512, 1024), (160, 3072, 1024), (250, 4096, 4096), (1799, 512, 512)],
     ),
@@ -120,12 +144,12 @@ fn main() {
     if "launch".contains(&options.filter) {
         rows.push(fork_join(&host));
     }
-    for (dtype, phase, shapes) in NAMED {
+    for (stored, phase, shapes) in NAMED {
         for &(m, n, k) in shapes {
-            let name = format!("{phase} {dtype} ({m},{n},{k})");
+            let name = format!("{phase} {} ({m},{n},{k})", stored.name());
             if name.contains(&options.filter) {
                 eprint!("\r{name:40}");
-                let product = Product { dtype, m, n, k, host: &host, arena: &arena, read };
+                let product = Product { stored, m, n, k, host: &host, arena: &arena, read };
                 rows.push(match phase {
                     "decode" => product.against_read(name, options.reps),
                     _ => product.against_peak(name, options.reps),
@@ -172,7 +196,7 @@ fn fork_join(host: &Host) -> Row {
 }
 
 struct Product<'a> {
-    dtype: DType,
+    stored: Stored,
     m: usize,
     n: usize,
     k: usize,
@@ -182,13 +206,27 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// Of A and C.
+    fn dtype(&self) -> DType {
+        match self.stored {
+            Stored::As(dtype) => dtype,
+            Stored::Bits(_) => DType::BF16,
+        }
+    }
+
+    /// Without the scales, which take their place once.
     fn weight_bytes(&self) -> usize {
-        self.n * self.k * self.dtype.size()
+        match self.stored {
+            Stored::As(dtype) => self.n * self.k * dtype.size(),
+            Stored::Bits(bits) => self.n * self.k * bits / 8,
+        }
     }
 
     /// Launches with the weights at each of `offsets`.
     fn launch(&self, a: &[u8], c: &mut [u8], offsets: impl Iterator<Item = usize>) {
-        let (_, twin) = GEMM.twins.iter().find(|t| t.0 == self.dtype).expect("an entry");
+        let (_, twin) = GEMM.twins.iter().find(|t| t.0 == self.dtype()).expect("an entry");
+        let mut of_bits = GEMM_QUANTIZED.twins.iter();
+        let (_, of_bits) = of_bits.find(|t| t.0 == self.dtype()).expect("an entry");
         let (m, n, k) = (self.m as i64, self.n as i64, self.k as i64);
         for offset in offsets {
             let b = &self.arena[offset..offset + self.weight_bytes()];
@@ -204,19 +242,29 @@ impl Product<'_> {
                 n,
                 k,
                 lda: k,
-                ldb: k,
+                ldb: (b.len() / self.n) as i64,
                 ldc: n,
                 activation: 0,
                 c_is_f32: 0,
             };
-            // SAFETY: the slices have the sizes that the params state.
-            unsafe { twin(&params, self.host) };
+            // SAFETY: the slices have the sizes that the params state; the arena begins with more
+            // numbers than there are scales.
+            unsafe {
+                match self.stored {
+                    Stored::As(_) => twin(&GemmParams { ldb: k, ..params }, self.host),
+                    Stored::Bits(bits) => {
+                        let scales = self.arena.as_ptr().cast();
+                        let bits = bits as i64;
+                        of_bits(&GemmQuantizedParams { product: params, scales, bits }, self.host)
+                    }
+                }
+            };
         }
         black_box(c);
     }
 
     fn operands(&self) -> (Vec<u8>, Vec<u8>) {
-        let size = self.dtype.size();
+        let size = self.dtype().size();
         let a = self.arena[ARENA - self.m * self.k * size..].to_vec();
         (a, vec![0; self.m * self.n * size])
     }
@@ -268,7 +316,7 @@ impl Product<'_> {
         let (a, mut c) = self.operands();
         let mut pairs = vec![];
         for rep in 0..reps + 1 {
-            let ceiling = peak(self.host, self.dtype, flops * count as f64);
+            let ceiling = peak(self.host, self.dtype(), flops * count as f64);
             let places = ARENA / bytes;
             let offsets = (0..count).map(|i| (rep * count + i) % places * bytes);
             pairs.push((time(|| self.launch(&a, &mut c, offsets)), ceiling));

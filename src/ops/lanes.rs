@@ -437,8 +437,11 @@ mod x86 {
         _mm512_loadu_si512,
         // A table of all sixteen products, of which the lowest four bits of a word choose one.
         |x| {
-            let numbers = std::array::from_fn::<f32, 16, _>(|i| i as f32 - 8.0);
-            _mm512_mul_ps(_mm512_loadu_ps(numbers.as_ptr()), x)
+            const NUMBERS: [f32; 16] = [
+                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0,
+                7.0,
+            ];
+            _mm512_mul_ps(_mm512_loadu_ps(NUMBERS.as_ptr()), x)
         },
         |words, shift, scale| _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shift), scale)
     );

@@ -1,13 +1,15 @@
 //! What a published model launches: its own forward pass, on a stream that only writes down.
 
 use super::roofline::Card;
+use medflamingo::convert::Spec;
+use medflamingo::convert::quantize::{Choice, Precision};
 use medflamingo::device::{Launched, Stream};
 use medflamingo::model::{
     Config, Flamingo, KvPool, MaskMode, Media, Origin, Probe, Rows, Session, Step,
 };
 use medflamingo::tensor::Arena;
 use medflamingo::weights::{SINGLE, Weights};
-use medflamingo::{DType, Error, Result};
+use medflamingo::{Error, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,23 +25,14 @@ pub struct Phase {
 /// The tokens that stand in a sequence when its next one is decoded.
 const CONTEXT: usize = 300;
 
-/// The three shapes that everything is measured by: one decoded token after 300, the published
-/// demo's prompt (250 tokens, 7 images), and 2048 tokens with 3 images as in training.
+/// The three shapes that everything is measured by: one decoded token after 300 (with weights of 8
+/// and of 4 bits, too), the published demo's prompt (250 tokens, 7 images), and 2048 tokens with 3
+/// images as in training.
 pub fn phases(config: &Config, card: &Card) -> Result<Vec<Phase>> {
-    let folder = Hollow::new(config)?;
-    let weights = Weights::open(&folder.path)?;
-    let stream = Stream::planning(card.chip);
-    let model = Flamingo::load(&stream, &weights, config)?;
-    let pool = model.kv_pool(&stream, 4096)?;
-    let mut runner = Runner { arena: Arena::new(&stream, 0)?, stream, model, pool };
-    let side = config.vision.image_size;
-    let image = vec![0.0; 3 * side * side];
-    let mut see = |images| runner.see(&vec![image.as_slice(); images]);
-    let (seven, demo_images) = see(7)?;
-    let (three, training_images) = see(3)?;
-    let mut context = Session::new(config, MaskMode::V2, 1, seven[..1].to_vec());
-    runner.run(&mut context, CONTEXT, Origin::Prompt, Rows::None)?;
-    let decode = runner.run(&mut context, 1, Origin::Generated, Rows::Last)?;
+    let mut runner = Runner::new(config, card, None)?;
+    let (seven, demo_images) = runner.see(7)?;
+    let (three, training_images) = runner.see(3)?;
+    let decode = runner.decode(&seven)?;
     let mut prompt = |media: Vec<Arc<Media>>, rows, logits| {
         let mut session = Session::new(config, MaskMode::V2, media.len(), media);
         runner.run(&mut session, rows, Origin::Prompt, logits)
@@ -47,9 +40,16 @@ pub fn phases(config: &Config, card: &Card) -> Result<Vec<Phase>> {
     let demo = prompt(seven, 250, Rows::Last)?;
     let rows = config.language.context.min(2048);
     let training = prompt(three, rows, Rows::All)?;
+    let few_bits = |weights| {
+        let mut runner = Runner::new(config, card, Some(weights))?;
+        let (media, _) = runner.see(1)?;
+        runner.decode(&media)
+    };
     let phase = |name, rows, launches| Phase { name, rows, launches };
     Ok(vec![
         phase("decode, batch 1, 300 tokens before", 1, decode),
+        phase("decode with int8 weights", 1, few_bits(Precision::Int8)?),
+        phase("decode with int4 weights", 1, few_bits(Precision::Int4)?),
         phase("7 images of the demo's prompt", 0, demo_images),
         phase("demo's prompt, 250 tokens", 250, demo),
         phase("3 images in training", 0, training_images),
@@ -65,10 +65,30 @@ struct Runner {
 }
 
 impl Runner {
-    fn see(&mut self, pixels: &[&[f32]]) -> Result<(Vec<Arc<Media>>, Vec<Launched>)> {
+    fn new(config: &Config, card: &Card, weights: Option<Precision>) -> Result<Self> {
+        let folder = Hollow::new(&stored(config, weights))?;
+        let weights = Weights::open(&folder.path)?;
+        let stream = Stream::planning(card.chip);
+        let model = Flamingo::load(&stream, &weights, config)?;
+        let pool = model.kv_pool(&stream, 4096)?;
+        Ok(Runner { arena: Arena::new(&stream, 0)?, stream, model, pool })
+    }
+
+    fn see(&mut self, images: usize) -> Result<(Vec<Arc<Media>>, Vec<Launched>)> {
+        let side = self.model.config().vision.image_size;
+        let image = vec![0.0; 3 * side * side];
+        let pixels = vec![image.as_slice(); images];
         self.stream.record();
-        let media = self.model.see(&self.stream, &mut self.arena, pixels, &mut Probe::none())?;
+        let media = self.model.see(&self.stream, &mut self.arena, &pixels, &mut Probe::none())?;
         Ok((media, self.stream.recording()?.launches))
+    }
+
+    /// One token after [`CONTEXT`] others and the first of `media`.
+    fn decode(&mut self, media: &[Arc<Media>]) -> Result<Vec<Launched>> {
+        let config = self.model.config();
+        let mut context = Session::new(config, MaskMode::V2, 1, media[..1].to_vec());
+        self.run(&mut context, CONTEXT, Origin::Prompt, Rows::None)?;
+        self.run(&mut context, 1, Origin::Generated, Rows::Last)
     }
 
     /// `rows` new tokens, image markers spread over those of a prompt.
@@ -94,18 +114,27 @@ impl Runner {
     }
 }
 
+/// Every tensor of the model, matrices of `weights` if that is given.
+fn stored(config: &Config, weights: Option<Precision>) -> Vec<Spec> {
+    let dense = |(name, shape)| Spec { name, shape, dtype: config.dtype.into() };
+    match weights {
+        Some(weights) => Choice::all(weights).stored(config),
+        None => config.tensors().into_iter().map(dense).collect(),
+    }
+}
+
 /// A model folder of holes: it has every tensor, reads as zeros and takes no space.
 struct Hollow {
     path: PathBuf,
 }
 
 impl Hollow {
-    fn new(config: &Config) -> Result<Self> {
+    fn new(tensors: &[Spec]) -> Result<Self> {
         let name = format!("medflamingo-kernels-{}", std::process::id());
         let folder = Hollow { path: std::env::temp_dir().join(name) };
         std::fs::create_dir_all(&folder.path).map_err(|e| Error::io("create", &folder.path, e))?;
         let file = folder.path.join(SINGLE);
-        write_holes(config, &file).map_err(|e| Error::io("write", &file, e))?;
+        write_holes(tensors, &file).map_err(|e| Error::io("write", &file, e))?;
         Ok(folder)
     }
 }
@@ -116,20 +145,19 @@ impl Drop for Hollow {
     }
 }
 
-fn write_holes(config: &Config, path: &Path) -> std::io::Result<()> {
-    let dtype = DType::from(config.dtype);
+fn write_holes(tensors: &[Spec], path: &Path) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let mut end = 0;
     // A card's memory is aligned tensor by tensor; here, what has an odd size comes last.
-    let mut tensors = config.tensors();
-    tensors.sort_by_key(|(_, shape)| !shape.iter().product::<usize>().is_multiple_of(64));
-    for (name, shape) in tensors {
+    let mut tensors: Vec<_> = tensors.iter().map(|t| (t, t.bytes().unwrap_or(0))).collect();
+    tensors.sort_by_key(|(_, bytes)| !bytes.is_multiple_of(128));
+    for (Spec { name, shape, dtype }, bytes) in tensors {
         let begin = end;
-        end += shape.iter().product::<usize>() * dtype.size();
+        end += bytes;
         let entry = serde_json::json!({
             "dtype": dtype.name().to_uppercase(), "shape": shape, "data_offsets": [begin, end],
         });
-        header.insert(name, entry);
+        header.insert(name.clone(), entry);
     }
     let mut text = serde_json::Value::Object(header).to_string();
     while !(8 + text.len()).is_multiple_of(256) {
@@ -159,6 +187,11 @@ mod tests {
         // 7.71 G weights once, and little else; 162 + 11.5 + 1.07 GFLOP an image; 15.2 a token.
         let (gb, _) = cost("decode");
         assert!((15.3..16.0).contains(&gb), "{gb} GB");
+        // As many weights of 8 bits, or 4.125 and a head of 8, and 301 tokens' keys and values.
+        let (gb, _) = cost("decode with int8");
+        assert!((7.85..8.0).contains(&gb), "{gb} GB");
+        let (gb, _) = cost("decode with int4");
+        assert!((4.15..4.35).contains(&gb), "{gb} GB");
         let (_, images) = cost("7 images");
         assert!((1.19..1.26).contains(&images), "{images} TFLOP");
         let (_, prompt) = cost("demo's prompt");

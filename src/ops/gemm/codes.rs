@@ -239,8 +239,13 @@ impl<T, const MAX_ROWS: usize> Few<'_, T, MAX_ROWS> {
         let bytes = self.p.k as usize * self.codes.bits / 8;
         // SAFETY: rows of A and B; lines of them; the last line of B is a copy with zeros behind.
         unsafe {
-            let a: [_; M] = std::array::from_fn(|i| self.a.add((row + i) * self.width));
-            let b: [_; R] = std::array::from_fn(|j| self.b.add((col + j) * stride));
+            let (mut a, mut b) = ([self.a; M], [self.b; R]);
+            for (i, a) in a.iter_mut().enumerate() {
+                *a = a.add((row + i) * self.width);
+            }
+            for (j, b) in b.iter_mut().enumerate() {
+                *b = b.add((col + j) * stride);
+            }
             let mut next = b[0].wrapping_add((R * stride).max(AHEAD));
             let mut sums = [[L::splat(0.0); R]; M];
             for at in (0..bytes / LINE * LINE).step_by(LINE) {
@@ -248,15 +253,19 @@ impl<T, const MAX_ROWS: usize> Few<'_, T, MAX_ROWS> {
                     L::fetch(next.wrapping_add(j * LINE));
                 }
                 next = next.wrapping_add(R * LINE);
-                self.line::<L, M, R>(col, at, a, b.map(|b| b.add(at)), &mut sums);
+                let mut lines = b;
+                for line in &mut lines {
+                    *line = line.add(at);
+                }
+                self.line::<L, M, R>(col, at, a, lines, &mut sums);
             }
             let rest = bytes % LINE;
             if rest > 0 {
-                let mut last = [[0u8; LINE]; R];
-                for (last, b) in last.iter_mut().zip(b) {
-                    std::ptr::copy_nonoverlapping(b.add(bytes - rest), last.as_mut_ptr(), rest);
+                let (mut last, mut lines) = ([[0u8; LINE]; R], b);
+                for (last, line) in last.iter_mut().zip(&mut lines) {
+                    std::ptr::copy_nonoverlapping(line.add(bytes - rest), last.as_mut_ptr(), rest);
+                    *line = last.as_ptr();
                 }
-                let lines = std::array::from_fn(|j| last[j].as_ptr());
                 self.line::<L, M, R>(col, bytes - rest, a, lines, &mut sums);
             }
             for (i, sums) in sums.into_iter().enumerate() {
@@ -267,7 +276,8 @@ impl<T, const MAX_ROWS: usize> Few<'_, T, MAX_ROWS> {
         }
     }
 
-    /// Adds the products of the lines `b`, which are `at` bytes into their rows.
+    /// Adds the products of the lines `b`, which are `at` bytes into their rows. Plain loops: what
+    /// a closure does is not always compiled for the instruction set.
     #[inline(always)]
     unsafe fn line<L: Lanes, const M: usize, const R: usize>(
         &self,
@@ -279,21 +289,30 @@ impl<T, const MAX_ROWS: usize> Few<'_, T, MAX_ROWS> {
     ) {
         // SAFETY: 64 or 128 elements of A and as many codes at each pointer.
         unsafe {
+            let mut q = [L::splat(0.0); R];
             if self.codes.bits == 8 {
                 for i in (0..LINE).step_by(L::N) {
-                    let q: [L::V; R] = std::array::from_fn(|j| L::load_i8(b[j].add(i)));
+                    for (q, b) in q.iter_mut().zip(b) {
+                        *q = L::load_i8(b.add(i));
+                    }
                     add::<L, M, R>(a, at + i, q, sums);
                 }
                 return;
             }
             let k = 2 * at;
-            let scales: [L::Scale; R] =
-                std::array::from_fn(|j| L::scale(self.codes.scale(col + j, k)));
+            let mut scales = [L::scale(0.0); R];
+            for (j, scale) in scales.iter_mut().enumerate() {
+                *scale = L::scale(self.codes.scale(col + j, k));
+            }
             for first in (0..LINE / 4).step_by(L::N) {
-                let words: [L::Words; R] = std::array::from_fn(|j| L::words(b[j].add(4 * first)));
+                let mut words = [L::words(b[0].add(4 * first)); R];
+                for (words, b) in words.iter_mut().zip(b) {
+                    *words = L::words(b.add(4 * first));
+                }
                 for nibble in 0..8 {
-                    let q =
-                        std::array::from_fn(|j| L::nibble(words[j], 4 * nibble as u32, scales[j]));
+                    for ((q, words), scale) in q.iter_mut().zip(words).zip(scales) {
+                        *q = L::nibble(words, 4 * nibble as u32, scale);
+                    }
                     add::<L, M, R>(a, k + nibble * 16 + first, q, sums);
                 }
             }
@@ -309,10 +328,10 @@ unsafe fn add<L: Lanes, const M: usize, const R: usize>(
     q: [L::V; R],
     sums: &mut [[L::V; R]; M],
 ) {
-    for (a, sums) in a.into_iter().zip(sums) {
+    for (i, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's.
         unsafe {
-            let a = L::load(a.add(k));
+            let a = L::load(a[i].add(k));
             for (sum, q) in sums.iter_mut().zip(q) {
                 *sum = L::fma(a, q, *sum);
             }
