@@ -36,11 +36,12 @@ pub fn cases() -> Vec<Case> {
     vec![
         plain("smallest", vec![1], 1, 1, 1, 0),
         plain("odd_head", vec![5, 3, 9], 4, 3, 6, 4),
-        plain("llama_in_two_parts", vec![70, 1, 300], 16, 2, 128, 128),
+        plain("llama", vec![70, 1, 300], 16, 2, 128, 128),
         plain("neox_head_of_80", vec![45, 17], 16, 2, 80, 20),
         plain("several_parts", vec![600, 2, 256], 16, 1, 64, 0),
         plain("head_of_300", vec![9], 4, 1, 300, 300),
         Case { is_alibi: true, ..plain("alibi", vec![140, 7], 16, 4, 32, 0) },
+        Case { is_alibi: true, ..plain("mpt", vec![130, 20], 16, 2, 128, 0) },
         Case { spread: 1000.0, atol: 4e-3, ..plain("huge_logits", vec![60], 16, 2, 64, 0) },
     ]
 }

@@ -42,6 +42,7 @@ pub fn cases() -> Vec<Case> {
         plain("prefix_in_pages", vec![(150, 31)], 16, 2, 64),
         plain("more_keys_than_a_block", vec![(900, 900)], 64, 1, 32),
         plain("long_decode", vec![(1500, 1), (2, 1)], 64, 2, 64),
+        plain("ragged_tiles_of_rows", vec![(150, 130), (3, 3), (80, 66)], 16, 1, 64),
         plain("few_rows", vec![(40, 2), (41, 3), (390, 7)], 16, 2, 64),
         Case { is_alibi: true, ..plain("alibi_prefill", vec![(50, 50)], 16, 4, 32) },
         Case { is_alibi: true, ..plain("alibi_decode", vec![(500, 1), (7, 1)], 16, 4, 32) },
