@@ -111,8 +111,8 @@ fn the_command_makes_what_the_others_understand() {
     assert_eq!(before["model"], after["model"]);
     assert!(after["bytes"].as_u64().unwrap() < before["bytes"].as_u64().unwrap() * 2 / 3);
     let find = |report: &Value| {
-        let all = report["tensors"].as_array().unwrap().iter();
-        all.cloned().find(|t| t["name"] == "language.layers.0.attn.qkv.weight").unwrap()
+        let mut all = report["tensors"].as_array().unwrap().iter();
+        all.find(|t| t["name"] == "language.layers.0.attn.qkv.weight").cloned().unwrap()
     };
     assert_eq!(
         (&find(&after)["dtype"], &find(&after)["shape"]),

@@ -91,8 +91,8 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, _: &Chip) -> Geometry {
     // Rows of A and of B of a block.
     let (variants, rows, cols) = match g.m {
         _ if !is_packed => (["_int8_plain", "_int4_plain"], 1, 8),
-        ..=8 => (["_int8_rows8", "_int4_rows8"], 8, 16),
-        ..=FEW_ROWS => (["_int8_rows16", "_int4_rows16"], 16, 32),
+        i64::MIN..=8 => (["_int8_rows8", "_int4_rows8"], 8, 16),
+        9..=FEW_ROWS => (["_int8_rows16", "_int4_rows16"], 16, 32),
         _ => (["_int8_tiles", "_int4_tiles"], 64, 64),
     };
     let (threads, shared) = match rows {

@@ -358,7 +358,7 @@ fn mass(entry: u64) -> u64 {
 fn draw_token(entries: &mut Vec<u64>, draw: &SamplingDraw) -> u32 {
     keep(entries, draw);
     let total: u64 = entries.iter().map(|&entry| mass(entry)).sum();
-    let before = (u128::from(draw.uniform) * u128::from(total) >> 64) as u64;
+    let before = ((u128::from(draw.uniform) * u128::from(total)) >> 64) as u64;
     let chosen = reach(entries, before + 1);
     entries[chosen] as u32
 }

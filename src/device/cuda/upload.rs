@@ -48,9 +48,10 @@ impl Queue {
             let threads: Vec<_> =
                 (0..THREADS.min(cores).min(pieces.len())).map(|_| work()).collect();
             let stopped = |_| Err(Error::device(&self.name, "a copying thread stopped"));
-            let results = threads.into_iter().map(|t| t.join().unwrap_or_else(stopped));
-            // Every thread is waited for.
-            results.fold(Ok(()), |first, result| first.and(result))
+            // Every thread is waited for before the first error is looked at.
+            let results: Vec<Result<()>> =
+                threads.into_iter().map(|t| t.join().unwrap_or_else(stopped)).collect();
+            results.into_iter().collect()
         })
     }
 }
