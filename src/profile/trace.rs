@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(spans(2).count(), 3);
         let phase = spans(1).next().unwrap();
         assert_eq!((&phase["ts"], &phase["dur"]), (&json!(12.0), &json!(38.0)));
-        let last = spans(2).last().unwrap();
+        let last = spans(2).next_back().unwrap();
         assert_eq!((&last["name"], &last["dur"]), (&json!("gemm_bf16"), &json!(30.0)));
         assert!((last["args"]["% of roofline"].as_f64().unwrap() - 100.0 / 3.0).abs() < 1e-6);
     }
