@@ -1,14 +1,18 @@
 //! Inputs, streams, and the verdict: within twice the oracle's own error in the storage type, plus
 //! a stated absolute tolerance for f32 arithmetic.
 
-use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
+use medflamingo::device::{Chip, Device, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::tensor::{Tensor, View};
 
 /// Streams in pairs that must agree with each other: two numbers of threads of one instruction
-/// set, and the real kernels as two cards run them, under the emulator.
+/// set, and the real kernels: as two cards run them, under the emulator, or on the card that
+/// `MEDFLAMINGO_TEST_DEVICE` names.
 pub fn streams() -> Vec<Stream> {
-    let cards = [Chip::A100, Chip::H200].map(|chip| Stream::emulated(chip).unwrap());
+    let cards = match std::env::var("MEDFLAMINGO_TEST_DEVICE") {
+        Ok(card) => [(); 2].map(|()| card.parse::<Device>().unwrap().open(1).unwrap()),
+        Err(_) => [Chip::A100, Chip::H200].map(|chip| Stream::emulated(chip).unwrap()),
+    };
     let best = Isa::detect();
     [Isa::Portable, Isa::Avx2, Isa::Avx512Bf16]
         .into_iter()
