@@ -3,7 +3,7 @@
 use super::generate::summary;
 use super::print_text;
 use clap::Args;
-use medflamingo::convert::{self, NewHeadRows};
+use medflamingo::convert::{self, NewHeadRows, Scratch};
 use medflamingo::engine::{Answer, Control, Engine, EngineOptions, Event, GenerateOptions};
 use medflamingo::model::config::StoredDType;
 use medflamingo::{Error, Result};
@@ -47,15 +47,6 @@ struct Recorded {
     max_new_tokens: usize,
 }
 
-/// A folder that is removed when the demo ends.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 impl Demo {
     pub fn run(self) -> Result<()> {
         let data = match self.data {
@@ -65,11 +56,8 @@ impl Demo {
         let model = data.join("llama-tiny");
         let manifest: Manifest = read_json(&model.join("golden/manifest.json"))?;
         println!("Toy model with random weights, drawn pictures: no medical meaning.\n");
-        let temporary = Temporary(
-            std::env::temp_dir().join(format!("medflamingo-demo-{}", std::process::id())),
-        );
-        std::fs::create_dir_all(&temporary.0).map_err(|e| Error::io("create", &temporary.0, e))?;
-        let output = self.keep.unwrap_or_else(|| temporary.0.join("model"));
+        let scratch = Scratch::new("demo")?;
+        let output = self.keep.unwrap_or_else(|| scratch.path().join("model"));
         convert_model(&model, &output)?;
         let mut engine = Engine::open(&output, &EngineOptions::default())?;
         let case = manifest.cases.iter().find(|c| c.name == "six_shot");

@@ -17,6 +17,7 @@ mod pieces;
 mod plan;
 pub mod quantize;
 mod rows;
+mod scratch;
 mod source;
 pub mod synth;
 pub mod verify;
@@ -26,6 +27,7 @@ mod write;
 
 pub use ledger::Ledger;
 pub use rows::NewHeadRows;
+pub use scratch::Scratch;
 pub use write::{Progress, Spec};
 
 use crate::model::config::{Activation, Config, StoredDType};

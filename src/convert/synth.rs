@@ -4,7 +4,7 @@
 use super::ledger::FileSum;
 use super::vocabulary::{self, Form};
 use super::write::{self, Progress, Sink, Spec, Staging};
-use super::{describing, pretty};
+use super::{Scratch, describing, pretty};
 use crate::dtype::Real;
 use crate::model::config::{Config, Family, StoredDType};
 use crate::weights::INDEX;
@@ -35,6 +35,18 @@ pub struct Options {
     pub max_shard: u64,
     /// Replace an output that exists.
     pub is_forced: bool,
+}
+
+/// A folder of holes: it has every tensor, reads as zeros and takes no space.
+///
+/// # Errors
+/// If the system does not let it be made.
+pub fn hollow(tensors: &[Spec]) -> Result<Scratch> {
+    let scratch = Scratch::new("holes")?;
+    for shard in write::shards(tensors, u64::MAX)? {
+        shard.hollow(scratch.path())?;
+    }
+    Ok(scratch)
 }
 
 /// Makes the folder. Returns its files with their checksums, which `checksums.json` lists too.

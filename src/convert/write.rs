@@ -32,6 +32,17 @@ impl Shard {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Writes the header alone, and has the file end where it would.
+    pub(super) fn hollow(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(&self.file);
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(&self.header)?;
+            file.set_len(self.bytes)
+        };
+        write().map_err(|e| Error::io("write", &path, e))
+    }
 }
 
 /// A tensor as it is stored.

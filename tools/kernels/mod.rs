@@ -8,6 +8,7 @@ mod svg;
 
 use crate::report;
 use clap::Args;
+use medflamingo::convert::Scratch;
 use medflamingo::device::{Cost, Launched, MODULES, TOOLKIT};
 use medflamingo::model::{PRESETS, preset};
 use medflamingo::{Error, Result};
@@ -16,7 +17,7 @@ use sass::Compiled;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Show what the compiler made of the GPU kernels. Needs no GPU.
 ///
@@ -154,33 +155,15 @@ impl Kernels {
             );
         } else {
             let tools = sass::find_tools()?;
-            let scratch = Scratch::new()?;
+            let scratch = Scratch::new("fatbins")?;
             for (stem, fatbin) in MODULES {
-                let file = scratch.0.join(format!("{stem}.fatbin"));
+                let file = scratch.path().join(format!("{stem}.fatbin"));
                 std::fs::write(&file, fatbin).map_err(|e| Error::io("write", &file, e))?;
                 all.extend(sass::read(&tools, &file)?);
             }
         }
         all.sort_by(|a, b| (&a.entry, &a.arch).cmp(&(&b.entry, &b.arch)));
         Ok(all)
-    }
-}
-
-/// A folder that goes away again.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let name = format!("medflamingo-fatbins-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).map_err(|e| Error::io("create", Path::new(&path), e))?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -1,17 +1,15 @@
 //! What a published model launches: its own forward pass, on a stream that only writes down.
 
 use super::roofline::Card;
-use medflamingo::convert::Spec;
+use medflamingo::Result;
 use medflamingo::convert::quantize::{Choice, Precision};
+use medflamingo::convert::{Spec, synth};
 use medflamingo::device::{Launched, Stream};
 use medflamingo::model::{
     Config, Flamingo, KvPool, MaskMode, Media, Origin, Probe, Rows, Session, Step,
 };
 use medflamingo::tensor::Arena;
-use medflamingo::weights::{SINGLE, Weights};
-use medflamingo::{Error, Result};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use medflamingo::weights::Weights;
 use std::sync::Arc;
 
 /// A piece of work with a name.
@@ -66,8 +64,8 @@ struct Runner {
 
 impl Runner {
     fn new(config: &Config, card: &Card, weights: Option<Precision>) -> Result<Self> {
-        let folder = Hollow::new(&stored(config, weights))?;
-        let weights = Weights::open(&folder.path)?;
+        let folder = synth::hollow(&stored(config, weights))?;
+        let weights = Weights::open(folder.path())?;
         let stream = Stream::planning(card.chip);
         let model = Flamingo::load(&stream, &weights, config)?;
         let pool = model.kv_pool(&stream, 4096)?;
@@ -121,52 +119,6 @@ fn stored(config: &Config, weights: Option<Precision>) -> Vec<Spec> {
         Some(weights) => Choice::all(weights).stored(config),
         None => config.tensors().into_iter().map(dense).collect(),
     }
-}
-
-/// A model folder of holes: it has every tensor, reads as zeros and takes no space.
-struct Hollow {
-    path: PathBuf,
-}
-
-impl Hollow {
-    fn new(tensors: &[Spec]) -> Result<Self> {
-        let name = format!("medflamingo-kernels-{}", std::process::id());
-        let folder = Hollow { path: std::env::temp_dir().join(name) };
-        std::fs::create_dir_all(&folder.path).map_err(|e| Error::io("create", &folder.path, e))?;
-        let file = folder.path.join(SINGLE);
-        write_holes(tensors, &file).map_err(|e| Error::io("write", &file, e))?;
-        Ok(folder)
-    }
-}
-
-impl Drop for Hollow {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
-}
-
-fn write_holes(tensors: &[Spec], path: &Path) -> std::io::Result<()> {
-    let mut header = serde_json::Map::new();
-    let mut end = 0;
-    // A card's memory is aligned tensor by tensor; here, what has an odd size comes last.
-    let mut tensors: Vec<_> = tensors.iter().map(|t| (t, t.bytes().unwrap_or(0))).collect();
-    tensors.sort_by_key(|(_, bytes)| !bytes.is_multiple_of(128));
-    for (Spec { name, shape, dtype }, bytes) in tensors {
-        let begin = end;
-        end += bytes;
-        let entry = serde_json::json!({
-            "dtype": dtype.name().to_uppercase(), "shape": shape, "data_offsets": [begin, end],
-        });
-        header.insert(name.clone(), entry);
-    }
-    let mut text = serde_json::Value::Object(header).to_string();
-    while !(8 + text.len()).is_multiple_of(256) {
-        text.push(' ');
-    }
-    let mut file = std::fs::File::create(path)?;
-    file.write_all(&(text.len() as u64).to_le_bytes())?;
-    file.write_all(text.as_bytes())?;
-    file.set_len((8 + text.len() + end) as u64)
 }
 
 #[cfg(test)]
