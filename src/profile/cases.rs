@@ -120,11 +120,36 @@ pub struct Case {
     work: Work,
 }
 
+impl Sizes {
+    /// Of an image.
+    fn patches(&self) -> usize {
+        (self.side / PATCH) * (self.side / PATCH)
+    }
+}
+
+/// Where a list of cases grows: kernel, name, work.
+type Add<'a> = &'a mut dyn FnMut(&'static str, String, Work);
+
 /// The launches of a model of these sizes.
 pub fn cases(s: &Sizes) -> Vec<Case> {
     let mut all = Vec::new();
-    let mut add = |kernel, name: String, work| all.push(Case { kernel, name, work });
+    let mut add = |kernel, name, work| all.push(Case { kernel, name, work });
     add("checksum", "read".into(), Work::Bytes(64 << 20));
+    products(s, &mut add);
+    rows(s, &mut add);
+    attentions(s, &mut add);
+    for (rows, is_greedy, name) in [(1, true, "greedy"), (1, false, "top_p"), (8, false, "top_p")] {
+        let work = Work::Sampling { rows, vocabulary: s.vocabulary, is_greedy };
+        add("sampling", format!("{name}_{rows}"), work);
+    }
+    // Of the gated layers of the 9B model there are 1.2 G, in pieces.
+    for kernel in ["adamw", "adamw8"] {
+        add(kernel, "gated_down".into(), Work::Parameters(s.width * 4 * s.width));
+    }
+    all
+}
+
+fn products(s: &Sizes, add: Add<'_>) {
     let (inner, gated_mlp) = (GATED_HEADS * VISION_HEAD, 4 * s.width);
     let plain = Activation::Identity;
     for m in [1, 8, s.prompt] {
@@ -154,8 +179,8 @@ pub fn cases(s: &Sizes) -> Vec<Case> {
             }
         }
     }
-    let patches = (s.side / PATCH) * (s.side / PATCH);
-    let (tokens, rows) = (patches + 1, s.images * (patches + 1));
+    let patches = s.patches();
+    let rows = s.images * (patches + 1);
     for (name, m, n, k, activation) in [
         ("vision_qkv", rows, 3 * s.vision, s.vision, plain),
         ("vision_up", rows, 4 * s.vision, s.vision, Activation::QuickGelu),
@@ -164,18 +189,28 @@ pub fn cases(s: &Sizes) -> Vec<Case> {
     ] {
         add("gemm", name.into(), Work::Product { m, n, k, activation, is_gated: false });
     }
+}
+
+/// What works on rows one by one.
+fn rows(s: &Sizes, add: Add<'_>) {
     for (kernel, cols) in [("rmsnorm", s.width), ("layernorm", s.width), ("swiglu", s.mlp)] {
         for rows in [1, s.prompt] {
             add(kernel, format!("lm_{rows}"), Work::Rows { rows, cols, of: rows });
         }
     }
-    let vision = Work::Rows { rows, cols: s.vision, of: tokens };
+    let tokens = s.patches() + 1;
+    let vision = Work::Rows { rows: s.images * tokens, cols: s.vision, of: tokens };
     add("layernorm", "vision".into(), vision);
     add("vision_tokens", "vision".into(), vision);
     // A table of few rows, so that its copies are many and each launch finds its rows cold.
     let (rows, of) = (s.prompt, 4 * s.prompt);
     add("embedding", format!("lm_{rows}"), Work::Rows { rows, cols: s.width, of });
     add("patchify", "vision".into(), Work::Patches { images: s.images, side: s.side });
+}
+
+/// Attention of every kind, and what puts keys where it finds them.
+fn attentions(s: &Sizes, add: Add<'_>) {
+    let (patches, tokens) = (s.patches(), s.patches() + 1);
     for (name, q_len, k_len, heads) in [
         ("vision", tokens, tokens, s.vision / VISION_HEAD),
         ("perceiver", LATENTS, patches + LATENTS, GATED_HEADS),
@@ -192,21 +227,12 @@ pub fn cases(s: &Sizes) -> Vec<Case> {
         let name = format!("lm_{rows}_of_{kv_len}");
         add("self_attention", name, Work::Paged { sequences: 1, rows, kv_len, heads });
     }
-    for (rows, is_greedy, name) in [(1, true, "greedy"), (1, false, "top_p"), (8, false, "top_p")] {
-        let work = Work::Sampling { rows, vocabulary: s.vocabulary, is_greedy };
-        add("sampling", format!("{name}_{rows}"), work);
-    }
-    // Of the gated layers of the 9B model there are 1.2 G, in pieces.
-    for kernel in ["adamw", "adamw8"] {
-        add(kernel, "gated_down".into(), Work::Parameters(s.width * gated_mlp));
-    }
     for rows in [1, s.prompt] {
         let work = Work::Paged { sequences: 1, rows, kv_len: s.context.max(rows), heads };
         add("rope", format!("lm_{rows}"), work);
         add("kv_append", format!("lm_{rows}"), work);
         add("cross_attention", format!("gated_{rows}"), Work::Cross { rows, images: s.images });
     }
-    all
 }
 
 /// Calls a launch on the copy of the operands with that number.
