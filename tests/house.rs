@@ -176,16 +176,8 @@ fn files_lines_and_functions_are_short_and_well_named() {
         if source.name == "contracts.rs" && source.text.starts_with("//! Made by bindgen") {
             continue;
         }
+        offences.extend(too_long(&source));
         let lines: Vec<&str> = source.text.lines().collect();
-        if lines.len() > 600 {
-            offences.push(format!("{path}: {} lines", lines.len()));
-        }
-        for (n, line) in (1..).zip(&lines) {
-            let width = line.chars().count();
-            if width > 100 {
-                offences.push(format!("{path}:{n}: {width} columns"));
-            }
-        }
         if !source.path.components().any(|c| c.as_os_str() == "bench") {
             let long = long_functions(&lines);
             offences.extend(long.map(|(n, len)| format!("{path}:{n}: {len} lines")));
@@ -196,7 +188,22 @@ fn files_lines_and_functions_are_short_and_well_named() {
             }
         }
     }
+    let others = ["kernels", "tests", "tools"].into_iter().flat_map(cuda_sources);
+    offences.extend(others.flat_map(|source| too_long(&source)));
     none("too long, or named for nothing", offences);
+}
+
+/// More than 600 lines, or lines of more than 100 columns.
+fn too_long(source: &Source) -> Vec<String> {
+    let path = source.path.display();
+    let widths = (1..).zip(source.text.lines().map(|line| line.chars().count()));
+    let wide = widths.filter(|(_, width)| *width > 100);
+    let mut offences: Vec<_> = wide.map(|(n, w)| format!("{path}:{n}: {w} columns")).collect();
+    let lines = source.text.lines().count();
+    if lines > 600 {
+        offences.push(format!("{path}: {lines} lines"));
+    }
+    offences
 }
 
 /// Functions of more than 60 lines, in formatted code: from `fn` to the brace below it.
