@@ -406,7 +406,7 @@ impl Stream {
     }
 
     /// What launches are laid out for; None on the host, whose twins take no geometry.
-    fn chip(&self) -> Option<&Chip> {
+    pub fn chip(&self) -> Option<&Chip> {
         match &self.backend {
             Backend::Host(_) => None,
             #[cfg(feature = "simt")]

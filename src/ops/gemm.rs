@@ -19,6 +19,7 @@ pub(crate) mod math;
 mod portable;
 mod scratch;
 mod stream;
+mod table;
 mod tile;
 
 use super::check;
@@ -30,6 +31,7 @@ use crate::{DType, Result};
 use codes::Codes;
 pub(super) use codes::GROUP;
 use inner::Inner;
+use tile::{PARTS, TILES, Tile};
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
 pub static GEMM: Kernel<GemmParams> = laid_by(geometry::geometry);
@@ -38,9 +40,39 @@ const fn laid_by(geometry: fn(&GemmParams, DType, &Chip) -> Geometry) -> Kernel<
     Kernel { name: "gemm", twins: crate::twins!(gemm_twin), geometry, cost, accounting: 0 }
 }
 
-/// [`GEMM`] with its tile and its parts of k chosen by the caller, for those who compare them. On a
-/// card, or for a product, where such a launch cannot be, its geometry is empty.
-pub static GEMM_TILES: [[Kernel<GemmParams>; 6]; 7] = {
+/// One way to lay a product over a card.
+pub struct Tiling {
+    /// As in [`Geometry::variant`].
+    pub variant: &'static str,
+    /// Blocks that share the sums of a tile.
+    pub parts: i64,
+    /// What it should take, us: an estimate from what the card can do at best, not a measurement.
+    pub predicted_us: f64,
+    /// [`GEMM`], laid this way.
+    pub kernel: &'static Kernel<GemmParams>,
+}
+
+/// Every way to lay `p` over `chip`, for those who compare them; none for f32, which has one.
+pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {
+    let each = |(tile, kernels): (&'static Tile, &'static [Kernel<GemmParams>; 6])| {
+        PARTS.into_iter().zip(kernels).map(move |(parts, kernel)| (tile, parts, kernel))
+    };
+    TILES
+        .iter()
+        .zip(&TILED)
+        .flat_map(each)
+        .filter(|(tile, parts, _)| tile.takes(p, dtype, chip) && tile.splits(p, *parts))
+        .map(|(tile, parts, kernel)| Tiling {
+            variant: tile.variant,
+            parts,
+            predicted_us: tile.predicted_us(p, chip, parts),
+            kernel,
+        })
+        .collect()
+}
+
+/// [`TILES`] by [`PARTS`].
+static TILED: [[Kernel<GemmParams>; 6]; 7] = {
     macro_rules! parts {
         ($tile:literal) => {
             [

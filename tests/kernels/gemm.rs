@@ -5,9 +5,9 @@ use crate::judge::tensor;
 use half::{bf16, f16};
 use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Chip, Geometry, Host, Isa, Kernel, Pool, Stream};
+use medflamingo::device::{Chip, Host, Isa, Kernel, Pool, Stream};
 use medflamingo::dtype::Real;
-use medflamingo::ops::{Activation, Epilogue, GEMM, GEMM_TILES, Out, gemm};
+use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm, gemm_tilings};
 use medflamingo::tensor::Tensor;
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -230,11 +230,10 @@ impl Case {
         c.view().to_f32().unwrap().into_iter().map(f64::from).collect()
     }
 
-    /// How it is laid over a card when every operand is aligned.
-    fn laid(&self, kernel: &Kernel<GemmParams>, dtype: DType, chip: &Chip) -> Geometry {
+    /// The launch, of operands nowhere but aligned: for asking how it would be laid.
+    fn aligned(&self) -> GemmParams {
         let place = std::ptr::without_provenance_mut(64);
-        let params = self.params(place, [place.cast_const(); 5]);
-        (kernel.geometry)(&GemmParams { workspace: place, ..params }, dtype, chip)
+        GemmParams { workspace: place, ..self.params(place, [place.cast_const(); 5]) }
     }
 
     /// What C holds before the launch.
@@ -311,7 +310,7 @@ fn check<T: Real>(case: &Case) {
 /// The real kernels, as an A100 and as an H200 would run them.
 fn check_on_cards<T: Real>(case: &Case, operands: &Operands<T>, oracle: &[(f64, f64)]) {
     let laid = |chip| {
-        let geometry = case.laid(&GEMM, T::DTYPE, &chip);
+        let geometry = (GEMM.geometry)(&case.aligned(), T::DTYPE, &chip);
         (geometry.variant, geometry.grid)
     };
     for chip in [Chip::A100, Chip::H200] {
@@ -361,14 +360,12 @@ fn on_every_tile<T: Real>(case: &Case, expected: usize) {
     for chip in [Chip::A100, Chip::H200] {
         let chip = Chip { multiprocessors: 3, ..chip };
         let stream = Stream::emulated(chip).unwrap();
-        for kernel in GEMM_TILES.as_flattened() {
-            let Geometry { variant, grid, .. } = case.laid(kernel, T::DTYPE, &chip);
-            // Those of sm_80 are the same on both.
-            if grid[0] == 0 || (chip.has_wgmma() && !variant.starts_with("_sm90")) {
-                continue;
-            }
-            let found = case.run_on(&operands, &stream, kernel);
-            judge::<T>(case, &oracle, &found, &format!("{variant} {grid:?}"));
+        // Those of sm_80 are the same on both.
+        let mut tilings = gemm_tilings(&case.aligned(), T::DTYPE, &chip);
+        tilings.retain(|t| t.variant.starts_with("_sm90") == chip.has_wgmma());
+        for tiling in tilings {
+            let found = case.run_on(&operands, &stream, tiling.kernel);
+            judge::<T>(case, &oracle, &found, &format!("{} {}", tiling.variant, tiling.parts));
             tried += 1;
         }
     }

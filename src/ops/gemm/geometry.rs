@@ -1,6 +1,7 @@
 //! Which entry a product is launched with, and into how many parts k is split.
 
 use super::few_rows;
+use super::table;
 use super::tile::{PARTS, TILES, Tile};
 use crate::DType;
 use crate::contracts::GemmParams;
@@ -24,23 +25,17 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
     tile.geometry(p, parts, chip)
 }
 
-/// A tile that was chosen by the caller; empty if it cannot compute `p` in so many parts.
+/// A tile that was chosen by the caller, who asked whether it can be.
 pub(super) fn forced<const TILE: usize, const PART: usize>(
     p: &GemmParams,
-    dtype: DType,
+    _: DType,
     chip: &Chip,
 ) -> Geometry {
-    let (tile, parts) = (&TILES[TILE], PARTS[PART]);
-    if p.m <= 0 || p.n <= 0 || dtype.size() != 2 || !tile.takes(p, dtype, chip) {
-        return Geometry::linear(0, 1);
-    }
-    if !tile.splits(p, parts) {
-        return Geometry::linear(0, 1);
-    }
-    tile.geometry(p, parts, chip)
+    TILES[TILE].geometry(p, PARTS[PART], chip)
 }
 
-/// Hopper's own tiles where they can be, else those of sm_80, else the one that always can.
+/// What the table knows; else what should be fastest, of Hopper's own tiles where they can be, else
+/// of those of sm_80; else the tile that always can be.
 fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> (&'static Tile, i64) {
     let (hopper, others) = TILES.split_at(4);
     let tiles = match hopper[0].takes(p, dtype, chip) {
@@ -48,6 +43,15 @@ fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> (&'static Tile, i64) {
         false if others[0].takes(p, dtype, chip) => &others[..2],
         false => return (&others[2], 1),
     };
+    table::fastest(p, chip).unwrap_or_else(|| predicted(tiles, p, chip))
+}
+
+/// The tile and the parts of k that should take the least time.
+pub(super) fn predicted(
+    tiles: &'static [Tile],
+    p: &GemmParams,
+    chip: &Chip,
+) -> (&'static Tile, i64) {
     let mut best = (&tiles[0], 1);
     let mut least = f64::INFINITY;
     for tile in tiles {
