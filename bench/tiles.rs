@@ -4,12 +4,13 @@
 //!
 //! On a card a figure is the median of 21 launches one by one, each with the next part of 512 MiB
 //! of weights, so that they come from memory. With `--chip` nothing is launched and the figures are
-//! the estimates that stand in for measurements. `--all` also prints the tiles that are slower.
+//! the estimates that stand in for measurements. `--all` also prints the tiles that are slower, and
+//! cuBLASLt's time where that library is.
 
 use half::bf16;
 use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Buffer, Chip, Device, Stream};
-use medflamingo::ops::{Tiling, gemm_tilings};
+use medflamingo::device::{Buffer, Chip, Device, Kernel, Products, Stream};
+use medflamingo::ops::{GEMM_CUBLASLT, Tiling, gemm_tilings};
 use medflamingo::{DType, Result};
 use std::ptr::null;
 
@@ -61,15 +62,38 @@ fn options() -> Options {
     o
 }
 
+/// The params of a product whose operands are nowhere yet.
+fn product([m, n, k]: [i64; 3]) -> GemmParams {
+    let aligned = std::ptr::without_provenance_mut(64);
+    GemmParams {
+        c: aligned,
+        a: aligned,
+        b: aligned,
+        bias: null(),
+        residual: null(),
+        gate: null(),
+        workspace: aligned,
+        m,
+        n,
+        k,
+        lda: k,
+        ldb: k,
+        ldc: n,
+        activation: 0,
+        c_is_f32: 0,
+    }
+}
+
 /// A stream with operands, or only what a card is.
 enum Bench {
-    Card { stream: Stream, chip: Chip, weights: Buffer, a: Buffer, c: Buffer },
+    Card { stream: Stream, chip: Chip, weights: Buffer, a: Buffer, c: Buffer, has_peer: bool },
     Paper(Chip),
 }
 
 impl Bench {
     fn on(device: Device) -> Result<Bench> {
-        let stream = device.open(0)?;
+        let mut stream = device.open(0)?;
+        let has_peer = stream.choose_products(Products::CublasLt).is_ok();
         let chip = *stream.chip().expect("tiles are chosen on a card: give --device or --chip");
         let mut state = 1u64;
         let mut noise = || {
@@ -86,29 +110,12 @@ impl Bench {
             Ok(buffer)
         };
         let (weights, a, c) = (fill(WEIGHTS)?, fill(ACTIVATIONS)?, stream.zeros(ACTIVATIONS)?);
-        Ok(Bench::Card { stream, chip, weights, a, c })
+        Ok(Bench::Card { stream, chip, weights, a, c, has_peer })
     }
 
     /// The ways to lay the product out, each with its time, fastest first.
-    fn compare(&self, [m, n, k]: [i64; 3]) -> Result<Vec<(Tiling, f64)>> {
-        let aligned = std::ptr::without_provenance_mut(64);
-        let mut p = GemmParams {
-            c: aligned,
-            a: aligned,
-            b: aligned,
-            bias: null(),
-            residual: null(),
-            gate: null(),
-            workspace: aligned,
-            m,
-            n,
-            k,
-            lda: k,
-            ldb: k,
-            ldc: n,
-            activation: 0,
-            c_is_f32: 0,
-        };
+    fn compare(&self, shape: [i64; 3]) -> Result<Vec<(Tiling, f64)>> {
+        let mut p = product(shape);
         let mut found = Vec::new();
         match self {
             Bench::Paper(chip) => {
@@ -120,11 +127,10 @@ impl Bench {
                     (t, us)
                 }));
             }
-            Bench::Card { stream, chip, weights, a, c } => {
-                (p.a, p.c) = (a.ptr().cast_const().cast(), c.ptr().cast());
-                p.workspace = stream.workspace()?;
+            Bench::Card { stream, chip, weights, .. } => {
+                p = self.on_card(p)?;
                 for tiling in gemm_tilings(&p, DType::BF16, chip) {
-                    let us = median(stream, &tiling, p, weights)?;
+                    let us = median(stream, tiling.kernel, p, weights)?;
                     found.push((tiling, us));
                 }
             }
@@ -132,9 +138,32 @@ impl Bench {
         found.sort_by(|(_, a), (_, b)| a.total_cmp(b));
         Ok(found)
     }
+
+    /// cuBLASLt's time, us.
+    fn peer(&self, shape: [i64; 3]) -> Result<Option<f64>> {
+        match self {
+            Bench::Card { stream, weights, has_peer: true, .. } => {
+                let p = self.on_card(product(shape))?;
+                median(stream, &GEMM_CUBLASLT, p, weights).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// `p` of the operands that are there.
+    fn on_card(&self, p: GemmParams) -> Result<GemmParams> {
+        let Bench::Card { stream, a, c, .. } = self else { return Ok(p) };
+        let (a, c) = (a.ptr().cast_const().cast(), c.ptr().cast());
+        Ok(GemmParams { a, c, workspace: stream.workspace()?, ..p })
+    }
 }
 
-fn median(stream: &Stream, tiling: &Tiling, p: GemmParams, weights: &Buffer) -> Result<f64> {
+fn median(
+    stream: &Stream,
+    kernel: &Kernel<GemmParams>,
+    p: GemmParams,
+    weights: &Buffer,
+) -> Result<f64> {
     let size = (p.n * p.k) as usize * 2;
     let places = WEIGHTS / size;
     stream.record();
@@ -143,9 +172,9 @@ fn median(stream: &Stream, tiling: &Tiling, p: GemmParams, weights: &Buffer) -> 
         let b = unsafe { weights.ptr().add(i % places * size) };
         let p = GemmParams { b: b.cast_const().cast(), ..p };
         // SAFETY: the buffers are at least as long as the shapes of this file need.
-        unsafe { stream.launch(tiling.kernel, DType::BF16, &p)? };
+        unsafe { stream.launch(kernel, DType::BF16, &p)? };
     }
-    let mut us: Vec<f64> = stream.recording().launches.iter().map(|l| l.us).collect();
+    let mut us: Vec<f64> = stream.recording()?.launches.iter().map(|l| l.us).collect();
     us.sort_by(f64::total_cmp);
     Ok(us[us.len() / 2])
 }
@@ -163,6 +192,9 @@ fn main() -> Result<()> {
     for (rows, weights) in SHAPES {
         for (&m, &(n, k)) in rows.iter().flat_map(|m| weights.iter().map(move |w| (m, w))) {
             let found = bench.compare([m, n, k])?;
+            if let Some(us) = bench.peer([m, n, k])?.filter(|_| o.all) {
+                println!("    // cuBLASLt: {us:.1}");
+            }
             let most = if o.all { found.len() } else { 1 };
             for (i, (tiling, us)) in found.iter().take(most).enumerate() {
                 let slower = if i > 0 { "// " } else { "" };

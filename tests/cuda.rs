@@ -5,10 +5,13 @@
 mod golden_folder;
 
 use golden_folder::models;
-use medflamingo::device::{Device, Simt};
+use half::bf16;
+use medflamingo::DType;
+use medflamingo::device::{Device, Products, Simt, Stream};
+use medflamingo::dtype::Real;
 use medflamingo::engine::{self, Engine, EngineOptions, GenerateOptions};
+use medflamingo::ops::{self, Activation, Epilogue, Out, gemm};
 use medflamingo::tensor::Tensor;
-use medflamingo::{DType, ops};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -211,6 +214,116 @@ fn tokens_are_the_hosts_and_steps_are_replayed() {
         assert_eq!((&counted["live"], &counted["bytes"]), (&0.into(), &0.into()), "all given back");
         assert_eq!(counted["misaligned"], 0);
     }
+}
+
+/// Library folders with cuBLASLt's stand-in (`tests/driver/cublaslt.cpp`) beside the driver's.
+fn with_cublaslt() -> String {
+    let Driver { folder, .. } = driver();
+    let own = folder.join("cublaslt");
+    std::fs::create_dir_all(&own).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/cublaslt.cpp");
+    let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
+    command.args(["-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]);
+    command.arg(own.join("libcublasLt.so")).arg(source).arg(folder.join("libcuda.so.1"));
+    assert!(command.status().unwrap().success());
+    format!("{}:{}", path(folder), path(&own))
+}
+
+fn by_cublaslt(device: &str, more: &[(&str, &str)]) -> Output {
+    let folder = folder();
+    let mut arguments = vec!["generate", "--model", path(&folder), "--device", device, "--json"];
+    arguments.extend(["--prompt", "Question: Is it round? Answer:", "--gemm", "cublaslt"]);
+    arguments.extend(["--max-new-tokens", "5", "--min-new-tokens", "5"]);
+    run(&arguments, "", more)
+}
+
+#[test]
+fn cublaslt_is_a_choice_that_nothing_needs() {
+    let words = "cublaslt: needs a CUDA card; the device is cpu";
+    refused(&by_cublaslt("cpu", &[]), 3, &[words]);
+    // SAFETY: looks for the library.
+    if unsafe { libc::dlopen(c"libcublasLt.so.12".as_ptr(), libc::RTLD_NOW) }.is_null() {
+        refused(&by_cublaslt("cuda", &[]), 3, &["no libcublasLt.so", "--gemm own"]);
+    }
+    let libraries = with_cublaslt();
+    let here = ("LD_LIBRARY_PATH", libraries.as_str());
+    let refusal = by_cublaslt("cuda", &[here, ("CUBLASLT_FAULT", "shape")]);
+    refused(&refusal, 3, &["launch of gemm_f32_cublaslt", "CUDA_ERROR"]);
+
+    let scratch = tempfile::tempdir().unwrap();
+    let report = scratch.path().join("report.json");
+    let out = by_cublaslt("cuda", &[here, ("DRIVER_REPORT", path(&report))]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let found: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let counted: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    let (host, _) = answer("cpu", false, 5, &[]);
+    assert_eq!(found["token_ids"], host["token_ids"]);
+    assert_eq!(found["work"]["launches"], host["work"]["launches"]);
+    assert!(counted["products"].as_i64().unwrap() > 50, "{counted}");
+    assert_eq!((&counted["replays"], &counted["live"]), (&4.into(), &0.into()));
+
+    let mut command = with_driver(std::env::current_exe().unwrap(), "");
+    command.args(["--exact", "products_by_cublaslt", "--ignored", "--nocapture"]);
+    let out = command.env("LD_LIBRARY_PATH", libraries).output().unwrap();
+    let (said, err) = (text(&out.stdout), text(&out.stderr));
+    assert!(out.status.success() && said.contains("1 passed"), "{said}{err}");
+}
+
+#[test]
+#[ignore = "needs the libraries of tests/driver; run by cublaslt_is_a_choice_that_nothing_needs"]
+fn products_by_cublaslt() {
+    let mut card = Device::Cuda(0).open(1).unwrap();
+    card.choose_products(Products::CublasLt).unwrap();
+    // Which epilogues, which C; and whether they are cuBLASLt's.
+    let (overwrite, accumulate) = (Out::Overwrite, Out::Accumulate);
+    for (has_bias, out, f32_out, activation, is_peers) in [
+        (false, overwrite, false, Activation::Identity, true),
+        (true, overwrite, false, Activation::Identity, true),
+        (false, accumulate, false, Activation::Identity, true),
+        (true, accumulate, false, Activation::Identity, true),
+        (false, overwrite, true, Activation::Identity, true),
+        (true, overwrite, false, Activation::Gelu, false),
+    ] {
+        let [own, peers] = [Stream::host(1), card].map(|stream| {
+            stream.record();
+            let case = (has_bias, out, f32_out, activation);
+            let cells = [product::<f32>(&stream, case), product::<bf16>(&stream, case)];
+            let entries = stream.recording().unwrap().launches;
+            let all = |f: fn(&str) -> bool| entries.iter().all(|l| f(&l.entry));
+            let theirs = all(|e| e.ends_with("_cublaslt"));
+            assert!(theirs || all(|e| !e.ends_with("_cublaslt")));
+            (cells, theirs, stream)
+        });
+        assert_eq!((own.1, peers.1), (false, is_peers), "{has_bias} {out:?} {activation:?}");
+        for ((own, peers), rounding) in own.0.iter().zip(&peers.0).zip([1e-5, 1.0 / 128.0]) {
+            for (x, y) in own.iter().zip(peers) {
+                assert!((x - y).abs() <= rounding * x.abs() + 1e-5, "{x}, not {y}");
+            }
+        }
+        card = peers.2;
+    }
+}
+
+/// C (7,11) of A (7,24), the second half of wider rows, and B (11,24).
+fn product<T: Real>(
+    stream: &Stream,
+    (has_bias, out, f32_out, activation): (bool, Out, bool, Activation),
+) -> Vec<f32> {
+    let values = |n: usize, seed: usize| -> Vec<T> {
+        (0..n).map(|i| T::from_f32(((i * 7 + seed) % 23) as f32 / 16.0 - 0.6)).collect()
+    };
+    let upload =
+        |rows, cols, seed| Tensor::upload(stream, &values(rows * cols, seed), &[rows, cols]);
+    let (a, b) = (upload(7, 48, 1).unwrap(), upload(11, 24, 5).unwrap());
+    let bias = Tensor::upload(stream, &values(11, 3), &[11]).unwrap();
+    let mut c = match f32_out {
+        true => Tensor::upload(stream, &[0f32; 77], &[7, 11]).unwrap(),
+        false => upload(7, 11, 9).unwrap(),
+    };
+    let bias = has_bias.then(|| bias.view());
+    let epilogue = Epilogue { bias, activation, gate: None, out };
+    gemm(stream, c.view_mut(), a.view().block(0..7, 24..48).unwrap(), b.view(), epilogue).unwrap();
+    c.view().to_f32().unwrap()
 }
 
 #[test]

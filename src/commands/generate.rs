@@ -1,7 +1,7 @@
 //! `medflamingo generate`
 
 use clap::Args;
-use medflamingo::device::Device;
+use medflamingo::device::{Device, Products};
 use medflamingo::engine::options::EarlyStopping;
 use medflamingo::engine::{
     Answer, Control, Engine, EngineOptions, Event, GenerateOptions, Request,
@@ -46,6 +46,10 @@ pub struct Generate {
     /// Where to run: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
+    /// Who computes matrix products on a card: own, or, to compare, cublaslt (NVIDIA's library, for
+    /// products with nothing but bias and residual around them)
+    #[arg(long, default_value_t = Products::Own, value_name = "WHO")]
+    gemm: Products,
     /// Threads on the CPU; 0 is one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
@@ -150,6 +154,7 @@ impl Generate {
             &self.model,
             &EngineOptions {
                 device: self.device,
+                products: self.gemm,
                 threads: self.threads,
                 mask_mode: self.mask_mode,
                 surplus_markers: self.surplus_markers,

@@ -1,5 +1,6 @@
 //! CUDA through the driver, which is loaded at run time: one binary starts everywhere.
 
+mod cublaslt;
 mod graph;
 mod images;
 mod launch;

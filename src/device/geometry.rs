@@ -70,6 +70,9 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The variant of `gemm` that is no entry of ours but a call of cuBLASLt.
+    pub const CUBLASLT: &'static str = "_cublaslt";
+
     /// `blocks` in x of `threads`, without shared memory.
     pub const fn linear(blocks: u32, threads: u32) -> Self {
         Geometry {

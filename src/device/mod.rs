@@ -9,6 +9,7 @@ mod modules;
 mod nvtx;
 mod observer;
 mod pool;
+mod products;
 #[cfg(feature = "simt")]
 mod simt;
 
@@ -20,6 +21,7 @@ pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
 pub use observer::{Launched, OpenPhase, Phase, Recording};
 pub use pool::Pool;
+pub use products::Products;
 #[cfg(feature = "simt")]
 pub use simt::Simt;
 
@@ -187,6 +189,7 @@ pub struct Stream {
     workspace: OnceCell<Buffer>,
     /// Why `auto` is the host on a machine with NVIDIA's driver.
     fallback: Option<String>,
+    products: Products,
 }
 
 impl Stream {
@@ -218,8 +221,8 @@ impl Stream {
     }
 
     fn on(backend: Backend) -> Self {
-        let (workspace, fallback) = (OnceCell::new(), None);
-        Stream { backend, observer: Observer::new(), workspace, fallback }
+        let (workspace, fallback, products) = (OnceCell::new(), None, Products::Own);
+        Stream { backend, observer: Observer::new(), workspace, fallback, products }
     }
 
     /// Launches are written down from here on, with their times; on a card they run one by one for
@@ -414,6 +417,27 @@ impl Stream {
             Backend::Cuda(queue) => Some(&queue.chip),
             Backend::Plan(chip) => Some(chip),
         }
+    }
+
+    /// Has `products` compute matrix products from here on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if cuBLASLt is asked for on a device that is no card, or is not installed.
+    pub fn choose_products(&mut self, products: Products) -> Result<()> {
+        if products == Products::CublasLt {
+            let Backend::Cuda(queue) = &self.backend else {
+                let message = format!("needs a CUDA card; the device is {}", self.describe());
+                return Err(Error::device("cublaslt", message));
+            };
+            queue.open_cublaslt()?;
+        }
+        self.products = products;
+        Ok(())
+    }
+
+    /// Who computes matrix products.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// Launches since the stream was opened.

@@ -33,7 +33,7 @@ pub use folder::{GenerationConfig, ModelFolder};
 pub use options::GenerateOptions;
 pub use request::{Answer, Control, Event, Finish, Memory, Request, Timings, TokenLogprob, Work};
 
-use crate::device::{Device, Stream};
+use crate::device::{Device, Products, Stream};
 use crate::image::{self, Pixels, Preprocess};
 use crate::model::{Config, Flamingo, KvPool, MaskMode, Probe};
 use crate::prompt::{Limits, Prompt};
@@ -49,6 +49,8 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
     pub device: Device,
+    /// Who computes matrix products on a card.
+    pub products: Products,
     /// Threads on the host; 0 is one per core.
     pub threads: usize,
     pub mask_mode: MaskMode,
@@ -69,6 +71,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             device: Device::Auto,
+            products: Products::Own,
             threads: 0,
             mask_mode: MaskMode::V2,
             surplus_markers: false,
@@ -107,7 +110,8 @@ impl Engine {
     /// A folder that is incomplete or contradicts itself; a device that is not there.
     pub fn open(folder: &Path, options: &EngineOptions) -> Result<Self> {
         let started = Instant::now();
-        let stream = options.device.open(options.threads)?;
+        let mut stream = options.device.open(options.threads)?;
+        stream.choose_products(options.products)?;
         let ModelFolder { config, mut weights, tokenizer, preprocess, generation } =
             ModelFolder::open(folder)?;
         let tokens = options.kv_tokens.unwrap_or(4 * config.language.context);

@@ -24,7 +24,7 @@ mod tile;
 
 use super::check;
 use crate::contracts::{GemmParams, GemmQuantizedParams};
-use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Products, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result};
@@ -38,6 +38,22 @@ pub static GEMM: Kernel<GemmParams> = laid_by(geometry::geometry);
 
 const fn laid_by(geometry: fn(&GemmParams, DType, &Chip) -> Geometry) -> Kernel<GemmParams> {
     Kernel { name: "gemm", twins: crate::twins!(gemm_twin), geometry, cost, accounting: 0 }
+}
+
+/// [`GEMM`] by cuBLASLt, on a stream that has it, where [`cublaslt_computes`].
+pub static GEMM_CUBLASLT: Kernel<GemmParams> =
+    laid_by(|_, _, _| Geometry { variant: Geometry::CUBLASLT, ..Geometry::linear(1, 1) });
+
+/// True for products with no more around them than bias and residual, in C's own type.
+pub fn cublaslt_computes(p: &GemmParams, dtype: DType) -> bool {
+    let has_own_type = p.c_is_f32 == 0 || dtype == DType::F32;
+    let is_bare = p.bias.is_null() && p.residual.is_null();
+    p.m > 0
+        && p.n > 0
+        && p.k > 0
+        && p.activation == 0
+        && p.gate.is_null()
+        && (has_own_type || is_bare)
 }
 
 /// One way to lay a product over a card.
@@ -133,8 +149,10 @@ pub fn gemm(
     check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
     check::dtype("gemm", "b", &b, a.dtype())?;
     let params = product("gemm", stream, &mut c, a, b, epilogue)?;
+    let is_peers = stream.products() == Products::CublasLt && cublaslt_computes(&params, a.dtype());
+    let kernel = if is_peers { &GEMM_CUBLASLT } else { &GEMM };
     // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
-    unsafe { stream.launch(&GEMM, a.dtype(), &params) }
+    unsafe { stream.launch(kernel, a.dtype(), &params) }
 }
 
 /// The params of a product, of which everything but B has been checked.

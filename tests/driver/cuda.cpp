@@ -41,6 +41,7 @@ struct Launch {
   Function *function;
   uint32_t grid[3], threads, shared;
   std::vector<uint8_t> params;
+  void (*work)(const void *) = nullptr; ///< a library's, of the params, instead of an entry
 };
 struct Graph {
   std::vector<Launch> launches;
@@ -56,7 +57,7 @@ size_t in_use, misaligned;
 Graph *capturing;
 /// The status that every call returns after a kernel has failed.
 int broken;
-long calls, fail_at, launches, replays, uploads;
+long calls, fail_at, launches, replays, uploads, products;
 
 template <typename T> T *made(T *object) { return live.insert(object), object; }
 /// A handle that stands for nothing.
@@ -102,6 +103,7 @@ int run(const Launch &launch) {
   long at = 0;
   launches++;
   if (has("run", &at) && launches == at) return broken = LAUNCH_FAILED;
+  if (launch.work) return products++, launch.work(launch.params.data()), SUCCESS;
   if (!library()) return SUCCESS;
   size_t size = launch.params.size();
   const uint8_t *params = launch.params.data(), *maps = nullptr;
@@ -128,7 +130,8 @@ struct Report {
     if (!file) return;
     fprintf(file, "{\"launches\": %ld, \"replays\": %ld, \"live\": %zu, \"bytes\": %zu,", launches,
             replays, live.size(), in_use);
-    fprintf(file, " \"uploads\": %ld, \"misaligned\": %zu}\n", uploads, misaligned);
+    fprintf(file, " \"uploads\": %ld, \"misaligned\": %zu,", uploads, misaligned);
+    fprintf(file, " \"products\": %ld}\n", products);
     fclose(file);
   }
 } report;
@@ -378,6 +381,14 @@ int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) 
   if (capturing) return capturing->launches.push_back(launch), SUCCESS;
   run(launch);
   return SUCCESS;
+}
+/// For `cublaslt.cpp`: has the queue do `work` of `bytes` at `data`.
+int driver_do(void (*work)(const void *), const void *data, size_t bytes) {
+  CALL;
+  const uint8_t *first = (const uint8_t *)data;
+  Launch launch = {nullptr, {1, 1, 1}, 1, 0, {first, first + bytes}, work};
+  if (capturing) return capturing->launches.push_back(launch), SUCCESS;
+  return run(launch);
 }
 int cuTensorMapEncodeTiled(uint64_t *map, int, unsigned rank, void *address, const uint64_t *sizes,
                            const uint64_t *stride, const uint32_t *box, const uint32_t *, int,

@@ -147,7 +147,7 @@ impl Queue {
         let status = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
         self.settle(state, "capture of a step", status)?;
         let failed = step.iter().find_map(|(launch, params)| {
-            let status = launch.run(params, self.stream);
+            let status = launch.run(params, self.stream, self.cublaslt.get());
             (status != CUresult::CUDA_SUCCESS).then_some((launch.key, status))
         });
         let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());

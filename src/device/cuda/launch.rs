@@ -1,6 +1,7 @@
 //! One launch as data, and how the driver is told of it. Nothing here allocates: a step is many
 //! launches of a few microseconds.
 
+use super::cublaslt::CublasLt;
 use crate::DType;
 use crate::device::{Geometry, Swizzle, TensorMap};
 use cudarc::driver::sys::{self, CUresult};
@@ -43,7 +44,15 @@ struct Packed([u8; MOST_PARAMS + 4 * MAP_BYTES]);
 
 impl Launch {
     /// Puts the launch into `stream`.
-    pub(super) fn run(&self, params: &[u8], stream: sys::CUstream) -> CUresult {
+    pub(super) fn run(
+        &self,
+        params: &[u8],
+        stream: sys::CUstream,
+        cublaslt: Option<&CublasLt>,
+    ) -> CUresult {
+        if let (Geometry::CUBLASLT, Some(library)) = (self.key.variant, cublaslt) {
+            return library.run(self.key.dtype, params, stream);
+        }
         let Geometry { grid: [x, y, z], threads, shared, cluster, .. } = self.geometry;
         let mut packed = Packed([0; _]);
         let mut size = match self.pack(params, &mut packed) {

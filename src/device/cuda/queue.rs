@@ -1,5 +1,6 @@
 //! A card in use: its context, one ordered queue of copies and launches, and the memory of both.
 
+use super::cublaslt::CublasLt;
 use super::graph::{Graphs, Step};
 use super::images::{self, Image};
 use super::launch::{Key, Launch};
@@ -10,7 +11,7 @@ use crate::device::{Chip, Geometry};
 use crate::{DType, Error, Result};
 use cudarc::driver::sys::{self, CUresult};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A found entry.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +54,8 @@ pub(crate) struct Queue {
     context: sys::CUcontext,
     pub(super) stream: sys::CUstream,
     images: Vec<Image>,
+    /// Where it was asked for.
+    pub(super) cublaslt: OnceLock<CublasLt>,
     pub(crate) chip: Chip,
     sync: bool,
     state: Mutex<State>,
@@ -98,6 +101,7 @@ impl Queue {
             context,
             stream: std::ptr::null_mut(),
             images: Vec::new(),
+            cublaslt: OnceLock::new(),
             chip: Chip::A100,
             sync,
             state: Mutex::new(State {
@@ -379,7 +383,10 @@ impl Queue {
             Some(known) if known.key == key && known.geometry == *geometry => *known,
             _ => {
                 self.make_current(&mut state)?;
-                let function = self.entry(&mut state, key, geometry)?;
+                let function = match key.variant {
+                    Geometry::CUBLASLT => std::ptr::null_mut(),
+                    _ => self.entry(&mut state, key, geometry)?,
+                };
                 Launch { key, function, geometry: *geometry, params: params.len() }
             }
         };
@@ -394,7 +401,7 @@ impl Queue {
     pub(super) fn run(&self, state: &mut State, launch: &Launch, params: &[u8]) -> Result<()> {
         self.send(state)?;
         self.mark(state, 0)?;
-        let status = launch.run(params, self.stream);
+        let status = launch.run(params, self.stream, self.cublaslt.get());
         state.last = Some(launch.key);
         if status != CUresult::CUDA_SUCCESS {
             return self.settle(state, &format!("launch of {}", launch.key), status);
@@ -473,6 +480,7 @@ impl Drop for Queue {
                 let _ = sys::cuStreamSynchronize(self.stream);
             }
             state.graphs.clear();
+            drop(self.cublaslt.take());
             state.timing.take().unwrap_or_default().clear();
             state.staging.free();
             self.images.iter().for_each(Image::unload);

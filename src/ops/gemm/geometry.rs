@@ -43,7 +43,7 @@ fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> (&'static Tile, i64) {
         false if others[0].takes(p, dtype, chip) => &others[..2],
         false => return (&others[2], 1),
     };
-    table::fastest(p, chip).unwrap_or_else(|| predicted(tiles, p, chip))
+    table::fastest(p, dtype, chip).unwrap_or_else(|| predicted(tiles, p, chip))
 }
 
 /// The tile and the parts of k that should take the least time.

@@ -4,6 +4,7 @@
 //! [`Tile::predicted_us`] says, and marked so, until a measurement takes their place.
 
 use super::tile::{TILES, Tile};
+use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::Chip;
 use crate::ops::layout::groups;
@@ -35,7 +36,7 @@ const fn row(m: i64, n: i64, k: i64, variant: &'static str, parts: i64, us: f64)
 
 /// The tile for the class of `p`: the same weight, and as many groups of 64 rows, so that every
 /// tile has as many blocks.
-pub(super) fn fastest(p: &GemmParams, chip: &Chip) -> Option<(&'static Tile, i64)> {
+pub(super) fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> Option<(&'static Tile, i64)> {
     let table = TABLES.iter().find(|t| t.chip == *chip)?;
     let class = |m| groups(m, 64);
     let row = table
@@ -43,7 +44,8 @@ pub(super) fn fastest(p: &GemmParams, chip: &Chip) -> Option<(&'static Tile, i64
         .iter()
         .find(|r| [p.n, p.k] == r.shape[1..] && class(p.m) == class(r.shape[0]))?;
     let tile = TILES.iter().find(|t| t.variant == row.variant)?;
-    tile.splits(p, row.parts).then_some((tile, row.parts))
+    let fits = tile.takes(p, dtype, chip) && tile.splits(p, row.parts);
+    fits.then_some((tile, row.parts))
 }
 
 static TABLES: [Table; 2] = [
@@ -136,7 +138,6 @@ static H200: &[Row] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
     use crate::ops::gemm::gemm_tilings;
     use std::ptr::null;
 
@@ -178,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_row_stands_for_its_weight_and_as_many_groups_of_rows() {
-        let choice = |shape, chip| fastest(&params(shape), chip).map(|(t, n)| (t.variant, n));
+        let choice =
+            |shape, chip| fastest(&params(shape), DType::BF16, chip).map(|(t, n)| (t.variant, n));
         for m in [193, 250, 256] {
             assert!(choice([m, 4096, 16384], &Chip::H200).is_some_and(|(_, parts)| parts == 4));
         }
@@ -189,6 +191,6 @@ mod tests {
         assert_eq!(choice([250, 4096, 16384], &another), None);
         // Without a workspace the row's parts cannot be.
         let alone = GemmParams { workspace: std::ptr::null_mut(), ..params([250, 4096, 16384]) };
-        assert!(fastest(&alone, &Chip::H200).is_none());
+        assert!(fastest(&alone, DType::BF16, &Chip::H200).is_none());
     }
 }
