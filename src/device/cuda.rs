@@ -157,7 +157,6 @@ fn chip(device: sys::CUdevice, card: &CudaCard) -> Result<Chip> {
         multiprocessors: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
             as u32,
         shared_bytes: attribute(device, shared)? as u32,
-        l2_bytes: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
     })
 }
 

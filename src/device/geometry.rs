@@ -13,17 +13,13 @@ pub struct Chip {
     pub multiprocessors: u32,
     /// Most shared memory of one block, bytes.
     pub shared_bytes: u32,
-    /// L2 cache, bytes.
-    pub l2_bytes: u64,
 }
 
 impl Chip {
     /// A100 80 GB (sm_80).
-    pub const A100: Chip =
-        Chip { capability: 80, multiprocessors: 108, shared_bytes: 163 << 10, l2_bytes: 40 << 20 };
+    pub const A100: Chip = Chip { capability: 80, multiprocessors: 108, shared_bytes: 163 << 10 };
     /// H100 and H200 SXM (sm_90a).
-    pub const H200: Chip =
-        Chip { capability: 90, multiprocessors: 132, shared_bytes: 227 << 10, l2_bytes: 60 << 20 };
+    pub const H200: Chip = Chip { capability: 90, multiprocessors: 132, shared_bytes: 227 << 10 };
 
     /// True if the Hopper entries (`wgmma`, which newer cards do not have) run here.
     pub const fn has_wgmma(&self) -> bool {

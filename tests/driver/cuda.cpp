@@ -188,7 +188,6 @@ int cuDeviceGetAttribute(int *v, int which, int) {
     case 76: return *v = 0, SUCCESS;                         // minor
     case 16: return *v = a100 ? 108 : 132, SUCCESS;          // multiprocessors
     case 97: return *v = (a100 ? 163 : 227) << 10, SUCCESS;  // shared bytes
-    case 38: return *v = (a100 ? 40 : 60) << 20, SUCCESS;    // L2 bytes
   }
   return INVALID;
 }
