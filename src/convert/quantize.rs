@@ -93,6 +93,9 @@ impl Choice {
         if !self.parts.contains(&part) {
             return Err(format!("{} is not in --parts", part.name()));
         }
+        if is_folded(name) {
+            return Err("the resampler's norms are folded into it".into());
+        }
         let precision = if part == Part::Head { Precision::Int8 } else { self.weights };
         match cols.is_multiple_of(precision.multiple()) {
             true => Ok(precision),
@@ -129,6 +132,11 @@ pub(super) fn matrix<'a>(name: &'a str, shape: &[usize]) -> Option<(&'a str, usi
     let [rows, cols] = *shape else { return None };
     let at = name.strip_suffix(".weight").filter(|at| *at != "language.embedding")?;
     Some((at, rows, cols))
+}
+
+/// True for the keys and values of the resampler, which are used as elements.
+fn is_folded(name: &str) -> bool {
+    name.starts_with("resampler.layers.") && name.ends_with(".attn.kv.weight")
 }
 
 /// The name of the scales of the matrix `name`.

@@ -104,6 +104,16 @@ impl Norm {
         }
     }
 
+    /// Scale and shift of a LayerNorm, on the host.
+    pub fn affine(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        let Norm::Layer { w, b, .. } = self else {
+            return Err(Error::invalid("affine of a norm", "LayerNorm", "RMSNorm"));
+        };
+        let scale = w.view().to_f32()?;
+        let shift = b.as_ref().map_or(Ok(vec![0.0; scale.len()]), |b| b.view().to_f32())?;
+        Ok((scale, shift))
+    }
+
     /// Bytes that one application reads of this layer.
     pub fn bytes(&self) -> usize {
         match self {

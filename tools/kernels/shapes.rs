@@ -146,6 +146,11 @@ mod tests {
         assert!((4.15..4.35).contains(&gb), "{gb} GB");
         let (_, images) = cost("7 images");
         assert!((1.19..1.26).contains(&images), "{images} TFLOP");
+        // The resampler's keys and values of 7 * 256 patch tokens: one product for all 6 layers.
+        let phase = found.iter().find(|p| p.name.starts_with("7 images")).unwrap();
+        let (rows, cols, k) = (7.0 * 256.0, 6.0 * 2.0 * 512.0, 1024.0);
+        let is_media = |l: &&Launched| l.kernel == "gemm" && l.cost.flops == 2.0 * rows * cols * k;
+        assert_eq!(phase.launches.iter().filter(is_media).count(), 1);
         let (_, prompt) = cost("demo's prompt");
         assert!((3.7..3.95).contains(&prompt), "{prompt} TFLOP");
     }
