@@ -114,10 +114,9 @@ run() {
     if ls "$tmp"/kernels/*.fatbin > /dev/null 2>&1; then
         export MEDFLAMINGO_KERNELS=$tmp/kernels
     fi
-    # Products are held to their oracle through the model: their own cases live in host memory.
-    local oracles=(env MEDFLAMINGO_TEST_DEVICE=cuda "$pack/test-kernels")
-    oracles+=(oracle gemm_quantized backward)
-    step "kernels: oracle, twin, card" 60 correctness.txt "${oracles[@]}"
+    local tests=(env MEDFLAMINGO_TEST_DEVICE=cuda "$pack/test-kernels")
+    local oracles=("${tests[@]}" oracle gemm adamw8)
+    step "kernels: oracle, twin, card" 75 correctness.txt "${tests[@]}"
     step "a model: the same tokens as the host" 30 tokens.txt bench/gpu.sh same-tokens "$tmp"
     step "compute-sanitizer memcheck" 45 memcheck.txt \
         compute-sanitizer --tool memcheck --error-exitcode 9 "${oracles[@]}"

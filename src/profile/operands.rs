@@ -184,7 +184,7 @@ impl<'a> Ring<'a> {
         let ids: Vec<i32> = (0..rows).map(|i| (i * 7919 % of) as i32).collect();
         let mut sets = self.copies(|| {
             let x = match kernel {
-                "swiglu" => self.input(&[rows, 2 * cols])?,
+                "swiglu" | "swiglu_backward" => self.input(&[rows, 2 * cols])?,
                 "embedding" => self.input(&[of, cols])?,
                 "vision_tokens" => self.input(&[rows / of * (of - 1), cols])?,
                 _ => self.input(&[rows, cols])?,
@@ -195,13 +195,25 @@ impl<'a> Ring<'a> {
                 _ => self.input(&[1, 1])?,
             };
             let ids = TokenIds::new(&mut self.arena()?, &ids, of)?;
-            Ok((self.output(&[rows, cols])?, x, w, b, positions, ids))
+            let made = match kernel {
+                "norm_backward" | "swiglu_backward" => {
+                    (self.output(x.shape().sizes())?, self.input(&[rows, cols])?)
+                }
+                "column_sums" => (self.zeros(DType::F32, &[1, cols])?, self.input(&[1])?),
+                _ => (self.output(&[rows, cols])?, self.input(&[1])?),
+            };
+            Ok((made, x, w, b, positions, ids))
         })?;
         let stream = self.stream;
         body(sets.len(), &mut |i| {
-            let (y, x, w, b, positions, ids) = &mut sets[i];
-            let (y, x, w) = (y.view_mut(), x.view(), w.view());
+            let ((y, dy), x, w, b, positions, ids) = &mut sets[i];
+            let (y, dy, x, w) = (y.view_mut(), dy.view(), x.view(), w.view());
             match kernel {
+                "norm_backward" => {
+                    ops::rmsnorm_backward(stream, y, Out::Overwrite, dy, x, w, 1e-6, None)
+                }
+                "swiglu_backward" => ops::swiglu_backward(stream, y, dy, x),
+                "column_sums" => ops::column_sums(stream, y, Out::Overwrite, x),
                 "layernorm" => ops::layernorm(stream, y, x, w, Some(b.view()), 1e-5),
                 "rmsnorm" => ops::rmsnorm(stream, y, x, w, 1e-6),
                 "swiglu" => ops::swiglu(stream, y, x),

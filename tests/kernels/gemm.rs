@@ -1,7 +1,7 @@
 //! `gemm`: C = residual + tanh(gate) * f(A B^T + bias).
 
 use crate::guarded::Guarded;
-use crate::judge::tensor;
+use crate::judge::{cards, tensor};
 use half::{bf16, f16};
 use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
@@ -313,11 +313,9 @@ fn check_on_cards<T: Real>(case: &Case, operands: &Operands<T>, oracle: &[(f64, 
         let geometry = (GEMM.geometry)(&case.aligned(), T::DTYPE, &chip);
         (geometry.variant, geometry.grid)
     };
-    for chip in [Chip::A100, Chip::H200] {
-        if chip == Chip::H200 && laid(chip) == laid(Chip::A100) {
-            continue;
-        }
-        let stream = Stream::emulated(chip).unwrap();
+    let [one, other] = cards([Chip::A100, Chip::H200]);
+    let is_same = laid(*one.chip().unwrap()) == laid(*other.chip().unwrap());
+    for stream in std::iter::once(one).chain((!is_same).then_some(other)) {
         judge::<T>(case, oracle, &case.run_on(operands, &stream, &GEMM), &stream.describe());
     }
 }
@@ -357,9 +355,9 @@ fn on_every_tile<T: Real>(case: &Case, expected: usize) {
     let operands = Operands::<T>::new(case);
     let oracle = case.oracle(&operands);
     let mut tried = 0;
-    for chip in [Chip::A100, Chip::H200] {
-        let chip = Chip { multiprocessors: 3, ..chip };
-        let stream = Stream::emulated(chip).unwrap();
+    let small = [Chip::A100, Chip::H200].map(|chip| Chip { multiprocessors: 3, ..chip });
+    for stream in cards(small) {
+        let chip = *stream.chip().unwrap();
         // Those of sm_80 are the same on both.
         let mut tilings = gemm_tilings(&case.aligned(), T::DTYPE, &chip);
         tilings.retain(|t| t.variant.starts_with("_sm90") == chip.has_wgmma());
@@ -369,7 +367,9 @@ fn on_every_tile<T: Real>(case: &Case, expected: usize) {
             tried += 1;
         }
     }
-    assert_eq!(tried, expected, "{}", case.name);
+    if std::env::var_os("MEDFLAMINGO_TEST_DEVICE").is_none() {
+        assert_eq!(tried, expected, "{}", case.name);
+    }
 }
 
 /// Every number of rows that is few, odd ends in n and k, strided rows, all of the epilogue.

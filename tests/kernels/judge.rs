@@ -9,17 +9,22 @@ use medflamingo::tensor::{Tensor, View};
 /// set, and the real kernels: as two cards run them, under the emulator, or on the card that
 /// `MEDFLAMINGO_TEST_DEVICE` names.
 pub fn streams() -> Vec<Stream> {
-    let cards = match std::env::var("MEDFLAMINGO_TEST_DEVICE") {
-        Ok(card) => [(); 2].map(|()| card.parse::<Device>().unwrap().open(1).unwrap()),
-        Err(_) => [Chip::A100, Chip::H200].map(|chip| Stream::emulated(chip).unwrap()),
-    };
     let best = Isa::detect();
     [Isa::Portable, Isa::Avx2, Isa::Avx512Bf16]
         .into_iter()
         .filter(|isa| *isa <= best)
         .flat_map(|isa| [1, 3].map(|threads| Stream::new(Host { pool: Pool::new(threads), isa })))
-        .chain(cards)
+        .chain(cards([Chip::A100, Chip::H200]))
         .collect()
+}
+
+/// Two streams that run the real kernels: on the card that `MEDFLAMINGO_TEST_DEVICE` names, else
+/// as `chips` under the emulator.
+pub fn cards(chips: [Chip; 2]) -> [Stream; 2] {
+    match std::env::var("MEDFLAMINGO_TEST_DEVICE") {
+        Ok(card) => chips.map(|_| card.parse::<Device>().unwrap().open(1).unwrap()),
+        Err(_) => chips.map(|chip| Stream::emulated(chip).unwrap()),
+    }
 }
 
 /// Calls a generic function for the three storage types.
