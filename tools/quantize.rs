@@ -11,8 +11,9 @@ use std::path::PathBuf;
 ///
 /// Matrices of linear layers become codes with bf16 scales: int8 with one a row, int4 with one for
 /// each 128 weights. Embeddings, norms, biases, gates and the resampler's keys and values stay, and
-/// so does a matrix whose rows do not fit (int8: a multiple of 16 weights, int4: of 128). An output head takes int8 in both. Runs
-/// on every device, as any model folder; `medflamingo-tools quality` compares it with its source.
+/// so does a matrix whose rows do not fit (int8: a multiple of 16 weights, int4: of 128). An output
+/// head takes int8 in both. Runs on every device, as any model folder; `medflamingo-tools quality`
+/// compares it with its source.
 #[derive(Args)]
 pub struct Quantize {
     /// A folder made by `convert` or `synth`
