@@ -19,9 +19,13 @@ const WEIGHTS: usize = 512 << 20;
 /// Rows of A and of C, at most.
 const ACTIVATIONS: usize = 8192 * 22016 * 2;
 
+type Rows = &'static [i64];
+type Matrices = &'static [(i64, i64)];
+
 /// Tokens of a suffix, of the published demo's prompt and of a training sequence; then one image
 /// and seven, their latents, and a product that is only large.
-const SHAPES: [(&[i64], &[(i64, i64)]); 6] = [
+const SHAPES: [(Rows, Matrices); 6] = [
+    // Numbers of rows m, and matrices (n, k) that each is multiplied by.
     (
         &[35, 250, 2048],
         &[(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (16384, 4096), (4096, 16384)],
@@ -29,7 +33,7 @@ const SHAPES: [(&[i64], &[(i64, i64)]); 6] = [
     (&[250], &[(512, 4096), (4096, 512)]),
     (&[257, 1799], &[(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)]),
     (&[64, 448], &[(512, 1024), (1024, 512), (4096, 1024), (1024, 4096)]),
-    (&[1792], &[(1024, 1024)]),
+    (&[1792], &[(6144, 1024)]),
     (&[8192], &[(22016, 4096)]),
 ];
 
@@ -84,9 +88,19 @@ fn product([m, n, k]: [i64; 3]) -> GemmParams {
     }
 }
 
-/// A stream with operands, or only what a card is.
+/// A card with operands.
+struct Card {
+    stream: Stream,
+    chip: Chip,
+    weights: Buffer,
+    a: Buffer,
+    c: Buffer,
+    has_peer: bool,
+}
+
+/// What tiles are compared on: a card, or what is known of one.
 enum Bench {
-    Card { stream: Stream, chip: Chip, weights: Buffer, a: Buffer, c: Buffer, has_peer: bool },
+    Card(Box<Card>),
     Paper(Chip),
 }
 
@@ -110,7 +124,7 @@ impl Bench {
             Ok(buffer)
         };
         let (weights, a, c) = (fill(WEIGHTS)?, fill(ACTIVATIONS)?, stream.zeros(ACTIVATIONS)?);
-        Ok(Bench::Card { stream, chip, weights, a, c, has_peer })
+        Ok(Bench::Card(Box::new(Card { stream, chip, weights, a, c, has_peer })))
     }
 
     /// The ways to lay the product out, each with its time, fastest first.
@@ -127,10 +141,10 @@ impl Bench {
                     (t, us)
                 }));
             }
-            Bench::Card { stream, chip, weights, .. } => {
+            Bench::Card(card) => {
                 p = self.on_card(p)?;
-                for tiling in gemm_tilings(&p, DType::BF16, chip) {
-                    let us = median(stream, tiling.kernel, p, weights)?;
+                for tiling in gemm_tilings(&p, DType::BF16, &card.chip) {
+                    let us = median(&card.stream, tiling.kernel, p, &card.weights)?;
                     found.push((tiling, us));
                 }
             }
@@ -142,9 +156,9 @@ impl Bench {
     /// cuBLASLt's time, us.
     fn peer(&self, shape: [i64; 3]) -> Result<Option<f64>> {
         match self {
-            Bench::Card { stream, weights, has_peer: true, .. } => {
+            Bench::Card(card) if card.has_peer => {
                 let p = self.on_card(product(shape))?;
-                median(stream, &GEMM_CUBLASLT, p, weights).map(Some)
+                median(&card.stream, &GEMM_CUBLASLT, p, &card.weights).map(Some)
             }
             _ => Ok(None),
         }
@@ -152,9 +166,9 @@ impl Bench {
 
     /// `p` of the operands that are there.
     fn on_card(&self, p: GemmParams) -> Result<GemmParams> {
-        let Bench::Card { stream, a, c, .. } = self else { return Ok(p) };
-        let (a, c) = (a.ptr().cast_const().cast(), c.ptr().cast());
-        Ok(GemmParams { a, c, workspace: stream.workspace()?, ..p })
+        let Bench::Card(card) = self else { return Ok(p) };
+        let (a, c) = (card.a.ptr().cast_const().cast(), card.c.ptr().cast());
+        Ok(GemmParams { a, c, workspace: card.stream.workspace()?, ..p })
     }
 }
 
@@ -186,7 +200,7 @@ fn main() -> Result<()> {
         None => Bench::on(o.device)?,
     };
     match &bench {
-        Bench::Card { stream, .. } => println!("// measured on {}", stream.describe()),
+        Bench::Card(card) => println!("// measured on {}", card.stream.describe()),
         Bench::Paper(chip) => println!("// predicted for sm_{}", chip.capability),
     }
     for (rows, weights) in SHAPES {
