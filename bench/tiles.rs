@@ -10,9 +10,8 @@
 use half::bf16;
 use medflamingo::contracts::GemmParams;
 use medflamingo::device::{Buffer, Chip, Device, Kernel, Products, Stream};
-use medflamingo::ops::{GEMM_CUBLASLT, Tiling, gemm_tilings};
+use medflamingo::ops::{GEMM_CUBLASLT, Tiling, gemm_shape, gemm_tilings};
 use medflamingo::{DType, Result};
-use std::ptr::null;
 
 const REPEATS: usize = 21;
 const WEIGHTS: usize = 512 << 20;
@@ -66,28 +65,6 @@ fn options() -> Options {
     o
 }
 
-/// The params of a product whose operands are nowhere yet.
-fn product([m, n, k]: [i64; 3]) -> GemmParams {
-    let aligned = std::ptr::without_provenance_mut(64);
-    GemmParams {
-        c: aligned,
-        a: aligned,
-        b: aligned,
-        bias: null(),
-        residual: null(),
-        gate: null(),
-        workspace: aligned,
-        m,
-        n,
-        k,
-        lda: k,
-        ldb: k,
-        ldc: n,
-        activation: 0,
-        c_is_f32: 0,
-    }
-}
-
 /// A card with operands.
 struct Card {
     stream: Stream,
@@ -129,7 +106,7 @@ impl Bench {
 
     /// The ways to lay the product out, each with its time, fastest first.
     fn compare(&self, shape: [i64; 3]) -> Result<Vec<(Tiling, f64)>> {
-        let mut p = product(shape);
+        let mut p = gemm_shape(shape);
         let mut found = Vec::new();
         match self {
             Bench::Paper(chip) => {
@@ -157,7 +134,7 @@ impl Bench {
     fn peer(&self, shape: [i64; 3]) -> Result<Option<f64>> {
         match self {
             Bench::Card(card) if card.has_peer => {
-                let p = self.on_card(product(shape))?;
+                let p = self.on_card(gemm_shape(shape))?;
                 median(&card.stream, &GEMM_CUBLASLT, p, &card.weights).map(Some)
             }
             _ => Ok(None),

@@ -2,7 +2,7 @@
 
 use crate::report;
 use clap::{Args, ValueEnum};
-use medflamingo::convert::{self, NewHeadRows, Options};
+use medflamingo::convert::{self, NewHeadRows, Options, Progress};
 use medflamingo::model::config::{Activation, StoredDType};
 use medflamingo::{Error, Result};
 use std::path::PathBuf;
@@ -114,21 +114,8 @@ impl Convert {
             max_shard: self.max_shard_size,
             is_forced: self.force,
         };
-        let ledger = if self.dry_run {
-            convert::dry_run(&options)?
-        } else {
-            let bar = report::Bar::new();
-            let ledger = convert::convert(&options, &|done, total| bar.set(done, total))?;
-            bar.finish();
-            ledger
-        };
-        if self.json {
-            return report::print_json(&ledger);
-        }
-        report::print(ledger.to_string())?;
-        if !self.dry_run {
-            eprintln!("made {}", options.output.display());
-        }
-        Ok(())
+        let plan = || convert::dry_run(&options);
+        let make = |progress: &Progress<'_>| convert::convert(&options, progress);
+        report::folder(&options.output, self.dry_run, self.json, plan, make)
     }
 }

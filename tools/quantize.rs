@@ -4,6 +4,7 @@ use crate::convert::size;
 use crate::report;
 use clap::{Args, ValueEnum};
 use medflamingo::Result;
+use medflamingo::convert::Progress;
 use medflamingo::convert::quantize::{self, Choice, Options, Part, Precision};
 use std::path::PathBuf;
 
@@ -65,21 +66,8 @@ impl Quantize {
             max_shard: self.max_shard_size,
             is_forced: self.force,
         };
-        let ledger = if self.dry_run {
-            quantize::dry_run(&options)?
-        } else {
-            let bar = report::Bar::new();
-            let ledger = quantize::quantize(&options, &|done, total| bar.set(done, total))?;
-            bar.finish();
-            ledger
-        };
-        if self.json {
-            return report::print_json(&ledger);
-        }
-        report::print(ledger.to_string())?;
-        if !self.dry_run {
-            eprintln!("made {}", options.output.display());
-        }
-        Ok(())
+        let plan = || quantize::dry_run(&options);
+        let make = |progress: &Progress<'_>| quantize::quantize(&options, progress);
+        report::folder(&options.output, self.dry_run, self.json, plan, make)
     }
 }

@@ -1,8 +1,10 @@
 //! What the commands print, and where.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use medflamingo::convert::{Ledger, Progress};
 use medflamingo::{Error, Result};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 /// Writes to standard output; a closed pipe ends the output without complaint.
 pub fn print(text: impl AsRef<[u8]>) -> Result<()> {
@@ -49,6 +51,33 @@ impl Bar {
     pub fn finish(self) {
         self.0.finish_and_clear();
     }
+}
+
+/// Does what makes a model folder: prints the ledger that `plan` gives, if nothing is to be written,
+/// or that of `make`, which reports its progress.
+pub fn folder(
+    output: &Path,
+    is_dry: bool,
+    json: bool,
+    plan: impl FnOnce() -> Result<Ledger>,
+    make: impl FnOnce(&Progress<'_>) -> Result<Ledger>,
+) -> Result<()> {
+    let ledger = if is_dry {
+        plan()?
+    } else {
+        let bar = Bar::new();
+        let ledger = make(&|done, total| bar.set(done, total))?;
+        bar.finish();
+        ledger
+    };
+    if json {
+        return print_json(&ledger);
+    }
+    print(ledger.to_string())?;
+    if !is_dry {
+        eprintln!("made {}", output.display());
+    }
+    Ok(())
 }
 
 /// A number of bytes for people.

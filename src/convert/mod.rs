@@ -31,7 +31,6 @@ pub use scratch::Scratch;
 pub use write::{Progress, Spec};
 
 use crate::model::config::{Activation, Config, StoredDType};
-use crate::weights::INDEX;
 use crate::{DType, Error, Result};
 use cast::Caster;
 use ledger::Target;
@@ -99,17 +98,7 @@ pub fn convert(options: &Options, progress: &Progress) -> Result<Ledger> {
         let mut pieces = item.1.iter();
         pieces.try_for_each(|p| p.stream(dtype, &mut caster, sink)).map_err(|e| e.within(&item.0))
     };
-    let (files, sums) = write::write(staging.folder(), &shards, true, progress, &mut fill)?;
-    ledger.files = files;
-    for (i, sum) in sums {
-        ledger.tensors[i].sha256 = sum;
-    }
-    for shard in &shards {
-        shard.tensors.iter().for_each(|(i, _)| ledger.tensors[*i].file = shard.file.clone());
-    }
-    if shards.len() > 1 {
-        ledger.files.push(staging.file(INDEX, &write::index(&shards, &specs)?)?);
-    }
+    write::weights(&staging, &shards, &specs, &mut ledger, progress, &mut fill)?;
     for (name, bytes) in tokenizer {
         ledger.files.push(staging.file(name, &bytes)?);
     }

@@ -177,19 +177,9 @@ pub fn quantize(options: &Options, progress: &Progress) -> Result<Ledger> {
     let staging = Staging::new(&options.output, needed, options.is_forced)?;
     let mut work = Work::new(&source, &options.choice);
     let mut fill = |i: usize, sink: &mut Sink| work.fill(&source.specs[i].name, sink);
-    let (files, sums) = write::write(staging.folder(), &shards, true, progress, &mut fill)?;
-    ledger.files = files;
-    for (i, sum) in sums {
-        ledger.tensors[i].sha256 = sum;
-    }
-    for shard in &shards {
-        shard.tensors.iter().for_each(|(i, _)| ledger.tensors[*i].file = shard.file.clone());
-    }
+    write::weights(&staging, &shards, &source.specs, &mut ledger, progress, &mut fill)?;
     for target in &mut ledger.tensors {
         target.relative_error = work.losses.get(&target.name).map(Loss::relative);
-    }
-    if shards.len() > 1 {
-        ledger.files.push(staging.file(INDEX, &write::index(&shards, &source.specs)?)?);
     }
     for file in &source.beside {
         ledger.files.push(staging.file(&file.name, &unchanged(&options.model, file)?)?);

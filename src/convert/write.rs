@@ -4,7 +4,7 @@
 //! The header is padded so that the data begins on a cache line, and tensors whose size is a
 //! multiple of one come first: they stay aligned when the file is mapped.
 
-use super::ledger::FileSum;
+use super::ledger::{FileSum, Ledger};
 use super::pieces::hex;
 use crate::weights::{INDEX, SINGLE, free_space};
 use crate::{DType, Error, Result};
@@ -241,6 +241,33 @@ fn drain(path: &Path, full: Receiver<Vec<u8>>, back: Sender<Vec<u8>>) -> Result<
     }
     file.sync_all().map_err(failed)?;
     Ok(hex(hash))
+}
+
+/// Writes `shards` of `specs` and their index into `staging`; `ledger`, which has a tensor for each
+/// spec, then says where each is and what it and the files sum to.
+///
+/// # Errors
+/// As [`write`].
+pub(super) fn weights(
+    staging: &Staging,
+    shards: &[Shard],
+    specs: &[Spec],
+    ledger: &mut Ledger,
+    progress: &Progress,
+    fill: &mut dyn FnMut(usize, &mut Sink) -> Result<()>,
+) -> Result<()> {
+    let (files, sums) = write(staging.folder(), shards, true, progress, fill)?;
+    ledger.files = files;
+    for (i, sum) in sums {
+        ledger.tensors[i].sha256 = sum;
+    }
+    for shard in shards {
+        shard.tensors.iter().for_each(|(i, _)| ledger.tensors[*i].file = shard.file.clone());
+    }
+    if shards.len() > 1 {
+        ledger.files.push(staging.file(INDEX, &index(shards, specs)?)?);
+    }
+    Ok(())
 }
 
 /// A folder that is written under another name beside its own and renamed when it is complete. It

@@ -67,9 +67,7 @@ pub(super) fn check_step(
         [("master", master, n), ("grad", Some(grad), n), ("grad_scale", grad_scale, 1)]
     {
         let Some(view) = view else { continue };
-        check::elements(op, name, view, size)?;
-        check::dtype(op, name, view, DType::F32)?;
-        check::dense(op, name, view)?;
+        check::flat(op, name, view, size, DType::F32)?;
     }
     if step.step == 0 {
         return Err(Error::invalid(format!("{op}: step"), "1 or more", 0));
@@ -104,9 +102,7 @@ pub fn adamw(
     check_step(op, &stored, kept.as_ref(), &grad, grad_scale.as_ref(), step)?;
     let (dtype, n) = (stored.dtype(), stored.rows() * stored.cols());
     for (name, view) in [("m", m.as_view()), ("v", v.as_view())] {
-        check::elements(op, name, &view, n)?;
-        check::dtype(op, name, &view, DType::F32)?;
-        check::dense(op, name, &view)?;
+        check::flat(op, name, &view, n, DType::F32)?;
     }
     let scalars = step.scalars();
     let params = AdamwParams {

@@ -65,9 +65,7 @@ pub fn adamw8(
         ("absmax1", absmax1.as_view(), scales, DType::F32),
         ("absmax2", absmax2.as_view(), scales, DType::F32),
     ] {
-        check::elements(op, name, &view, size)?;
-        check::dtype(op, name, &view, dtype)?;
-        check::dense(op, name, &view)?;
+        check::flat(op, name, &view, size, dtype)?;
     }
     let scalars = step.scalars();
     let params = Adamw8Params {

@@ -26,13 +26,20 @@ pub(super) fn vector(op: &str, name: &str, view: &View<'_>, cols: usize) -> Resu
     Err(Error::invalid(format!("{op}: {name}"), format!("({cols})"), view.shape()))
 }
 
-/// `view` holds `count` elements, in whatever shape.
-pub(super) fn elements(op: &str, name: &str, view: &View<'_>, count: usize) -> Result<()> {
-    if view.rows() * view.cols() == count {
-        return Ok(());
+/// `view` holds `count` elements of `dtype` without gaps, in whatever shape.
+pub(super) fn flat(
+    op: &str,
+    name: &str,
+    view: &View<'_>,
+    count: usize,
+    expected: DType,
+) -> Result<()> {
+    if view.rows() * view.cols() != count {
+        let expected = format!("{count} elements");
+        return Err(Error::invalid(format!("{op}: {name}"), expected, view.shape()));
     }
-    let expected = format!("{count} elements");
-    Err(Error::invalid(format!("{op}: {name}"), expected, view.shape()))
+    dtype(op, name, view, expected)?;
+    dense(op, name, view)
 }
 
 pub(super) fn dtype(op: &str, name: &str, view: &View<'_>, expected: DType) -> Result<()> {

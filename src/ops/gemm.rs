@@ -68,6 +68,29 @@ pub struct Tiling {
     pub kernel: &'static Kernel<GemmParams>,
 }
 
+/// A plain product (m,k) by (n,k)^T whose operands are nowhere yet, but aligned: what
+/// [`gemm_tilings`] is asked about.
+pub fn gemm_shape([m, n, k]: [i64; 3]) -> GemmParams {
+    let aligned = std::ptr::without_provenance_mut(64);
+    GemmParams {
+        c: aligned,
+        a: aligned,
+        b: aligned,
+        bias: std::ptr::null(),
+        residual: std::ptr::null(),
+        gate: std::ptr::null(),
+        workspace: aligned,
+        m,
+        n,
+        k,
+        lda: k,
+        ldb: k,
+        ldc: n,
+        activation: 0,
+        c_is_f32: 0,
+    }
+}
+
 /// Every way to lay `p` over `chip`, for those who compare them; none for f32, which has one.
 pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {
     let each = |(tile, kernels): (&'static Tile, &'static [Kernel<GemmParams>; 6])| {

@@ -44,7 +44,8 @@ pub use column_sums::{COLUMN_SUMS, column_sums};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use embedding::{EMBEDDING, embedding};
 pub use gemm::{
-    Activation, Epilogue, GEMM, GEMM_CUBLASLT, Out, Tiling, cublaslt_computes, gemm, gemm_tilings,
+    Activation, Epilogue, GEMM, GEMM_CUBLASLT, Out, Tiling, cublaslt_computes, gemm, gemm_shape,
+    gemm_tilings,
 };
 pub use gemm_quantized::{GEMM_QUANTIZED, INT4_GROUP, Quantized, gemm_quantized};
 pub use kv_append::{KV_APPEND, kv_append};

@@ -138,36 +138,13 @@ static H200: &[Row] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gemm::gemm_tilings;
-    use std::ptr::null;
-
-    fn params(shape: [i64; 3]) -> GemmParams {
-        let aligned = std::ptr::without_provenance_mut(64);
-        let [m, n, k] = shape;
-        GemmParams {
-            c: aligned,
-            a: aligned,
-            b: aligned,
-            bias: null(),
-            residual: null(),
-            gate: null(),
-            workspace: aligned,
-            m,
-            n,
-            k,
-            lda: k,
-            ldb: k,
-            ldc: n,
-            activation: 0,
-            c_is_f32: 0,
-        }
-    }
+    use crate::ops::gemm::{gemm_shape, gemm_tilings};
 
     #[test]
     fn what_is_predicted_is_what_the_estimate_says() {
         for table in TABLES.iter().filter(|t| t.measured.is_none()) {
             for row in table.rows {
-                let all = gemm_tilings(&params(row.shape), DType::BF16, &table.chip);
+                let all = gemm_tilings(&gemm_shape(row.shape), DType::BF16, &table.chip);
                 let own = |v: &str| v.starts_with("_sm90") == table.chip.has_wgmma();
                 let usual = all.iter().filter(|t| own(t.variant) && t.variant != "_plain");
                 let best = usual.min_by(|a, b| a.predicted_us.total_cmp(&b.predicted_us)).unwrap();
@@ -179,8 +156,9 @@ mod tests {
 
     #[test]
     fn a_row_stands_for_its_weight_and_as_many_groups_of_rows() {
-        let choice =
-            |shape, chip| fastest(&params(shape), DType::BF16, chip).map(|(t, n)| (t.variant, n));
+        let choice = |shape, chip| {
+            fastest(&gemm_shape(shape), DType::BF16, chip).map(|(t, n)| (t.variant, n))
+        };
         for m in [193, 250, 256] {
             assert!(choice([m, 4096, 16384], &Chip::H200).is_some_and(|(_, parts)| parts == 4));
         }
@@ -190,7 +168,8 @@ mod tests {
         let another = Chip { multiprocessors: 114, ..Chip::H200 };
         assert_eq!(choice([250, 4096, 16384], &another), None);
         // Without a workspace the row's parts cannot be.
-        let alone = GemmParams { workspace: std::ptr::null_mut(), ..params([250, 4096, 16384]) };
+        let alone =
+            GemmParams { workspace: std::ptr::null_mut(), ..gemm_shape([250, 4096, 16384]) };
         assert!(fastest(&alone, DType::BF16, &Chip::H200).is_none());
     }
 }
