@@ -53,8 +53,8 @@ impl Bar {
     }
 }
 
-/// Does what makes a model folder: prints the ledger that `plan` gives, if nothing is to be written,
-/// or that of `make`, which reports its progress.
+/// Does what makes a model folder: prints the ledger that `plan` gives, if nothing is to be
+/// written, or that of `make`, which reports its progress.
 pub fn folder(
     output: &Path,
     is_dry: bool,
