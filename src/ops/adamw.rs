@@ -63,6 +63,9 @@ pub(super) fn check_step(
 ) -> Result<()> {
     let n = param.rows() * param.cols();
     check::dense(op, "param", param)?;
+    for (name, view) in [("param", Some(param)), ("master", master), ("grad", Some(grad))] {
+        view.map_or(Ok(()), |view| check::aligned(op, name, view, 16))?;
+    }
     for (name, view, size) in
         [("master", master, n), ("grad", Some(grad), n), ("grad_scale", grad_scale, 1)]
     {
@@ -103,6 +106,7 @@ pub fn adamw(
     let (dtype, n) = (stored.dtype(), stored.rows() * stored.cols());
     for (name, view) in [("m", m.as_view()), ("v", v.as_view())] {
         check::flat(op, name, &view, n, DType::F32)?;
+        check::aligned(op, name, &view, 16)?;
     }
     let scalars = step.scalars();
     let params = AdamwParams {

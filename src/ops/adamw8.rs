@@ -66,6 +66,7 @@ pub fn adamw8(
         ("absmax2", absmax2.as_view(), scales, DType::F32),
     ] {
         check::flat(op, name, &view, size, dtype)?;
+        check::aligned(op, name, &view, if dtype == DType::U8 { 8 } else { 4 })?;
     }
     let scalars = step.scalars();
     let params = Adamw8Params {

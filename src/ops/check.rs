@@ -26,6 +26,16 @@ pub(super) fn vector(op: &str, name: &str, view: &View<'_>, cols: usize) -> Resu
     Err(Error::invalid(format!("{op}: {name}"), format!("({cols})"), view.shape()))
 }
 
+/// `view` begins at a multiple of `bytes`, for kernels that have no slower path.
+pub(super) fn aligned(op: &str, name: &str, view: &View<'_>, bytes: usize) -> Result<()> {
+    let at = view.ptr::<u8>().addr();
+    if at.is_multiple_of(bytes) {
+        return Ok(());
+    }
+    let found = format!("one {} bytes beyond such a multiple", at % bytes);
+    Err(Error::invalid(format!("{op}: {name}"), format!("a multiple of {bytes} as address"), found))
+}
+
 /// `view` holds `count` elements of `dtype` without gaps, in whatever shape.
 pub(super) fn flat(
     op: &str,

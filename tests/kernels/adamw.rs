@@ -127,3 +127,16 @@ fn wrong_arguments_are_named() {
     let e = message(ops::adamw(&stream, p, None, m, v, g, None, &STEP));
     assert_eq!(e, "adamw: v: expected 8 elements, found (9)");
 }
+
+/// The kernels read 16 bytes at a time and have no other path.
+#[test]
+fn an_unaligned_tensor_is_refused() {
+    let stream = Stream::host(1);
+    let zeros = |n: usize| Tensor::zeros(&stream, DType::F32, &[1, n]).unwrap();
+    let (mut p, mut m, mut v, g) = (zeros(8), zeros(8), zeros(8), zeros(9));
+    let (p, m, v) = (p.view_mut(), m.view_mut(), v.view_mut());
+    let g = g.view().block(0..1, 1..9).unwrap();
+    let e = message(ops::adamw(&stream, p, None, m, v, g, None, &STEP));
+    let found = "one 4 bytes beyond such a multiple";
+    assert_eq!(e, format!("adamw: grad: expected a multiple of 16 as address, found {found}"));
+}
