@@ -18,8 +18,8 @@ __device__ __forceinline__ void gemv(const GemmParams &p) {
 }
 
 #define GEMV(name, T)                                                                              \
-  KERNEL(gemm_##name##_rows8, GemmParams, FEW_THREADS, 2) { gemv<T, 1, 1, 4>(p); }                 \
-  KERNEL(gemm_##name##_rows16, GemmParams, FEW_THREADS, 2) { gemv<T, 2, 2, 2>(p); }
+  KERNEL_EARLY(gemm_##name##_rows8, GemmParams, FEW_THREADS, 2) { gemv<T, 1, 1, 4>(p); }           \
+  KERNEL_EARLY(gemm_##name##_rows16, GemmParams, FEW_THREADS, 2) { gemv<T, 2, 2, 2>(p); }
 
 GEMV(bf16, bf16)
 GEMV(f16, f16)

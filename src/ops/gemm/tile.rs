@@ -153,7 +153,6 @@ impl Tile {
             grid: grid.map(|n| n as u32),
             threads: self.threads,
             shared: self.shared,
-            cluster: 1,
             maps,
         }
     }
