@@ -9,6 +9,7 @@ mod activation;
 mod adamw;
 mod adamw8;
 mod attention;
+mod attention_backward;
 mod attention_decode;
 mod batch;
 mod check;
@@ -37,6 +38,10 @@ pub use activation::{SWIGLU, SWIGLU_BACKWARD, swiglu, swiglu_backward};
 pub use adamw::{ADAMW, AdamwStep, adamw};
 pub use adamw8::{ADAMW8, Codebooks, Moments8, SecondMomentMap, adamw8};
 pub use attention::{ATTENTION, attention};
+pub use attention_backward::{
+    ATTENTION_BACKWARD, attention_backward, attention_statistics, cross_attention_backward,
+    self_attention_backward,
+};
 pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Media, MediaSpans, Ragged, Sequence, TokenIds};
 pub use checksum::{CHECKSUM, checksum, xor};
@@ -55,7 +60,7 @@ pub use logits::Summary;
 pub use norm_backward::{NORM_BACKWARD, NormParts, layernorm_backward, rmsnorm_backward};
 pub use patchify::{PATCHIFY, VISION_TOKENS, patchify, vision_tokens};
 pub use rmsnorm::{RMSNORM, rmsnorm};
-pub use rope::{ROPE, rope};
+pub use rope::{ROPE, rope, rope_backward};
 pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampling};
 pub use self_attention::{SELF_ATTENTION, self_attention};
 
@@ -81,6 +86,7 @@ pub static ALL: &[Entries] = &[
     entries(&ADAMW),
     entries(&ADAMW8),
     entries(&ATTENTION),
+    entries(&ATTENTION_BACKWARD),
     entries(&ATTENTION_DECODE),
     entries(&CHECKSUM),
     entries(&COLUMN_SUMS),
