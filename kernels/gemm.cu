@@ -99,8 +99,8 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
   // Everybody has left the tiles: their memory takes the sums on their way out.
   __syncthreads();
   using Stage = typename Epilogue<T>::Stage;
-  static_assert(sizeof(s.a) >= THREADS / WARP * sizeof(Stage), "a stage for each warp");
-  Stage &stage = reinterpret_cast<Stage *>(&s.a)[warp()];
+  static_assert(sizeof(s.a) + sizeof(s.b) >= THREADS / WARP * sizeof(Stage), "one for each warp");
+  Stage &stage = reinterpret_cast<Stage *>(&s)[warp()];
   const Epilogue<T> epilogue(p);
 #pragma unroll
   for (int i = 0; i < MI; i++)

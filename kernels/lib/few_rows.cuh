@@ -102,18 +102,17 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   /** Multiplies them with the same stretch of A. */
   template <int STEPS>
   __device__ __forceinline__ void use(const Ahead<STEPS> &ahead, int k, bool valid) {
-    uint4 rows[STEPS][COLS][RUN / 8];
     const uint4 zero = {0, 0, 0, 0};
 #pragma unroll
-    for (int s = 0; s < STEPS; s++)
+    for (int s = 0; s < STEPS; s++) {
+      uint4 rows[COLS][RUN / 8];
 #pragma unroll
       for (int j = 0; j < COLS; j++)
 #pragma unroll
         for (int x = 0; x < RUN / 8; x++)
-          rows[s][j][x] =
-              valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) multiply(ahead.weights[s], ahead.scales[s], rows[s]);
+          rows[j][x] = valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
+      multiply(ahead.weights[s], ahead.scales[s], rows);
+    }
   }
 
   __device__ __forceinline__ void multiply(const uint4 (&weights)[TILES][2],
@@ -156,8 +155,8 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   }
 };
 
-/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; 2 TILES STEPS
- *  loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30, and
+/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; up to 4 TILES
+ *  STEPS loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30, and
  *  n < 2^31. */
 template <typename T, int TILES, int COLS, int STEPS, typename Weights>
 __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t ldb) {
@@ -170,15 +169,21 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
 
   constexpr int BATCH = STEPS * Part::STEP;
   const int batches = (int)(p.k / BATCH);
-  typename Part::template Ahead<STEPS> ahead;
+  // Two batches at a time: one is on its way while the other is multiplied.
+  typename Part::template Ahead<STEPS> ahead[2];
   int i = warp();
-  if (i < batches) part.ask(ahead, i * BATCH, true);
+#pragma unroll
+  for (int turn = 0; turn < 2; turn++)
+    if (i + turn * FEW_WARPS < batches) part.ask(ahead[turn], (i + turn * FEW_WARPS) * BATCH, true);
   // Weights are nobody's to write; rows of A are the launch's before this one.
   ptx::wait_for_launch_before();
   while (i < batches) {
-    part.use(ahead, i * BATCH, true);
-    i += FEW_WARPS;
-    if (i < batches) part.ask(ahead, i * BATCH, true);
+#pragma unroll
+    for (int turn = 0; turn < 2; turn++, i += FEW_WARPS) {
+      if (i < batches) part.use(ahead[turn], i * BATCH, true);
+      const int next = i + 2 * FEW_WARPS;
+      if (next < batches) part.ask(ahead[turn], next * BATCH, true);
+    }
   }
   // What is left is less than a batch: its steps one by one.
   for (int k = batches * BATCH + warp() * Part::STEP; k < p.k; k += FEW_WARPS * Part::STEP) {

@@ -4,14 +4,16 @@
 //! Cases are plain data, named by why they exist; `cases()` of each stem is what benches reuse.
 
 mod activation;
-mod adamw;
 mod adamw8;
+mod adamw;
 mod attention;
+mod attention_backward;
 mod attention_decode;
 mod batch;
 mod checksum;
 mod column_sums;
 mod cross_attention;
+mod cross_attention_backward;
 mod cross_entropy;
 mod embedding;
 mod gate_backward;
@@ -28,5 +30,6 @@ mod rmsnorm;
 mod rope;
 mod sampling;
 mod self_attention;
+mod self_attention_backward;
 mod square_sum;
 mod transpose;

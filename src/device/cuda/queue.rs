@@ -60,7 +60,6 @@ pub(crate) struct Queue {
     pub(super) cublaslt: OnceLock<CublasLt>,
     pub(crate) chip: Chip,
     sync: bool,
-    no_overlap: bool,
     state: Mutex<State>,
 }
 
@@ -107,7 +106,6 @@ impl Queue {
             cublaslt: OnceLock::new(),
             chip: Chip::A100,
             sync,
-            no_overlap: std::env::var_os("MEDFLAMINGO_NO_OVERLAP").is_some(),
             state: Mutex::new(State {
                 broken: None,
                 entries: HashMap::new(),
@@ -393,7 +391,7 @@ impl Queue {
                     Geometry::CUBLASLT => std::ptr::null_mut(),
                     _ => self.entry(&mut state, key, geometry)?,
                 };
-                let overlaps = self.chip.has_wgmma() && !self.no_overlap;
+                let overlaps = is_collected && self.chip.has_wgmma();
                 Launch { key, function, geometry: *geometry, params: params.len(), overlaps }
             }
         };
