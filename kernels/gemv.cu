@@ -8,7 +8,9 @@
  *            B and 16 of A, the same loads.
  *  Traffic   B once, past L1; A from L2, m / 16 (`_rows8`) or m / 32 of B's bytes.
  *  Rejected  multiply-adds of f32: two instructions and more a weight, against a third of one here.
- *            A in shared memory: a barrier before the first product, for what L1 gives. */
+ *            A in shared memory: a barrier before the first product, for what L1 gives. Blocks that
+ *            stay and ask for the next tile's weights while they merge this one's: 73 to 88 % of
+ *            the read rate where one tile a block gives 84 to 93 % (H200, one row, bf16). */
 #include "gemm.h"
 #include "lib/few_rows.cuh"
 
