@@ -4,7 +4,7 @@ use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::dtype::Real;
 use medflamingo::ops;
-use medflamingo::tensor::Tensor;
+use medflamingo::tensor::{Tensor, ViewMut};
 
 pub struct Case {
     pub why: &'static str,
@@ -268,6 +268,8 @@ fn it_is_the_derivative_of_the_forward_kernel() {
     }
 }
 
+type Pair<'a> = (ViewMut<'a>, ViewMut<'a>);
+
 #[test]
 fn wrong_arguments_are_named() {
     let stream = Stream::host(1);
@@ -276,7 +278,7 @@ fn wrong_arguments_are_named() {
     let (mut d, mut e, mut narrow) = (zeros(&[8, 32]), zeros(&[8, 32]), zeros(&[8, 16]));
     let (mut wide, mut statistics) = (zeros(&[8, 64]), zeros(&[2, 24]));
     let (k, none) = (kv.view(), zeros(&[0, 32]));
-    let mut check = |gradients: &mut [_], segments: &[_], heads, expected: &str| {
+    let mut check = |gradients: &mut [Pair<'_>], segments: &[_], heads, expected: &str| {
         let (dq, statistics) = (dq.view_mut(), statistics.view_mut());
         let (d_o, q) = (q.view(), q.view());
         let result = ops::attention_backward(
