@@ -271,8 +271,8 @@ impl<T: Real> Task<T> {
         }
     }
 
-    /// Queries `here`, from row `at` of the parts on: themselves, and of the packed `keys` scores and
-    /// dP of those in `of`. A query that sees none of the keys counts as 0, whatever it is.
+    /// Queries `here`, from row `at` of the parts on: themselves, and of the packed `keys` scores
+    /// and dP of those in `of`. A query that sees none of the keys counts as 0, whatever it is.
     #[inline(always)]
     unsafe fn products<L: Lanes, const M: usize>(
         &self,
