@@ -26,7 +26,7 @@ typedef struct AttendedRow {
  *  Entries   attention_backward_{f32,bf16,f16}
  *  Limits    k0_len + k1_len < 2^31; k1, v1, dk1 and dv1 are null only if k1_len = 0; with `begin`
  *            k1_len = 0, and q_len = k0_len is the rows of all sequences; with `spans` k1_len = 0
- *            and batch = 1
+ *            and batch = 1; f16 holds every dS
  *  Numerics  f32; weights and dS are multiplied as sums of two T; gradients are overwritten, in an
  *            order of summation that does not depend on the device */
 typedef struct AttentionBackwardParams {

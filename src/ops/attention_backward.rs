@@ -386,7 +386,7 @@ mod tests {
         {
             let g = geometry(&AttentionBackwardParams { is_keys, ..resampler }, DType::BF16, &chip);
             assert_eq!((g.variant, g.grid), (variant, grid));
-            // As many blocks as registers allow.
+            // More blocks than registers allow.
             assert!(3 * g.shared <= chip.shared_bytes);
             let wide = AttentionBackwardParams { is_keys, head_dim: 128, ..resampler };
             assert!(2 * geometry(&wide, DType::F16, &chip).shared <= chip.shared_bytes);

@@ -4,7 +4,7 @@ use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::dtype::Real;
 use medflamingo::ops;
-use medflamingo::tensor::Tensor;
+use medflamingo::tensor::{Tensor, ViewMut};
 
 pub struct Case {
     pub why: &'static str,
@@ -177,13 +177,16 @@ fn agrees_with_the_oracle() {
     }
 }
 
+/// Key, value, bias.
+type Key<'a> = (&'a [f64], &'a [f64], f64);
+
 /// The oracle itself, against differences of the forward pass.
 #[test]
 fn the_oracle_is_the_derivative() {
     const D: usize = 5;
     let wide = |seed, n| normals(seed, n).into_iter().map(f64::from).collect::<Vec<_>>();
     let (d_o, q, k, v) = (wide(1, D), wide(2, D), wide(3, 4 * D), wide(4, 4 * D));
-    let keys = |k: &[f64], v: &[f64], f: &mut dyn FnMut(&[(&[f64], &[f64], f64)])| {
+    let keys = |k: &[f64], v: &[f64], f: &mut dyn FnMut(&[Key<'_>])| {
         let rows = k.chunks_exact(D).zip(v.chunks_exact(D)).zip(0..);
         let keys: Vec<_> = rows.map(|((k, v), j)| (k, v, -0.3 * f64::from(j))).collect();
         f(&keys);
@@ -268,6 +271,8 @@ fn it_is_the_derivative_of_the_forward_kernel() {
     }
 }
 
+type Pair<'a> = (ViewMut<'a>, ViewMut<'a>);
+
 #[test]
 fn wrong_arguments_are_named() {
     let stream = Stream::host(1);
@@ -276,7 +281,7 @@ fn wrong_arguments_are_named() {
     let (mut d, mut e, mut narrow) = (zeros(&[8, 32]), zeros(&[8, 32]), zeros(&[8, 16]));
     let (mut wide, mut statistics) = (zeros(&[8, 64]), zeros(&[2, 24]));
     let (k, none) = (kv.view(), zeros(&[0, 32]));
-    let mut check = |gradients: &mut [_], segments: &[_], heads, expected: &str| {
+    let mut check = |gradients: &mut [Pair<'_>], segments: &[_], heads, expected: &str| {
         let (dq, statistics) = (dq.view_mut(), statistics.view_mut());
         let (d_o, q) = (q.view(), q.view());
         let result = ops::attention_backward(

@@ -93,8 +93,9 @@ fn oracle<T: Real>(c: &Case, i: &Inputs) -> Vec<f64> {
 fn run<T: Real>(stream: &Stream, c: &Case, i: &Inputs) -> Tensor {
     let width = c.heads * c.head_dim;
     let tables: Vec<[i32; 1]> = (0..c.sequences.len() as i32).map(|s| [s]).collect();
-    let sequence = |(&rows, table)| Sequence { table, kv_len: rows, rows };
-    let sequences: Vec<_> = c.sequences.iter().zip(&tables).map(sequence).collect();
+    let all = c.sequences.iter().zip(&tables);
+    let sequences: Vec<_> =
+        all.map(|(&rows, table)| Sequence { table, kv_len: rows, rows }).collect();
     let mut arena = Arena::new(stream, 1 << 16).unwrap();
     let batch = Ragged::new(&mut arena, &sequences, 512, tables.len()).unwrap();
     let rows = batch.rows();

@@ -159,6 +159,13 @@ impl<T: Real> Task<T> {
         }
     }
 
+    /// The first of `rows` that look at the same images: the others' values may be anything.
+    fn alike(&self, h: &Head, rows: Range<usize>) -> Range<usize> {
+        let keys = self.sight(h, rows.start).keys;
+        let same = |i: &usize| self.spans.is_none() || self.sight(h, *i).keys == keys;
+        rows.start..rows.start + rows.clone().take_while(same).count()
+    }
+
     /// The keys that the task has packed.
     fn packed(&self, h: &Head, rows: &Range<usize>) -> Range<usize> {
         match self.is_keys {
@@ -264,18 +271,18 @@ impl<T: Real> Task<T> {
         }
     }
 
-    /// Queries `here`, from row `at` of the parts on: themselves, scores and dP of the packed keys
-    /// `of`.
+    /// Queries `here`, from row `at` of the parts on: themselves, and of the packed `keys` scores
+    /// and dP of those in `of`. A query that sees none of the keys counts as 0, whatever it is.
     #[inline(always)]
     unsafe fn products<L: Lanes, const M: usize>(
         &self,
         h: &Head,
         here: Range<usize>,
         at: usize,
-        of: &Range<usize>,
+        [keys, of]: [&Range<usize>; 2],
         parts: &mut Parts<'_>,
     ) {
-        let (d, panel, padded, width) = (self.head_dim, 2 * L::N, parts.padded, parts.width);
+        let (d, padded, width) = (self.head_dim, parts.padded, parts.width);
         let rows = at * padded..(at + M) * padded;
         let (q, d_o) = (&mut parts.q[rows.clone()], &mut parts.d_o[rows]);
         q.fill(0.0);
@@ -283,27 +290,22 @@ impl<T: Real> Task<T> {
         // SAFETY: the rows exist; the buffers' sizes are those of Parts.
         unsafe {
             for (r, i) in here.enumerate() {
-                let (row, start) = (h.q + i, r * padded);
+                let (row, start, sight) = (h.q + i, r * padded, self.sight(h, i));
+                if within(&sight.keys, keys).is_empty() {
+                    continue;
+                }
                 widen_row::<L, T>(self.d_o.part(row, h.index * d, d), &mut d_o[start..][..d]);
                 // Equal scores average the values.
-                if !self.sight(h, i).is_uniform {
+                if !sight.is_uniform {
                     let q = &mut q[start..][..d];
                     widen_row::<L, T>(self.q.part(row, h.index * d, d), q);
                     q.iter_mut().for_each(|q| *q *= self.scale);
                 }
             }
-            let product = |c: &mut [f32], a: &[f32], b: &[f32]| {
-                for j in (of.start / panel * panel..of.end).step_by(panel) {
-                    let (c, b) = (c.as_mut_ptr().add(at * width + j), b.as_ptr().add(j * d));
-                    if j + L::N < of.end {
-                        tile::<L, M, 2, false>(c, width, a.as_ptr(), [padded, 1], b, panel, d);
-                    } else {
-                        tile::<L, M, 1, false>(c, width, a.as_ptr(), [padded, 1], b, panel, d);
-                    }
-                }
-            };
-            product(parts.p, q, parts.k);
-            product(parts.ds, d_o, parts.v);
+            let steps = [padded, width, d];
+            let (p, ds) = (&mut parts.p[at * width..], &mut parts.ds[at * width..]);
+            product::<L, M>(p, q, parts.k, steps, of);
+            product::<L, M>(ds, d_o, parts.v, steps, of);
         }
     }
 
@@ -317,12 +319,14 @@ impl<T: Real> Task<T> {
         parts: &mut Parts<'_>,
     ) {
         let (padded, width) = (parts.padded, parts.width);
-        for first in rows.clone().step_by(M) {
-            let here = first..rows.end.min(first + M);
+        let mut first = rows.start;
+        while first < rows.end {
+            let here = self.alike(h, first..rows.end.min(first + M));
+            first = here.end;
             let seen = within(&union(here.clone().map(|i| self.sight(h, i).keys)), keys);
             // SAFETY: the caller's; (row, head) of dq and statistics is of this task only.
             unsafe {
-                self.products::<L, M>(h, here.clone(), 0, &seen, parts);
+                self.products::<L, M>(h, here.clone(), 0, [keys, &seen], parts);
                 let from = seen.start / L::N * L::N;
                 let upto = seen.end.next_multiple_of(L::N);
                 for (r, i) in here.clone().enumerate() {
@@ -382,7 +386,7 @@ impl<T: Real> Task<T> {
                 for row in block.clone().step_by(M) {
                     let here = row..block.end.min(row + M);
                     let of = seen(here.clone());
-                    self.products::<L, M>(h, here.clone(), row - first, &of, parts);
+                    self.products::<L, M>(h, here.clone(), row - first, [keys, &of], parts);
                     for i in here {
                         let at = (i - first) * width..(i - first + 1) * width;
                         let (p, ds) = (&mut parts.p[at.clone()], &mut parts.ds[at]);
@@ -474,6 +478,29 @@ unsafe fn weights<L: Lanes>(p: &mut [f32], ds: &mut [f32], own: &Range<usize>, r
     for x in [p, ds] {
         x[..own.start].fill(0.0);
         x[own.end..].fill(0.0);
+    }
+}
+
+/// C (M, width) = A (M, padded) B, the columns `of`; B is packed, transposed.
+#[inline(always)]
+unsafe fn product<L: Lanes, const M: usize>(
+    c: &mut [f32],
+    a: &[f32],
+    b: &[f32],
+    [padded, width, d]: [usize; 3],
+    of: &Range<usize>,
+) {
+    let (panel, a, steps) = (2 * L::N, a.as_ptr(), [padded, 1]);
+    for j in (of.start / panel * panel..of.end).step_by(panel) {
+        // SAFETY: the caller's; panels are whole.
+        unsafe {
+            let (c, b) = (c.as_mut_ptr().add(j), b.as_ptr().add(j * d));
+            if j + L::N < of.end {
+                tile::<L, M, 2, false>(c, width, a, steps, b, panel, d);
+            } else {
+                tile::<L, M, 1, false>(c, width, a, steps, b, panel, d);
+            }
+        }
     }
 }
 
