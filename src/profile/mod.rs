@@ -5,6 +5,7 @@
 
 mod cases;
 mod ceilings;
+mod gradients;
 mod operands;
 mod trace;
 
