@@ -3,9 +3,9 @@
 //!
 //! Nothing here knows which device it is on: the host's twins are profiled like the kernels.
 
+mod backward;
 mod cases;
 mod ceilings;
-mod gradients;
 mod operands;
 mod trace;
 

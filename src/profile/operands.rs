@@ -17,7 +17,7 @@ const COPIES: usize = 256;
 
 /// Makes operands.
 pub(super) struct Ring<'a> {
-    pub(super) stream: &'a Stream,
+    stream: &'a Stream,
     dtype: DType,
     bytes: usize,
     made: Cell<usize>,
@@ -26,6 +26,10 @@ pub(super) struct Ring<'a> {
 impl<'a> Ring<'a> {
     pub(super) fn new(stream: &'a Stream, dtype: DType, bytes: usize) -> Self {
         Ring { stream, dtype, bytes, made: Cell::new(0) }
+    }
+
+    pub(super) fn stream(&self) -> &'a Stream {
+        self.stream
     }
 
     pub(super) fn input(&self, shape: &[usize]) -> Result<Tensor> {

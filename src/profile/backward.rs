@@ -1,4 +1,4 @@
-//! Operands of the launches of a backward pass.
+//! Operands of what a backward pass has beside attention, norms and products that give dx.
 
 use super::cases::Body;
 use super::filled;
@@ -30,7 +30,7 @@ impl Ring<'_> {
         body: Body<'_>,
     ) -> Result<()> {
         let mut sets = self.copies(|| self.set(kernel, [rows, cols, of]))?;
-        let (stream, out) = (self.stream, Out::Accumulate);
+        let (stream, out) = (self.stream(), Out::Accumulate);
         body(sets.len(), &mut |i| {
             let Set { y, x, h, sums, more, labels, groups } = &mut sets[i];
             let (y, x, h) = (y.view_mut(), x.view(), h.view());
@@ -80,7 +80,7 @@ impl Ring<'_> {
             _ => [none, [rows, of], [cols, of], whole, none],
         };
         let [y, x, h, sums, more] = shapes;
-        let more = filled(self.stream, DType::F32, &more)?;
+        let more = filled(self.stream(), DType::F32, &more)?;
         self.count(&more);
         let mut arena = self.arena()?;
         let ids: Vec<i32> = (0..rows.min(1 << 14)).map(|i| (i * 7919 % of.max(1)) as i32).collect();
