@@ -19,15 +19,15 @@ __device__ __forceinline__ float activate_rounded(float x, int activation) {
 
 /** The derivative of `activate` at x. */
 __device__ __forceinline__ float activation_slope(float x, int activation) {
-  // Far out, x times a factor that vanishes is 0, although x may be infinite.
-  if (activation == 1) {
-    const float near = fminf(fmaxf(x, -40.0f), 40.0f);
+  // Far out, x times a factor that vanishes is 0, although x may be infinite; NaN stays.
+  const float near = x < -40.0f ? -40.0f : x > 40.0f ? 40.0f : x;
+  if (activation == 1)
     return 0.5f * (1.0f + erff(x * 0.70710678118654752440f)) +
            near * 0.39894228040143267794f * expf(-0.5f * x * x);
-  }
   if (activation == 2) {
-    const float near = fminf(fmaxf(x, -40.0f), 40.0f), s = 1.0f / (1.0f + expf(-1.702f * x));
-    return s * (1.0f + 1.702f * near * (1.0f - s));
+    const float e = expf(-1.702f * near), s = x < -40.0f ? 0.0f : 1.0f / (1.0f + e);
+    // e s is 1 - s without its cancellation.
+    return s * (1.0f + 1.702f * near * (e * s));
   }
   return 1.0f;
 }
