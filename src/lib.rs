@@ -8,7 +8,7 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `profile`, `quality` |
+//! | 7 | `books`, `convert`, `profile`, `quality` |
 //! | 6 | `engine`, `train` |
 //! | 5 | `model` |
 //! | 4 | `ops`, `weights`, `prompt` |
@@ -16,6 +16,7 @@
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
+pub mod books;
 pub mod checkpoint;
 pub mod contracts;
 pub mod convert;

@@ -61,7 +61,7 @@ fn floor(module: &str) -> Option<u32> {
         "ops" | "weights" | "prompt" => 4,
         "model" => 5,
         "engine" | "train" => 6,
-        "convert" | "profile" | "quality" => 7,
+        "books" | "convert" | "profile" | "quality" => 7,
         "main" | "commands" => 8,
         _ => return None,
     })
