@@ -8,14 +8,15 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `profile`, `quality` |
-//! | 6 | `engine` |
+//! | 7 | `books`, `convert`, `profile`, `quality` |
+//! | 6 | `engine`, `train` |
 //! | 5 | `model` |
 //! | 4 | `ops`, `weights`, `prompt` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
+pub mod books;
 pub mod checkpoint;
 pub mod contracts;
 pub mod convert;
@@ -31,6 +32,7 @@ pub mod prompt;
 pub mod quality;
 pub mod tensor;
 pub mod text;
+pub mod train;
 pub mod weights;
 
 pub use dtype::DType;

@@ -1,5 +1,6 @@
 //! `medflamingo-tools`: make, look at and check model folders.
 
+mod books;
 mod convert;
 mod inspect;
 mod kernels;
@@ -25,6 +26,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Books(books::Books),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
@@ -36,6 +38,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),

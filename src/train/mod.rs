@@ -1,0 +1,6 @@
+//! Training: the data that a step eats.
+
+mod batch;
+pub mod data;
+
+pub use batch::{Batch, Sample};
