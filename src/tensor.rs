@@ -319,6 +319,17 @@ impl<'a> ViewMut<'a> {
         Ok(ViewMut { ptr, shape, ..self })
     }
 
+    /// The columns before `at`, and the others: two matrices that share no cell.
+    ///
+    /// # Errors
+    /// If there are no such columns.
+    pub fn split_columns(self, at: usize) -> Result<(ViewMut<'a>, ViewMut<'a>)> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let (ptr, first) = self.narrowed(0..rows, 0..at.min(cols))?;
+        let (other, second) = self.narrowed(0..rows, at..cols)?;
+        Ok((ViewMut { ptr, shape: first, ..self }, ViewMut { ptr: other, shape: second, ..self }))
+    }
+
     /// Copies `values` in; there must be exactly one per cell.
     ///
     /// # Errors

@@ -310,13 +310,8 @@ impl<'a> Ring<'a> {
         })
     }
 
-    /// Images in turn, each seen by its share of the rows; one row sees the last.
     pub(super) fn cross(&self, rows: usize, images: usize, body: Body<'_>) -> Result<()> {
-        let width = GATED_HEADS * VISION_HEAD;
-        let spans: Vec<_> = (0..rows)
-            .map(|r| ((r + 1) * images - 1) / rows)
-            .map(|i| MediaSpan { begin: i as i32, end: i as i32 + 1, uniform: 0 })
-            .collect();
+        let (width, spans) = (GATED_HEADS * VISION_HEAD, spans(rows, images));
         let sets = self.copies(|| {
             let image = |_| self.input(&[LATENTS, 2 * width]);
             let kv: Vec<Tensor> = (0..images).map(image).collect::<Result<_>>()?;
@@ -350,6 +345,14 @@ impl<'a> Ring<'a> {
     }
 }
 
-fn scale(head_dim: usize) -> f32 {
+pub(super) fn scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
+}
+
+/// Images in turn, each seen by its share of the rows; one row sees the last.
+pub(super) fn spans(rows: usize, images: usize) -> Vec<MediaSpan> {
+    (0..rows)
+        .map(|r| ((r + 1) * images - 1) / rows)
+        .map(|i| MediaSpan { begin: i as i32, end: i as i32 + 1, uniform: 0 })
+        .collect()
 }
