@@ -1,5 +1,5 @@
-//! Which codes a matrix can have, and making them of its bytes: by [`ops::quantize`], on the host or
-//! on a card.
+//! Which codes a matrix can have, and making them of its bytes: by [`ops::quantize`], on the host
+//! or on a card.
 
 use crate::device::Stream;
 use crate::dtype::Real;

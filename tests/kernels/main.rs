@@ -4,8 +4,8 @@
 //! Cases are plain data, named by why they exist; `cases()` of each stem is what benches reuse.
 
 mod activation;
-mod adamw8;
 mod adamw;
+mod adamw8;
 mod attention;
 mod attention_backward;
 mod attention_decode;
