@@ -9,7 +9,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 7 | `convert`, `profile`, `quality` |
-//! | 6 | `engine` |
+//! | 6 | `engine`, `train` |
 //! | 5 | `model` |
 //! | 4 | `ops`, `weights`, `prompt` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
@@ -31,6 +31,7 @@ pub mod prompt;
 pub mod quality;
 pub mod tensor;
 pub mod text;
+pub mod train;
 pub mod weights;
 
 pub use dtype::DType;
