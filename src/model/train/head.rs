@@ -88,7 +88,9 @@ impl Decoder {
             let bytes = ops::linear_cross_entropy_footprint();
             let arena = pass.scratch.arena(stream, bytes)?;
             let dw = match trained {
-                Some(i) => Some(HeadGradient { dw: pass.grads.of(params, i)?.0, first: part.start }),
+                Some(i) => {
+                    Some(HeadGradient { dw: pass.grads.of(params, i)?.0, first: part.start })
+                }
                 None => None,
             };
             ops::linear_cross_entropy(
