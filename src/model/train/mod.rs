@@ -124,66 +124,49 @@ impl Training {
         };
         let images = packed.images.len();
         let pass = &mut Pass::new(stream, params, grads, &mut self.rooms)?;
-        let keep = |is_needed: bool| match recompute {
-            Some(policy) if is_needed && images > 0 => policy.keep(false),
-            _ => Keep::Nothing,
+        let sees = Sees { trained: self.trained, images, recompute };
+        let (media, saved_vision) = {
+            let _phase = stream.phase("vision");
+            let pixels = upload(pass, packed, self.side)?;
+            self.vision.forward(pass, &pixels, self.patches, sees.keep(self.trained.vision))?
         };
-        let is_seen = self.trained.resampler || self.trained.vision;
-
-        let seeing = stream.phase("vision");
-        let pixels = upload(pass, packed, self.side)?;
-        let (media, saved_vision) = match &mut self.vision {
-            Vision::Frozen(tower, arena) => {
-                (frozen(pass, tower, arena, &pixels, self.patches)?, None)
-            }
-            Vision::Trained(tower) => {
-                let (media, saved) = tower.forward(pass, &pixels, keep(true))?;
-                (media, Some(saved))
-            }
+        let (latents, saved_latents) = {
+            let _phase = stream.phase("resampler");
+            self.resampler.forward(pass, &media, images, sees.keep(sees.wants_latents()))?
         };
-        drop(seeing);
-        let resampling = stream.phase("resampler");
-        let (latents, saved_latents) =
-            self.resampler.forward(pass, &media, images, keep(is_seen))?;
-        drop(resampling);
-        let reading = stream.phase("decoder");
         let mut text = Text::new(pass, packed, &self.decoder.shape)?;
         let bytes = Arena::footprint(DType::I32, 3 * packed.rows());
         let spans = MediaSpans::new(pass.kept_arena(bytes)?, &packed.spans, images)?;
         let seen = Seen { latents: &latents, spans: &spans, images };
-        let (x, saved) = self.decoder.forward(pass, &mut text, &seen, recompute)?;
-        drop(reading);
-        let losing = stream.phase("loss");
-        let scales = Scales { of_source: scales, logit_rows };
-        let (sums, d) = self.decoder.losses(pass, &x, &packed.targets, &scales)?;
-        drop(losing);
+        let (x, saved) = {
+            let _phase = stream.phase("decoder");
+            self.decoder.forward(pass, &mut text, &seen, recompute)?
+        };
+        let (sums, d) = {
+            let _phase = stream.phase("loss");
+            let scales = Scales { of_source: scales, logit_rows };
+            self.decoder.losses(pass, &x, &packed.targets, &scales)?
+        };
         if recompute.is_none() {
             return sums.view().read();
         }
-
-        let wants_latents = is_seen && images > 0;
-        let (latent_rows, width) = (latents.shape().rows(), latents.shape().cols());
-        let mut dlatents = match wants_latents {
-            true => Some(pass.lasting(pass.dtype(), &[latent_rows, width])?),
-            false => None,
-        };
-        let unreading = stream.phase("decoder backward");
-        self.decoder.backward(pass, d, saved, &mut text, &seen, dlatents.as_mut())?;
-        drop(unreading);
+        let [rows, width] = [latents.shape().rows(), latents.shape().cols()];
+        let mut dlatents = pass.lasting_if(sees.wants_latents(), rows, width)?;
+        {
+            let _phase = stream.phase("decoder backward");
+            self.decoder.backward(pass, d, saved, &mut text, &seen, dlatents.as_mut())?;
+        }
+        let mut dmedia = pass.lasting_if(sees.wants_media(), media.shape().rows(), width)?;
         if let Some(dlatents) = &dlatents {
             let _phase = stream.phase("resampler backward");
-            let mut dmedia = match self.trained.vision {
-                true => Some(pass.lasting(pass.dtype(), &[media.shape().rows(), width])?),
-                false => None,
-            };
             let to = dmedia.as_mut();
             self.resampler.backward(pass, dlatents, saved_latents, &media, images, to)?;
-            if let (Vision::Trained(tower), Some(dmedia), Some(saved)) =
-                (&self.vision, &dmedia, saved_vision)
-            {
-                let _phase = stream.phase("vision backward");
-                tower.backward(pass, dmedia, saved, images)?;
-            }
+        }
+        if let (Some(dmedia), Some(saved), Vision::Trained(tower)) =
+            (dmedia, saved_vision, &self.vision)
+        {
+            let _phase = stream.phase("vision backward");
+            tower.backward(pass, &dmedia, saved, images)?;
         }
         sums.view().read()
     }
@@ -195,6 +178,53 @@ impl Training {
             Vision::Trained(_) => 0,
         };
         own + self.rooms.iter().map(Room::bytes).sum::<usize>()
+    }
+}
+
+impl Vision {
+    /// Patch tokens (images*P, Dv) of `pixels`, and what backward reads if there is one.
+    fn forward(
+        &mut self,
+        pass: &mut Pass<'_>,
+        pixels: &Tensor,
+        patches: usize,
+        keep: Keep,
+    ) -> Result<(Tensor, Option<vision::Saved>)> {
+        match self {
+            Vision::Frozen(tower, arena) => {
+                Ok((frozen(pass, tower, arena, pixels, patches)?, None))
+            }
+            Vision::Trained(tower) => {
+                let (media, saved) = tower.forward(pass, pixels, keep)?;
+                Ok((media, Some(saved)))
+            }
+        }
+    }
+}
+
+/// Which gradients of a pass reach the images.
+struct Sees {
+    trained: Trained,
+    images: usize,
+    /// None without a backward.
+    recompute: Option<Recompute>,
+}
+
+impl Sees {
+    fn wants_latents(&self) -> bool {
+        self.images > 0 && (self.trained.resampler || self.trained.vision)
+    }
+
+    fn wants_media(&self) -> bool {
+        self.images > 0 && self.trained.vision
+    }
+
+    /// What is kept of a layer that does or does not have a backward.
+    fn keep(&self, has_backward: bool) -> Keep {
+        match self.recompute {
+            Some(policy) if has_backward && self.images > 0 => policy.keep(false),
+            _ => Keep::Nothing,
+        }
     }
 }
 
