@@ -347,16 +347,15 @@ impl<'a> ViewMut<'a> {
         Ok(ViewMut { shape, stride: shape.cols(), ..self })
     }
 
-    /// The columns before `at`, and those from there on.
+    /// The columns before `at`, and the others: two matrices that share no cell.
     ///
     /// # Errors
-    /// If there are fewer columns.
+    /// If there are no such columns.
     pub fn split_columns(self, at: usize) -> Result<(ViewMut<'a>, ViewMut<'a>)> {
         let (rows, cols) = (self.rows(), self.cols());
-        let (first, left) = self.narrowed(0..rows, 0..at)?;
-        let (second, right) = self.narrowed(0..rows, at..cols)?;
-        let one = ViewMut { ptr: first, shape: left, ..self };
-        Ok((one, ViewMut { ptr: second, shape: right, ..self }))
+        let (ptr, first) = self.narrowed(0..rows, 0..at.min(cols))?;
+        let (other, second) = self.narrowed(0..rows, at..cols)?;
+        Ok((ViewMut { ptr, shape: first, ..self }, ViewMut { ptr: other, shape: second, ..self }))
     }
 
     /// Copies `values` in; there must be exactly one per cell.
