@@ -8,15 +8,16 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `profile`, `quality` |
+//! | 7 | `convert`, `profile`, `quality`, `run` |
 //! | 6 | `engine` |
-//! | 5 | `model` |
+//! | 5 | `model`, `comm` |
 //! | 4 | `ops`, `weights`, `prompt` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
 pub mod checkpoint;
+pub mod comm;
 pub mod contracts;
 pub mod convert;
 pub mod device;
@@ -29,6 +30,7 @@ pub mod ops;
 pub mod profile;
 pub mod prompt;
 pub mod quality;
+pub mod run;
 pub mod tensor;
 pub mod text;
 pub mod weights;

@@ -272,6 +272,15 @@ impl<'a> View<'a> {
         Ok(out)
     }
 
+    /// Copies the bytes of the cells out of the device, row after row, whatever the dtype.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has failed.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut out = vec![0; self.bytes()];
+        copy_out(self.buffer, self.cells(), &mut out).map(|()| out)
+    }
+
     /// Copies the view out of the device, widened to `f32`.
     ///
     /// # Errors
@@ -325,6 +334,18 @@ impl<'a> ViewMut<'a> {
             return Err(Error::invalid("write", self.shape, found));
         }
         copy_in(self.buffer, self.cells(), bytemuck::cast_slice(values))
+    }
+
+    /// Copies bytes in, row after row, as [`View::to_bytes`] gives them.
+    ///
+    /// # Errors
+    /// If there are more or fewer than the cells have.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.bytes() {
+            let expected = format!("{} bytes of {} {}", self.bytes(), self.shape, self.dtype);
+            return Err(Error::invalid("write", expected, bytes.len()));
+        }
+        copy_in(self.buffer, self.cells(), bytes)
     }
 
     /// Copies another view of the same shape and dtype in.
@@ -448,6 +469,12 @@ mod tests {
         assert_eq!(&t.view().read::<i32>().unwrap()[..3], [-1, -2, 2]);
         assert!(t.view().block(0..7, 0..1).is_err() && t.view().block(0..1, 3..5).is_err());
         assert!(t.view().read::<f32>().is_err());
+        let bytes = t.view().block(1..3, 1..3).unwrap().to_bytes().unwrap();
+        assert_eq!(bytes.len(), 16);
+        let mut copy = Tensor::zeros(&stream, DType::I32, &[2, 2]).unwrap();
+        copy.view_mut().write_bytes(&bytes).unwrap();
+        assert_eq!(copy.view().read::<i32>().unwrap(), [5, 6, 9, 10]);
+        assert!(copy.view_mut().write_bytes(&bytes[1..]).is_err());
     }
 
     #[test]

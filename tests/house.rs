@@ -59,9 +59,9 @@ fn floor(module: &str) -> Option<u32> {
         "device" => 2,
         "tensor" | "text" | "image" | "checkpoint" => 3,
         "ops" | "weights" | "prompt" => 4,
-        "model" => 5,
+        "model" | "comm" => 5,
         "engine" => 6,
-        "convert" | "profile" | "quality" => 7,
+        "convert" | "profile" | "quality" | "run" => 7,
         "main" | "commands" => 8,
         _ => return None,
     })
