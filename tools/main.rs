@@ -1,6 +1,7 @@
 //! `medflamingo-tools`: make, look at and check model folders.
 
 mod convert;
+mod export;
 mod inspect;
 mod kernels;
 mod quality;
@@ -26,6 +27,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Convert(convert::Convert),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
     Quality(quality::Compare),
@@ -37,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Convert(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Quality(command) => command.run(),

@@ -9,18 +9,17 @@
 //! names it. One floor above `ops`: it adds with them.
 
 mod launch;
-mod shards;
 mod star;
 mod threads;
 
 pub use launch::Launch;
-pub use shards::Shards;
 
 use crate::device::Stream;
 use crate::ops::{self, Collective, Out};
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result};
 use star::Star;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use threads::Member;
@@ -168,7 +167,8 @@ impl Comm {
         Ok(Arc::new(all.iter().map(|bytes| bytes[1..].to_vec()).collect()))
     }
 
-    /// `out` (n / world) f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32.
+    /// `out` f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32; `parts` are the
+    /// elements of every rank, in their order.
     ///
     /// # Errors
     /// If a shape or dtype differs; as [`Ranks::exchange`].
@@ -178,18 +178,18 @@ impl Comm {
         mut out: ViewMut<'_>,
         mode: Out,
         x: View<'_>,
+        parts: &[Range<usize>],
     ) -> Result<()> {
-        let part = self.part("reduce_scatter", x.cols())?;
+        let own = self.part("reduce_scatter", x.cols(), parts)?;
         flat("reduce_scatter: x", &x, x.cols())?;
-        flat("reduce_scatter: out", &out.as_view(), part)?;
+        flat("reduce_scatter: out", &out.as_view(), own.len())?;
         match self {
-            Comm::Single => add(stream, out, mode, x),
-            Comm::Nccl(_, nccl) => nccl.reduce_scatter(stream, out, mode, x),
+            Comm::Single => add(stream, out, mode, x.block(0..1, own)?),
+            Comm::Nccl(_, nccl) => nccl.reduce_scatter(stream, out, mode, x, parts),
             Comm::Ranks(ranks) => {
                 let start = (mode == Out::Accumulate).then(|| out.as_view().read::<f32>());
                 let all = ranks.exchange(&x.to_bytes()?)?;
-                let own = ranks.rank * part * 4..(ranks.rank + 1) * part * 4;
-                out.write(&folded(start.transpose()?, &all, own)?)
+                out.write(&folded(start.transpose()?, &all, own.start * 4..own.end * 4)?)
             }
         }
     }
@@ -210,19 +210,34 @@ impl Comm {
         }
     }
 
-    /// Parts of `y` (n), of which rank r has the r-th, become those of their ranks.
+    /// The elements of `y` (n) that are in `parts`, one range for each rank, become those of their
+    /// ranks.
     ///
     /// # Errors
-    /// If n is no multiple of the number of ranks; as [`Ranks::exchange`].
-    pub fn all_gather(&self, stream: &Stream, mut y: ViewMut<'_>) -> Result<()> {
-        let part = self.part("all_gather", y.cols())?;
+    /// If there are not as many parts, or one is outside; as [`Ranks::exchange`].
+    pub fn all_gather(
+        &self,
+        stream: &Stream,
+        mut y: ViewMut<'_>,
+        parts: &[Range<usize>],
+    ) -> Result<()> {
+        let own = self.part("all_gather", y.cols(), parts)?;
         match self {
             Comm::Single => Ok(()),
-            Comm::Nccl(_, nccl) => nccl.all_gather(stream, y),
+            Comm::Nccl(_, nccl) => nccl.all_gather(stream, y, parts),
             Comm::Ranks(ranks) => {
-                let own = ranks.rank * part..(ranks.rank + 1) * part;
-                let all = ranks.exchange(&y.as_view().block(0..1, own)?.to_bytes()?)?;
-                y.write_bytes(&all.concat())
+                let mut bytes = y.as_view().to_bytes()?;
+                let size = y.dtype().size();
+                let at = |part: &Range<usize>| part.start * size..part.end * size;
+                let all = ranks.exchange(&bytes[at(&own)])?;
+                for (part, other) in parts.iter().zip(all.iter()) {
+                    if other.len() != at(part).len() {
+                        return Err(Error::invalid("all_gather", at(part).len(), other.len())
+                            .advise(DIFFER));
+                    }
+                    bytes[at(part)].copy_from_slice(other);
+                }
+                y.write_bytes(&bytes)
             }
         }
     }
@@ -248,13 +263,23 @@ impl Comm {
         }
     }
 
-    fn part(&self, who: &str, n: usize) -> Result<usize> {
-        match n.is_multiple_of(self.world()) {
-            true => Ok(n / self.world()),
-            false => Err(Error::invalid(who, format!("a multiple of {} elements", self.world()), n)),
+    /// This rank's part of `n` elements.
+    fn part(&self, who: &str, n: usize, parts: &[Range<usize>]) -> Result<Range<usize>> {
+        let is_inside = |part: &Range<usize>| part.start <= part.end && part.end <= n;
+        match parts.get(self.rank()) {
+            Some(own) if parts.len() == self.world() && parts.iter().all(is_inside) => {
+                Ok(own.clone())
+            }
+            _ => {
+                let expected = format!("{} ranges below {n}", self.world());
+                Err(Error::invalid(format!("{who}: parts"), expected, format!("{parts:?}")))
+            }
         }
     }
 }
+
+/// What to do about messages of unexpected length.
+const DIFFER: &str = "the ranks differ in what they train; start them with the same config";
 
 fn flat(who: &str, x: &View<'_>, n: usize) -> Result<()> {
     if x.rows() != 1 || x.cols() != n || x.dtype() != DType::F32 {
@@ -276,14 +301,13 @@ fn add(stream: &Stream, mut out: ViewMut<'_>, mode: Out, x: View<'_>) -> Result<
 fn folded(
     start: Option<Vec<f32>>,
     all: &[Vec<u8>],
-    own: std::ops::Range<usize>,
+    own: Range<usize>,
 ) -> Result<Vec<f32>> {
     let mut sum = start;
     for (rank, bytes) in all.iter().enumerate() {
         let part = bytes.get(own.clone()).ok_or_else(|| {
             let expected = format!("at least {} bytes of rank {rank}", own.end);
-            Error::invalid("sum over ranks", expected, bytes.len())
-                .advise("the ranks differ in what they train; start them with the same config")
+            Error::invalid("sum over ranks", expected, bytes.len()).advise(DIFFER)
         })?;
         let values = part.chunks_exact(4).filter_map(|b| b.first_chunk().copied());
         let values = values.map(f32::from_le_bytes);

@@ -7,6 +7,7 @@ use crate::device::{Nccl, Stream};
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// This process's place among those with a card each.
 pub struct Collective {
@@ -38,7 +39,8 @@ impl Collective {
         Ok(Collective { nccl, rank, world, received: RefCell::new(None) })
     }
 
-    /// `out` (n / world) f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32.
+    /// `out` f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32; `parts` are the
+    /// elements of every rank, in their order.
     ///
     /// # Errors
     /// If a shape or dtype differs; [`Error::Device`] if a rank has failed.
@@ -48,21 +50,23 @@ impl Collective {
         mut out: ViewMut<'_>,
         mode: Out,
         x: View<'_>,
+        parts: &[Range<usize>],
     ) -> Result<()> {
-        let (op, part) = ("reduce_scatter", x.cols() / self.world.max(1));
-        check::flat(op, "out", &out.as_view(), part, DType::F32)?;
-        check::flat(op, "x", &x, part * self.world, DType::F32)?;
+        let (op, n) = ("reduce_scatter", x.cols());
+        let own = self.part(op, n, parts)?.len();
+        check::flat(op, "out", &out.as_view(), own, DType::F32)?;
+        check::flat(op, "x", &x, n, DType::F32)?;
         if mode == Out::Overwrite {
             // SAFETY: sizes and dtypes were checked; what is written is borrowed exclusively.
-            return unsafe { self.nccl.reduce_scatter(out.ptr(), x.ptr(), part) };
+            return unsafe { self.nccl.reduce_scatter(out.ptr(), x.ptr(), parts) };
         }
         let mut received = self.received.borrow_mut();
-        if received.as_ref().is_none_or(|t| t.shape().elements() != part) {
-            *received = Some(Tensor::zeros(stream, DType::F32, &[part])?);
+        if received.as_ref().is_none_or(|t| t.shape().elements() != own) {
+            *received = Some(Tensor::zeros(stream, DType::F32, &[1, own])?);
         }
         let Some(received) = received.as_mut() else { return Ok(()) };
         // SAFETY: as above; the tensor has as many elements.
-        unsafe { self.nccl.reduce_scatter(received.view_mut().ptr(), x.ptr(), part)? };
+        unsafe { self.nccl.reduce_scatter(received.view_mut().ptr(), x.ptr(), parts)? };
         column_sums(stream, out, Out::Accumulate, received.view())
     }
 
@@ -77,20 +81,24 @@ impl Collective {
         unsafe { self.nccl.all_reduce(x.ptr(), n) }
     }
 
-    /// Parts of `y` (n), of which rank r has the r-th, become those of their ranks.
+    /// The elements of `y` (n) that are in `parts`, one range for each rank, become those of their
+    /// ranks.
     ///
     /// # Errors
     /// As [`Collective::reduce_scatter`].
-    pub fn all_gather(&self, _: &Stream, mut y: ViewMut<'_>) -> Result<()> {
+    pub fn all_gather(
+        &self,
+        _: &Stream,
+        mut y: ViewMut<'_>,
+        parts: &[Range<usize>],
+    ) -> Result<()> {
         let (n, dtype) = (y.cols(), y.dtype());
         check::flat("all_gather", "y", &y.as_view(), n, dtype)?;
-        if !n.is_multiple_of(self.world) {
-            let expected = format!("a multiple of {} elements", self.world);
-            return Err(Error::invalid("all_gather: y", expected, n));
-        }
-        let bytes = n / self.world * dtype.size();
-        // SAFETY: the size was checked; y is borrowed exclusively.
-        unsafe { self.nccl.all_gather(y.ptr(), self.rank, bytes) }
+        self.part("all_gather", n, parts)?;
+        let bytes = |part: &Range<usize>| part.start * dtype.size()..part.end * dtype.size();
+        let parts: Vec<Range<usize>> = parts.iter().map(bytes).collect();
+        // SAFETY: the parts were checked; y is borrowed exclusively.
+        unsafe { self.nccl.all_gather(y.ptr(), &parts) }
     }
 
     /// `x` becomes that of rank `root`.
@@ -103,5 +111,19 @@ impl Collective {
         let bytes = dense.bytes();
         // SAFETY: the rows have no gaps; x is borrowed exclusively.
         unsafe { self.nccl.broadcast(x.ptr(), bytes, root) }
+    }
+
+    /// This rank's part of `n` elements.
+    fn part(&self, op: &str, n: usize, parts: &[Range<usize>]) -> Result<Range<usize>> {
+        let is_inside = |part: &Range<usize>| part.start <= part.end && part.end <= n;
+        match parts.get(self.rank) {
+            Some(own) if parts.len() == self.world && parts.iter().all(is_inside) => {
+                Ok(own.clone())
+            }
+            _ => {
+                let expected = format!("{} ranges below {n}", self.world);
+                Err(Error::invalid(format!("{op}: parts"), expected, format!("{parts:?}")))
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 use cudarc::driver::sys::{self as driver, CUresult};
 use cudarc::nccl::sys;
 use std::ffi::CStr;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -133,15 +134,24 @@ impl Nccl {
         Ok(())
     }
 
-    /// `out` (n) f32 = the sum over ranks of part `rank` of their `x` (world, n) f32.
+    /// `out` f32 = the sum over ranks of this rank's part of their `x` f32.
     ///
     /// # Safety
     /// Both are this card's memory, valid until the queue has run.
-    pub unsafe fn reduce_scatter(&self, out: *mut f32, x: *const f32, n: usize) -> Result<()> {
+    pub unsafe fn reduce_scatter(
+        &self,
+        out: *mut f32,
+        x: *const f32,
+        parts: &[Range<usize>],
+    ) -> Result<()> {
         let (sum, kind) = (sys::ncclRedOp_t::ncclSum, sys::ncclDataType_t::ncclFloat32);
-        // SAFETY: the caller's.
+        // Parts may differ in length: one reduction to each rank, all under way at once.
+        // SAFETY: the caller's; only the root of a reduction writes.
         self.put("reduce_scatter", |comm, stream| unsafe {
-            sys::ncclReduceScatter(x.cast(), out.cast(), n, kind, sum, comm, stream)
+            grouped(parts, |root, part| {
+                let from = x.wrapping_add(part.start).cast();
+                sys::ncclReduce(from, out.cast(), part.len(), kind, sum, root, comm, stream)
+            })
         })
     }
 
@@ -157,15 +167,18 @@ impl Nccl {
         })
     }
 
-    /// Parts of `y` (world, bytes), of which each rank has its own, become those of their ranks.
+    /// The bytes of `y` in each of `parts` become those of their rank.
     ///
     /// # Safety
     /// As [`Nccl::reduce_scatter`].
-    pub unsafe fn all_gather(&self, y: *mut u8, rank: usize, bytes: usize) -> Result<()> {
-        let (own, kind) = (y.wrapping_add(rank * bytes), sys::ncclDataType_t::ncclUint8);
+    pub unsafe fn all_gather(&self, y: *mut u8, parts: &[Range<usize>]) -> Result<()> {
+        let kind = sys::ncclDataType_t::ncclUint8;
         // SAFETY: the caller's; in place, as the library allows.
         self.put("all_gather", |comm, stream| unsafe {
-            sys::ncclAllGather(own.cast(), y.cast(), bytes, kind, comm, stream)
+            grouped(parts, |root, part| {
+                let at = y.wrapping_add(part.start);
+                sys::ncclBroadcast(at.cast(), at.cast(), part.len(), kind, root, comm, stream)
+            })
         })
     }
 
@@ -180,6 +193,24 @@ impl Nccl {
             sys::ncclBroadcast(x.cast(), x.cast(), bytes, kind, root as i32, comm, stream)
         })
     }
+}
+
+/// What `body` does for every rank whose part is not empty, as one.
+fn grouped(
+    parts: &[Range<usize>],
+    body: impl Fn(i32, &Range<usize>) -> sys::ncclResult_t,
+) -> sys::ncclResult_t {
+    const FINE: sys::ncclResult_t = sys::ncclResult_t::ncclSuccess;
+    // SAFETY: takes nothing.
+    let begun = unsafe { sys::ncclGroupStart() };
+    if begun != FINE {
+        return begun;
+    }
+    let each = (0..).zip(parts).filter(|(_, part)| !part.is_empty());
+    let failed = each.map(|(root, part)| body(root, part)).find(|status| *status != FINE);
+    // SAFETY: takes nothing; ends what was begun.
+    let ended = unsafe { sys::ncclGroupEnd() };
+    failed.unwrap_or(ended)
 }
 
 impl Shared {
