@@ -9,7 +9,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 7 | `convert`, `profile`, `quality`, `run` |
-//! | 6 | `engine` |
+//! | 6 | `engine`, `train` |
 //! | 5 | `model`, `comm` |
 //! | 4 | `ops`, `weights`, `prompt` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
@@ -33,6 +33,7 @@ pub mod quality;
 pub mod run;
 pub mod tensor;
 pub mod text;
+pub mod train;
 pub mod weights;
 
 pub use dtype::DType;

@@ -244,6 +244,16 @@ macro_rules! view_reads {
             let offset = (rows.start * self.stride + cols.start) * self.dtype.size();
             Ok((self.ptr.wrapping_add(offset), Shape::new(&[rows.len(), cols.len()])))
         }
+
+        fn resized(&self, sizes: &[usize]) -> Result<Shape> {
+            let shape = Shape::new(sizes);
+            let has_gaps = self.stride != self.cols() && self.rows() > 1;
+            if has_gaps || shape.elements() != self.shape.elements() {
+                let expected = format!("as many cells without gaps as in {shape}");
+                return Err(Error::invalid("view", expected, self.shape));
+            }
+            Ok(shape)
+        }
     };
 }
 
@@ -259,6 +269,15 @@ impl<'a> View<'a> {
     pub fn block(&self, rows: Range<usize>, cols: Range<usize>) -> Result<View<'a>> {
         let (ptr, shape) = self.narrowed(rows, cols)?;
         Ok(View { ptr, shape, ..*self })
+    }
+
+    /// The same cells in another shape.
+    ///
+    /// # Errors
+    /// If there are gaps between rows, or the shape has another number of cells.
+    pub fn shaped(self, sizes: &[usize]) -> Result<View<'a>> {
+        let shape = self.resized(sizes)?;
+        Ok(View { shape, stride: shape.cols(), ..self })
     }
 
     /// Copies the view out of the device as `T`.
@@ -323,6 +342,27 @@ impl<'a> ViewMut<'a> {
         Ok(ViewMut { ptr, shape, ..self })
     }
 
+    /// The same cells in another shape.
+    ///
+    /// # Errors
+    /// As [`View::shaped`].
+    pub fn shaped(self, sizes: &[usize]) -> Result<ViewMut<'a>> {
+        let shape = self.resized(sizes)?;
+        Ok(ViewMut { shape, stride: shape.cols(), ..self })
+    }
+
+    /// The columns before `at`, and those from there on.
+    ///
+    /// # Errors
+    /// If there are fewer columns.
+    pub fn split_columns(self, at: usize) -> Result<(ViewMut<'a>, ViewMut<'a>)> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let (first, left) = self.narrowed(0..rows, 0..at)?;
+        let (second, right) = self.narrowed(0..rows, at..cols)?;
+        let one = ViewMut { ptr: first, shape: left, ..self };
+        Ok((one, ViewMut { ptr: second, shape: right, ..self }))
+    }
+
     /// Copies `values` in; there must be exactly one per cell.
     ///
     /// # Errors
@@ -346,6 +386,14 @@ impl<'a> ViewMut<'a> {
             return Err(Error::invalid("write", expected, bytes.len()));
         }
         copy_in(self.buffer, self.cells(), bytes)
+    }
+
+    /// Zeros in all cells, from the host: for a few of them.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn zero(&mut self) -> Result<()> {
+        copy_in(self.buffer, self.cells(), &vec![0; self.bytes()])
     }
 
     /// Copies another view of the same shape and dtype in.
@@ -443,6 +491,11 @@ impl Arena {
         copy_in(&self.buffer, cells, &bytes).map(|()| tensor)
     }
 
+    /// Bytes that are still to be taken.
+    pub fn remaining(&self) -> usize {
+        self.buffer.len().saturating_sub(self.used)
+    }
+
     /// Bytes that a tensor of this size takes from an arena.
     pub fn footprint(dtype: DType, elements: usize) -> usize {
         (elements * dtype.size()).next_multiple_of(Self::ALIGN)
@@ -468,6 +521,14 @@ mod tests {
         t.view_mut().block(0..1, 0..2).unwrap().write(&[-1, -2]).unwrap();
         assert_eq!(&t.view().read::<i32>().unwrap()[..3], [-1, -2, 2]);
         assert!(t.view().block(0..7, 0..1).is_err() && t.view().block(0..1, 3..5).is_err());
+        let shaped = t.view().shaped(&[2, 12]).unwrap().block(1..2, 0..2).unwrap();
+        assert_eq!(shaped.read::<i32>().unwrap(), [12, 13]);
+        assert!(t.view().shaped(&[5, 5]).is_err());
+        let (left, right) = t.view_mut().split_columns(1).unwrap();
+        assert_eq!((left.cols(), right.cols(), right.rows()), (1, 3, 6));
+        assert_eq!(right.as_view().read::<i32>().unwrap()[..4], [-2, 2, 3, 5]);
+        assert!(t.view_mut().split_columns(5).is_err());
+        assert!(t.view().block(0..2, 0..2).unwrap().shaped(&[4]).is_err());
         assert!(t.view().read::<f32>().is_err());
         let bytes = t.view().block(1..3, 1..3).unwrap().to_bytes().unwrap();
         assert_eq!(bytes.len(), 16);

@@ -60,7 +60,7 @@ fn floor(module: &str) -> Option<u32> {
         "tensor" | "text" | "image" | "checkpoint" => 3,
         "ops" | "weights" | "prompt" => 4,
         "model" | "comm" => 5,
-        "engine" => 6,
+        "engine" | "train" => 6,
         "convert" | "profile" | "quality" | "run" => 7,
         "main" | "commands" => 8,
         _ => return None,
