@@ -5,6 +5,7 @@
 //! two the gradients can be reduced over ranks. [`Trainer::step`] is both for one rank.
 
 mod batch;
+pub mod data;
 mod guard;
 mod optimizer;
 mod options;
