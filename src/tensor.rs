@@ -133,6 +133,12 @@ impl Tensor {
         }
     }
 
+    /// The same cells under another owner: whoever writes to them, both see it.
+    pub(crate) fn share(&self) -> Self {
+        let Tensor { buffer, offset, dtype, shape } = self;
+        Tensor { buffer: buffer.clone(), offset: *offset, dtype: *dtype, shape: *shape }
+    }
+
     /// Copies row `from` onto row `to`.
     ///
     /// # Errors

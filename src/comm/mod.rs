@@ -149,22 +149,24 @@ impl Comm {
         }
     }
 
-    /// `value` of every rank, in their order; where one has failed, all return an error.
+    /// `value` of every rank, in their order; where one has failed, all have its error inside.
     ///
     /// # Errors
-    /// The own one; that another rank failed; as [`Ranks::exchange`].
-    pub fn agree(&self, value: Result<Vec<u8>>) -> Result<Arc<Vec<Vec<u8>>>> {
+    /// As [`Ranks::exchange`].
+    pub fn agree(&self, value: Result<Vec<u8>>) -> Result<Result<Vec<Vec<u8>>>> {
         let message = match &value {
             Ok(bytes) => [&[0], bytes.as_slice()].concat(),
             Err(e) => [&[1], e.to_string().as_bytes()].concat(),
         };
         let all = self.exchange(&message)?;
-        value?;
+        if let Err(own) = value {
+            return Ok(Err(own));
+        }
         if let Some((rank, bytes)) = all.iter().enumerate().find(|(_, b)| b.first() != Some(&0)) {
             let why = String::from_utf8_lossy(bytes.get(1..).unwrap_or_default()).into_owned();
-            return Err(Error::device(format!("rank {rank} of {}", self.world()), why));
+            return Ok(Err(Error::device(format!("rank {rank} of {}", self.world()), why)));
         }
-        Ok(Arc::new(all.iter().map(|bytes| bytes[1..].to_vec()).collect()))
+        Ok(Ok(all.iter().map(|bytes| bytes[1..].to_vec()).collect()))
     }
 
     /// `out` f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32; `parts` are the

@@ -108,31 +108,51 @@ impl Checkpoints {
         Checkpoints { folder: folder.to_path_buf(), keep: keep.max(1), disk }
     }
 
-    /// Writes the checkpoint of `step`; all ranks call it together.
+    /// Writes the checkpoint of `step`; all ranks call it together. A full disk, and whatever else
+    /// goes wrong with the files of any rank, is the error inside, of all ranks: then nothing has
+    /// changed.
     ///
     /// # Errors
-    /// A full disk and whatever else goes wrong on any rank: then nothing has changed.
-    pub fn save(&self, comm: &Comm, step: u64, content: &Content<'_>) -> Result<PathBuf> {
+    /// If a rank is gone.
+    pub fn save(
+        &self,
+        comm: &Comm,
+        step: u64,
+        content: &Content<'_>,
+    ) -> Result<Result<PathBuf>> {
         let partial = self.folder.join(format!(".{}.partial", name(step)));
         let is_first = comm.rank() == 0;
-        let begun = if is_first { self.begin(&partial) } else { Ok(()) };
-        let begun = begun.and_then(|()| self.has_room(comm, content));
-        let result = comm.agree(begun.map(|()| Vec::new())).and_then(|_| {
-            let written = self.write(comm, &partial, content).and_then(|sums| json(&sums));
-            let all = comm.agree(written)?;
-            let done = if is_first { self.finish(&partial, step, &all) } else { Ok(()) };
-            comm.agree(done.map(|()| Vec::new())).map(drop)
-        });
-        if result.is_err() && is_first {
+        let saved = self.save_at(&partial, comm, step, content)?;
+        if saved.is_err() && is_first {
             // If it cannot be removed either, the next one that is saved does it.
             let _ = self.disk.remove_folder(&partial);
         }
-        result?;
-        let folder = self.folder.join(name(step));
-        if is_first {
+        if saved.is_ok() && is_first {
             self.remove_old(step);
         }
-        Ok(folder)
+        Ok(saved.map(|()| self.folder.join(name(step))))
+    }
+
+    fn save_at(
+        &self,
+        partial: &Path,
+        comm: &Comm,
+        step: u64,
+        content: &Content<'_>,
+    ) -> Result<Result<()>> {
+        let is_first = comm.rank() == 0;
+        let begun = if is_first { self.begin(partial) } else { Ok(()) };
+        let begun = begun.and_then(|()| self.has_room(comm, content));
+        if let Err(e) = comm.agree(begun.map(|()| Vec::new()))? {
+            return Ok(Err(e));
+        }
+        let written = self.write(comm, partial, content).and_then(|sums| json(&sums));
+        let all = match comm.agree(written)? {
+            Ok(all) => all,
+            Err(e) => return Ok(Err(e)),
+        };
+        let done = if is_first { self.finish(partial, step, &all) } else { Ok(()) };
+        Ok(comm.agree(done.map(|()| Vec::new()))?.map(drop))
     }
 
     fn begin(&self, partial: &Path) -> Result<()> {

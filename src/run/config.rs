@@ -361,6 +361,11 @@ impl RunConfig {
     }
 }
 
+/// Where two values first differ: the key, what it was and what it is.
+pub fn first_difference(before: &Value, now: &Value) -> Option<(String, String, String)> {
+    differing("", before, now, &|_| false)
+}
+
 /// Where two values first differ, by path, but for what `is_free`.
 fn differing(
     at: &str,

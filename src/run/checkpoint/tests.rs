@@ -23,7 +23,7 @@ fn save(checkpoints: &Checkpoints, comm: &Comm, step: u64) -> Result<PathBuf> {
         own: vec![("moment".into(), own.view())],
         state: json!({"step": step, "rank": comm.rank()}),
     };
-    checkpoints.save(comm, step, &content)
+    checkpoints.save(comm, step, &content).unwrap()
 }
 
 /// Asserts that `saved` is, to the bit, what was saved at its step.
