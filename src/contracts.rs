@@ -49,6 +49,64 @@ const _: () = {
     ["Offset of field: SwigluBackwardParams::cols"]
         [::core::mem::offset_of!(SwigluBackwardParams, cols) - 32usize];
 };
+#[doc = " `activation`: y = f(x), f being 0 identity, 1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x), as in\n  the epilogue of `gemm`: for a forward pass that keeps x.\n\n  Source    arXiv:1606.08415 eq. 2; QuickGELU of open_clip\n  Entries   activation_{f32,bf16,f16}\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ActivationParams {
+    #[doc = "(cells) T, or x itself"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(cells) T"]
+    pub x: *const ::core::ffi::c_void,
+    pub cells: i64,
+    pub activation: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivationParams"][::core::mem::size_of::<ActivationParams>() - 32usize];
+    ["Alignment of ActivationParams"][::core::mem::align_of::<ActivationParams>() - 8usize];
+    ["Offset of field: ActivationParams::y"][::core::mem::offset_of!(ActivationParams, y) - 0usize];
+    ["Offset of field: ActivationParams::x"][::core::mem::offset_of!(ActivationParams, x) - 8usize];
+    ["Offset of field: ActivationParams::cells"]
+        [::core::mem::offset_of!(ActivationParams, cells) - 16usize];
+    ["Offset of field: ActivationParams::activation"]
+        [::core::mem::offset_of!(ActivationParams, activation) - 24usize];
+    ["Offset of field: ActivationParams::reserved"]
+        [::core::mem::offset_of!(ActivationParams, reserved) - 28usize];
+};
+#[doc = " `activation_backward`: dx = dy f'(x), with f as in `activation`: GELU' = Phi(x) + x phi(x),\n  QuickGELU' = s (1 + 1.702 x (1 - s)) with s = sigmoid(1.702 x).\n\n  Source    arXiv:1606.08415 eq. 2, differentiated\n  Entries   activation_backward_{f32,bf16,f16}\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ActivationBackwardParams {
+    #[doc = "(cells) T, or dy itself"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(cells) T"]
+    pub dy: *const ::core::ffi::c_void,
+    #[doc = "(cells) T, before f"]
+    pub x: *const ::core::ffi::c_void,
+    pub cells: i64,
+    pub activation: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivationBackwardParams"]
+        [::core::mem::size_of::<ActivationBackwardParams>() - 40usize];
+    ["Alignment of ActivationBackwardParams"]
+        [::core::mem::align_of::<ActivationBackwardParams>() - 8usize];
+    ["Offset of field: ActivationBackwardParams::dx"]
+        [::core::mem::offset_of!(ActivationBackwardParams, dx) - 0usize];
+    ["Offset of field: ActivationBackwardParams::dy"]
+        [::core::mem::offset_of!(ActivationBackwardParams, dy) - 8usize];
+    ["Offset of field: ActivationBackwardParams::x"]
+        [::core::mem::offset_of!(ActivationBackwardParams, x) - 16usize];
+    ["Offset of field: ActivationBackwardParams::cells"]
+        [::core::mem::offset_of!(ActivationBackwardParams, cells) - 24usize];
+    ["Offset of field: ActivationBackwardParams::activation"]
+        [::core::mem::offset_of!(ActivationBackwardParams, activation) - 32usize];
+    ["Offset of field: ActivationBackwardParams::reserved"]
+        [::core::mem::offset_of!(ActivationBackwardParams, reserved) - 36usize];
+};
 #[doc = " `adamw`: one step of AdamW with both moments in f32.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and into\n  keep = 1 - lr weight_decay.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:1711.05101 alg. 2; order of update and decay as in bitsandbytes'\n            kOptimizer32bit2State\n  Entries   adamw_{f32,bf16,f16}: T of param\n  Limits    param, master, m, v and grad 16-byte aligned\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically.\n            With `master`, p is the master in f32 and param its rounding."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -459,6 +517,53 @@ const _: () = {
     ["Offset of field: CrossAttentionParams::visible"]
         [::core::mem::offset_of!(CrossAttentionParams, visible) - 64usize];
 };
+#[doc = " `cross_entropy`: per row, loss = log(sum of exp(x)) - x\\[label\\] and its gradient\n  dx\\[j\\] = scale (softmax(x)\\[j\\] - \\[j == label\\]). A row whose label is negative has loss 0 and\n  gradient 0. Columns of dx from `cols` on are 0, so that a product over them may be as long as\n  its kernel likes.\n\n  Source    torch.nn.functional.cross_entropy with ignore_index, each row's loss by itself\n  Entries   cross_entropy_{f32,bf16,f16}: T of dx\n  Limits    labels below cols, checked when they are made; cols >= 1, dx_cols >= cols; dx may be x\n            where T is f32 and the strides are equal\n  Numerics  f32, less the row's largest, which may be any finite number; one rounding of dx"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropyParams {
+    #[doc = "(rows)"]
+    pub loss: *mut f32,
+    #[doc = "(rows,dx_cols) T, stride dx_stride"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols), stride x_stride"]
+    pub x: *const f32,
+    #[doc = "(rows)"]
+    pub labels: *const i32,
+    pub rows: i64,
+    pub cols: i64,
+    pub dx_cols: i64,
+    pub dx_stride: i64,
+    pub x_stride: i64,
+    pub scale: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CrossEntropyParams"][::core::mem::size_of::<CrossEntropyParams>() - 80usize];
+    ["Alignment of CrossEntropyParams"][::core::mem::align_of::<CrossEntropyParams>() - 8usize];
+    ["Offset of field: CrossEntropyParams::loss"]
+        [::core::mem::offset_of!(CrossEntropyParams, loss) - 0usize];
+    ["Offset of field: CrossEntropyParams::dx"]
+        [::core::mem::offset_of!(CrossEntropyParams, dx) - 8usize];
+    ["Offset of field: CrossEntropyParams::x"]
+        [::core::mem::offset_of!(CrossEntropyParams, x) - 16usize];
+    ["Offset of field: CrossEntropyParams::labels"]
+        [::core::mem::offset_of!(CrossEntropyParams, labels) - 24usize];
+    ["Offset of field: CrossEntropyParams::rows"]
+        [::core::mem::offset_of!(CrossEntropyParams, rows) - 32usize];
+    ["Offset of field: CrossEntropyParams::cols"]
+        [::core::mem::offset_of!(CrossEntropyParams, cols) - 40usize];
+    ["Offset of field: CrossEntropyParams::dx_cols"]
+        [::core::mem::offset_of!(CrossEntropyParams, dx_cols) - 48usize];
+    ["Offset of field: CrossEntropyParams::dx_stride"]
+        [::core::mem::offset_of!(CrossEntropyParams, dx_stride) - 56usize];
+    ["Offset of field: CrossEntropyParams::x_stride"]
+        [::core::mem::offset_of!(CrossEntropyParams, x_stride) - 64usize];
+    ["Offset of field: CrossEntropyParams::scale"]
+        [::core::mem::offset_of!(CrossEntropyParams, scale) - 72usize];
+    ["Offset of field: CrossEntropyParams::reserved"]
+        [::core::mem::offset_of!(CrossEntropyParams, reserved) - 76usize];
+};
 #[doc = " `embedding`: y\\[r\\] = w\\[ids\\[r\\]\\].\n\n  Source    torch.nn.Embedding\n  Entries   embedding_{f32,bf16,f16}\n  Limits    0 <= ids\\[r\\] < vocabulary, checked when the ids are made"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -488,7 +593,90 @@ const _: () = {
     ["Offset of field: EmbeddingParams::vocabulary"]
         [::core::mem::offset_of!(EmbeddingParams, vocabulary) - 40usize];
 };
-#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place).\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
+#[doc = " `embedding_backward`: dw\\[rows\\[i\\]\\] += sum of dx\\[order\\[j\\]\\] over begin\\[i\\] <= j < begin\\[i + 1\\]: the\n  gradient of `embedding` by those rows that some token named, tokens of one id together.\n\n  Source    torch.nn.Embedding, differentiated\n  Entries   embedding_backward_{f32,bf16,f16}: T of dx\n  Limits    `rows` differ from each other; all three are checked when they are made\n  Numerics  f32; eight sums of every eighth token of a group, then those in order"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingBackwardParams {
+    #[doc = "(_,cols), stride dw_stride; added to"]
+    pub dw: *mut f32,
+    #[doc = "(_,cols) T, stride dx_stride"]
+    pub dx: *const ::core::ffi::c_void,
+    #[doc = "(groups) of dw"]
+    pub rows: *const i32,
+    #[doc = "(groups+1)"]
+    pub begin: *const i32,
+    #[doc = "(begin\\[groups\\]) rows of dx"]
+    pub order: *const i32,
+    pub groups: i64,
+    pub cols: i64,
+    pub dw_stride: i64,
+    pub dx_stride: i64,
+    #[doc = "begin\\[groups\\]"]
+    pub tokens: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of EmbeddingBackwardParams"]
+        [::core::mem::size_of::<EmbeddingBackwardParams>() - 80usize];
+    ["Alignment of EmbeddingBackwardParams"]
+        [::core::mem::align_of::<EmbeddingBackwardParams>() - 8usize];
+    ["Offset of field: EmbeddingBackwardParams::dw"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dw) - 0usize];
+    ["Offset of field: EmbeddingBackwardParams::dx"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dx) - 8usize];
+    ["Offset of field: EmbeddingBackwardParams::rows"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, rows) - 16usize];
+    ["Offset of field: EmbeddingBackwardParams::begin"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, begin) - 24usize];
+    ["Offset of field: EmbeddingBackwardParams::order"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, order) - 32usize];
+    ["Offset of field: EmbeddingBackwardParams::groups"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, groups) - 40usize];
+    ["Offset of field: EmbeddingBackwardParams::cols"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, cols) - 48usize];
+    ["Offset of field: EmbeddingBackwardParams::dw_stride"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dw_stride) - 56usize];
+    ["Offset of field: EmbeddingBackwardParams::dx_stride"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dx_stride) - 64usize];
+    ["Offset of field: EmbeddingBackwardParams::tokens"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, tokens) - 72usize];
+};
+#[doc = " `gate_backward`: the gradients of x + tanh(gate) h W^T by h and by the gate, where the product's\n  own output was not kept: given d = dy W,\n  parts\\[q\\] = (1 - tanh(gate)^2) * sum of d h over the cells of part q, and then d *= tanh(gate).\n  Part q has the cells q*part_cells .. (q+1)*part_cells of those that exist; `column_sums` adds\n  the parts up.\n\n  Source    arXiv:2204.14198 eq. 2, differentiated: sum of dy (h W^T) = sum of (dy W) h\n  Entries   gate_backward_{f32,bf16,f16}\n  Limits    parts*part_cells >= cells\n  Numerics  f32 sums in a fixed order, of d before it is scaled; d is rounded once"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GateBackwardParams {
+    #[doc = "(cells) T, scaled in place"]
+    pub d: *mut ::core::ffi::c_void,
+    #[doc = "(count)"]
+    pub parts: *mut f32,
+    #[doc = "(cells) T"]
+    pub h: *const ::core::ffi::c_void,
+    #[doc = "(1) T"]
+    pub gate: *const ::core::ffi::c_void,
+    pub cells: i64,
+    pub count: i64,
+    pub part_cells: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GateBackwardParams"][::core::mem::size_of::<GateBackwardParams>() - 56usize];
+    ["Alignment of GateBackwardParams"][::core::mem::align_of::<GateBackwardParams>() - 8usize];
+    ["Offset of field: GateBackwardParams::d"]
+        [::core::mem::offset_of!(GateBackwardParams, d) - 0usize];
+    ["Offset of field: GateBackwardParams::parts"]
+        [::core::mem::offset_of!(GateBackwardParams, parts) - 8usize];
+    ["Offset of field: GateBackwardParams::h"]
+        [::core::mem::offset_of!(GateBackwardParams, h) - 16usize];
+    ["Offset of field: GateBackwardParams::gate"]
+        [::core::mem::offset_of!(GateBackwardParams, gate) - 24usize];
+    ["Offset of field: GateBackwardParams::cells"]
+        [::core::mem::offset_of!(GateBackwardParams, cells) - 32usize];
+    ["Offset of field: GateBackwardParams::count"]
+        [::core::mem::offset_of!(GateBackwardParams, count) - 40usize];
+    ["Offset of field: GateBackwardParams::part_cells"]
+        [::core::mem::offset_of!(GateBackwardParams, part_cells) - 48usize];
+};
+#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place): so are\n  gradients of T accumulated in f32.\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct GemmParams {
@@ -500,7 +688,7 @@ pub struct GemmParams {
     pub b: *const ::core::ffi::c_void,
     #[doc = "(n) T or null"]
     pub bias: *const ::core::ffi::c_void,
-    #[doc = "(m,n) T with stride ldc, or null"]
+    #[doc = "(m,n) of C's type with stride ldc, or null"]
     pub residual: *const ::core::ffi::c_void,
     #[doc = "(1) T or null"]
     pub gate: *const ::core::ffi::c_void,
@@ -777,6 +965,49 @@ const _: () = {
     ["Offset of field: VisionTokensParams::cols"]
         [::core::mem::offset_of!(VisionTokensParams, cols) - 48usize];
 };
+#[doc = " `vision_tokens_backward`: the gradients of `vision_tokens`:\n  dx\\[i,p\\] = dy\\[i,1+p\\];  dpos\\[t\\] (+)= sum of dy\\[i,t\\] over i;  dcls (+)= sum of dy\\[i,0\\] over i.\n\n  Source    arXiv:2010.11929 eq. 1, differentiated\n  Entries   vision_tokens_backward_{f32,bf16,f16}\n  Limits    dx null if not wanted\n  Numerics  f32 sums in the order of the images; dx a copy"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct VisionTokensBackwardParams {
+    #[doc = "(images, patches, cols) T, or null"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(cols)"]
+    pub dcls: *mut f32,
+    #[doc = "(1+patches, cols)"]
+    pub dpos: *mut f32,
+    #[doc = "(images, 1+patches, cols) T"]
+    pub dy: *const ::core::ffi::c_void,
+    pub images: i64,
+    pub patches: i64,
+    pub cols: i64,
+    pub accumulate: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of VisionTokensBackwardParams"]
+        [::core::mem::size_of::<VisionTokensBackwardParams>() - 64usize];
+    ["Alignment of VisionTokensBackwardParams"]
+        [::core::mem::align_of::<VisionTokensBackwardParams>() - 8usize];
+    ["Offset of field: VisionTokensBackwardParams::dx"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dx) - 0usize];
+    ["Offset of field: VisionTokensBackwardParams::dcls"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dcls) - 8usize];
+    ["Offset of field: VisionTokensBackwardParams::dpos"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dpos) - 16usize];
+    ["Offset of field: VisionTokensBackwardParams::dy"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dy) - 24usize];
+    ["Offset of field: VisionTokensBackwardParams::images"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, images) - 32usize];
+    ["Offset of field: VisionTokensBackwardParams::patches"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, patches) - 40usize];
+    ["Offset of field: VisionTokensBackwardParams::cols"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, cols) - 48usize];
+    ["Offset of field: VisionTokensBackwardParams::accumulate"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, accumulate) - 56usize];
+    ["Offset of field: VisionTokensBackwardParams::reserved"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, reserved) - 60usize];
+};
 #[doc = " `rmsnorm`: y = x / sqrt(mean(x^2) + eps) * w, per row.\n\n  Source    arXiv:1910.07467 eq. 4; transformers LlamaRMSNorm\n  Entries   rmsnorm_{f32,bf16,f16}\n  Limits    cols >= 1\n  Numerics  mean square in f32; x/rms is rounded to T before the weight, as LlamaRMSNorm does"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1034,4 +1265,84 @@ const _: () = {
         [::core::mem::offset_of!(SelfAttentionParams, pairs) - 112usize];
     ["Offset of field: SelfAttentionParams::keys"]
         [::core::mem::offset_of!(SelfAttentionParams, keys) - 120usize];
+};
+#[doc = " `square_sum`: parts\\[q\\] = \\[sum of x^2, count of what is not finite\\] over part q of x, which has\n  the elements q*each .. (q+1)*each of those that exist. `column_sums` adds up the parts of one\n  tensor or of many.\n\n  Source    the first half of torch.nn.utils.clip_grad_norm_\n  Entries   square_sum_{f32,bf16,f16}\n  Limits    count*each >= n\n  Numerics  f32, in a fixed order; x that is not finite is in the sum, too"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SquareSumParams {
+    #[doc = "(count,2)"]
+    pub parts: *mut f32,
+    #[doc = "(n) T"]
+    pub x: *const ::core::ffi::c_void,
+    pub n: i64,
+    pub count: i64,
+    pub each: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SquareSumParams"][::core::mem::size_of::<SquareSumParams>() - 40usize];
+    ["Alignment of SquareSumParams"][::core::mem::align_of::<SquareSumParams>() - 8usize];
+    ["Offset of field: SquareSumParams::parts"]
+        [::core::mem::offset_of!(SquareSumParams, parts) - 0usize];
+    ["Offset of field: SquareSumParams::x"][::core::mem::offset_of!(SquareSumParams, x) - 8usize];
+    ["Offset of field: SquareSumParams::n"][::core::mem::offset_of!(SquareSumParams, n) - 16usize];
+    ["Offset of field: SquareSumParams::count"]
+        [::core::mem::offset_of!(SquareSumParams, count) - 24usize];
+    ["Offset of field: SquareSumParams::each"]
+        [::core::mem::offset_of!(SquareSumParams, each) - 32usize];
+};
+#[doc = " `clip_factor`: norm = scale sqrt(sums\\[0\\]); factor = \\[scale min(1, max_norm / (norm + 1e-6)),\n  norm\\]: what gradients whose squares add up to sums\\[0\\] are to be multiplied by, and the norm they\n  have after `scale`. Where something was not finite, which sums\\[1\\] counts, the factor is NaN, so\n  that an optimiser changes nothing.\n\n  Source    the second half of torch.nn.utils.clip_grad_norm_\n  Entries   clip_factor_{f32,bf16,f16}: the same\n  Limits    max_norm > 0; inf does not clip\n  Numerics  f32"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ClipFactorParams {
+    #[doc = "(2)"]
+    pub factor: *mut f32,
+    #[doc = "(2)"]
+    pub sums: *const f32,
+    pub max_norm: f32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ClipFactorParams"][::core::mem::size_of::<ClipFactorParams>() - 24usize];
+    ["Alignment of ClipFactorParams"][::core::mem::align_of::<ClipFactorParams>() - 8usize];
+    ["Offset of field: ClipFactorParams::factor"]
+        [::core::mem::offset_of!(ClipFactorParams, factor) - 0usize];
+    ["Offset of field: ClipFactorParams::sums"]
+        [::core::mem::offset_of!(ClipFactorParams, sums) - 8usize];
+    ["Offset of field: ClipFactorParams::max_norm"]
+        [::core::mem::offset_of!(ClipFactorParams, max_norm) - 16usize];
+    ["Offset of field: ClipFactorParams::scale"]
+        [::core::mem::offset_of!(ClipFactorParams, scale) - 20usize];
+};
+#[doc = " `transpose`: y\\[c, r\\] = x\\[r, c\\]; columns of y from `rows` on are 0, so that a product over them\n  may be as long as its kernel likes.\n\n  Source    dx = dy W and dW = dy^T x are `gemm`s of transposed operands\n  Entries   transpose_{f32,bf16,f16}\n  Limits    y_cols >= rows\n  Numerics  a copy, bit for bit"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct TransposeParams {
+    #[doc = "(cols,y_cols) T, stride y_stride"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) T, stride x_stride"]
+    pub x: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub y_cols: i64,
+    pub y_stride: i64,
+    pub x_stride: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TransposeParams"][::core::mem::size_of::<TransposeParams>() - 56usize];
+    ["Alignment of TransposeParams"][::core::mem::align_of::<TransposeParams>() - 8usize];
+    ["Offset of field: TransposeParams::y"][::core::mem::offset_of!(TransposeParams, y) - 0usize];
+    ["Offset of field: TransposeParams::x"][::core::mem::offset_of!(TransposeParams, x) - 8usize];
+    ["Offset of field: TransposeParams::rows"]
+        [::core::mem::offset_of!(TransposeParams, rows) - 16usize];
+    ["Offset of field: TransposeParams::cols"]
+        [::core::mem::offset_of!(TransposeParams, cols) - 24usize];
+    ["Offset of field: TransposeParams::y_cols"]
+        [::core::mem::offset_of!(TransposeParams, y_cols) - 32usize];
+    ["Offset of field: TransposeParams::y_stride"]
+        [::core::mem::offset_of!(TransposeParams, y_stride) - 40usize];
+    ["Offset of field: TransposeParams::x_stride"]
+        [::core::mem::offset_of!(TransposeParams, x_stride) - 48usize];
 };

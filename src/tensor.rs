@@ -342,6 +342,11 @@ impl<'a> ViewMut<'a> {
         }
     }
 
+    /// The same cells, exclusively, for as long as this borrow lasts.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { ..*self }
+    }
+
     /// A block of rows and columns, as a matrix.
     pub fn block(self, rows: Range<usize>, cols: Range<usize>) -> Result<ViewMut<'a>> {
         let (ptr, shape) = self.narrowed(rows, cols)?;

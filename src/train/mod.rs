@@ -20,6 +20,7 @@ pub use options::{
 
 use crate::device::Stream;
 use crate::model::{Config, Gradients, Packed, Parameters, Purpose, Training};
+use crate::ops;
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::Weights;
 use crate::{DType, Error, Result};
@@ -248,7 +249,7 @@ impl Trainer {
         }
         let mut parts = Tensor::zeros(&self.stream, DType::F32, &[count, 2])?;
         let own = self.grads.flat().block(0..1, self.own.clone())?;
-        let _ = own;
+        ops::square_sum(&self.stream, parts.view_mut(), own)?;
         let parts = parts.view().read::<f32>()?;
         let sum = |p: &[f32]| if p[1] == 0.0 { p[0] } else { f32::NAN };
         Ok(parts.chunks_exact(2).map(sum).collect())

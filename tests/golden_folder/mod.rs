@@ -150,9 +150,14 @@ impl Model {
         self.manifest["special_ids"]["<|endofchunk|>"].as_u64().unwrap() as u32
     }
 
+    /// Where its recordings are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Upstream's pixels of an image, (3, S, S).
     pub fn pixels(&self, index: usize) -> Vec<f32> {
-        let bytes = std::fs::read(self.folder.join("golden/pixels.safetensors")).unwrap();
+        let bytes = std::fs::read(self.folder().join("golden/pixels.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let all = recorded(&file, file.names()[0]);
         let each = all.shape[1..].iter().product::<usize>();

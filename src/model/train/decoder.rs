@@ -119,9 +119,7 @@ impl Decoder {
         let head = if l.tied_head { EMBEDDING } else { "language.head.weight" };
         Ok(Decoder {
             embedding: params.id(EMBEDDING)?,
-            layers: (0..l.layers)
-                .map(|i| Layer::new(params, config, i))
-                .collect::<Result<_>>()?,
+            layers: (0..l.layers).map(|i| Layer::new(params, config, i)).collect::<Result<_>>()?,
             norm: Norm::language(params, config, "language.norm")?,
             head: params.id(head)?,
             slopes,
@@ -421,9 +419,8 @@ impl Layer {
         let linear = |name: &str| Linear::new(params, &format!("{at}.{name}"), bias);
         let has_block = config.has_block(i);
         let qk_norm = if l.qk_norm {
-            let norm = |name: &str| {
-                Norm::layer(params, &format!("{at}.attn.{name}"), false, l.norm_eps)
-            };
+            let norm =
+                |name: &str| Norm::layer(params, &format!("{at}.attn.{name}"), false, l.norm_eps);
             Some((norm("q_norm")?, norm("k_norm")?))
         } else {
             None

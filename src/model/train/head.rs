@@ -4,7 +4,7 @@
 use super::decoder::Decoder;
 use super::packed::Targets;
 use super::pass::Pass;
-use crate::ops::{self, Head, HeadGradient, Out, TokenIds};
+use crate::ops::{self, Head, HeadGradient, HeadRoom, Out, TokenIds};
 use crate::tensor::{Arena, Tensor};
 use crate::{DType, Result};
 
@@ -69,27 +69,26 @@ impl Decoder {
         let mut turned = pass.temp(d, Head::padded(w.rows()))?;
         ops::transpose(stream, turned.view_mut(), w)?;
         let head = Head::new(w, turned.view())?;
-        // A tied head whose added rows are trained: their gradient comes from both ends.
-        let added = params.embedding_rows().filter(|_| self.head == self.embedding);
-        let trained = params.trained_as(self.head).or(added.map(|(i, _)| i));
+        let trained = params.trained_as(self.head);
         if let Some(i) = trained {
             pass.grads.start(stream, params, i)?;
         }
-        let mut row = 0;
+        let mut added = self.added_gradient(pass)?;
+        let of_added = added.as_ref().map_or(0, |(dw, _)| dw.shape().rows());
+        let gradient = if trained.is_some() { w.rows() } else { of_added };
+        let size = HeadRoom { chunk: 0, width: d, vocabulary: w.rows(), gradient };
+        let mut end = 0;
         for (source, target) in targets.iter().enumerate() {
-            let own = row..row + target.rows.len();
-            row = own.end;
-            if own.is_empty() {
-                continue;
-            }
-            let part = added.map_or(0..w.rows(), |(_, rows)| {
-                rows[0] as usize..rows[rows.len() - 1] as usize + 1
-            });
-            let bytes = ops::linear_cross_entropy_footprint();
-            let arena = pass.scratch.arena(stream, bytes)?;
-            let dw = match trained {
-                Some(i) => Some(HeadGradient { dw: pass.grads.of(params, i)?.0, first: part.start }),
-                None => None,
+            let own = end..end + target.rows.len();
+            end = own.end;
+            let room = HeadRoom { chunk: scales.logit_rows.min(own.len()), ..size };
+            let arena = pass.scratch.arena(stream, room.footprint(w.dtype(), own.len()))?;
+            let dw = match (trained, &mut added) {
+                (Some(i), _) => Some(HeadGradient { dw: pass.grads.of(params, i)?.0, first: 0 }),
+                (None, Some((dw, first))) => {
+                    Some(HeadGradient { dw: dw.view_mut(), first: *first })
+                }
+                (None, None) => None,
             };
             ops::linear_cross_entropy(
                 stream,
@@ -104,7 +103,41 @@ impl Decoder {
                 scales.logit_rows,
             )?;
         }
+        match added {
+            Some((dw, first)) => self.add_added(pass, &dw, first),
+            None => Ok(()),
+        }
+    }
+
+    /// Zeros for the gradient of a tied head's added rows, and of what is between them, if those
+    /// are what is trained of it; and which row is the first.
+    fn added_gradient(&self, pass: &mut Pass<'_>) -> Result<Option<(Tensor, usize)>> {
+        let Some((_, &[first, .., last])) = self.added(pass) else { return Ok(None) };
+        let (stream, rows) = (pass.stream, (last - first) as usize + 1);
+        let mut dw = pass.temp_of(DType::F32, rows, self.shape.width)?;
+        let nothing = pass.temp_of(DType::F32, 0, rows * self.shape.width)?;
+        let flat = dw.view_mut().shaped(&[1, rows * self.shape.width])?;
+        // The sums of no rows.
+        ops::column_sums(stream, flat, Out::Overwrite, nothing.view())?;
+        Ok(Some((dw, first as usize)))
+    }
+
+    /// Adds what [`Decoder::added_gradient`] has become to the rows' gradients.
+    fn add_added(&self, pass: &mut Pass<'_>, dw: &Tensor, first: usize) -> Result<()> {
+        let Some((i, rows)) = self.added(pass) else { return Ok(()) };
+        let (stream, params, cols) = (pass.stream, pass.params, dw.shape().cols());
+        let (mut to, out) = pass.grads.of(params, i)?;
+        for (k, &row) in rows.iter().enumerate() {
+            let at = row as usize - first;
+            let to = to.reborrow().block(k..k + 1, 0..cols)?;
+            ops::column_sums(stream, to, out, dw.view().block(at..at + 1, 0..cols)?)?;
+        }
         Ok(())
+    }
+
+    /// The added rows of the embedding that are trained, where that is the head too.
+    fn added<'a>(&self, pass: &Pass<'a>) -> Option<(usize, &'a [u32])> {
+        pass.params.embedding_rows().filter(|_| self.head == self.embedding)
     }
 }
 

@@ -11,6 +11,9 @@ use crate::{DType, Result};
 /// order of the sum is the same whoever does.
 const PARTS: usize = 64;
 
+/// What rows of transposed matrices are a multiple of, zeros behind them: 16 bytes at least.
+const PACK: usize = 8;
+
 /// y = f(x W^T + b), W (outputs, inputs).
 pub(super) struct Linear {
     w: Id,
@@ -76,9 +79,9 @@ impl Linear {
         let (stream, params) = (pass.stream, pass.params);
         let gate = gate.map(|g| pass.view(g)).transpose()?;
         if let Some(i) = params.trained_as(self.w) {
-            let room = pass.turned()?;
-            let mut a = room.take(stream, dy.dtype(), &[dy.cols(), dy.rows()])?;
-            let mut b = room.take(stream, x.dtype(), &[x.cols(), x.rows()])?;
+            let (room, rows) = (pass.turned()?, x.rows().next_multiple_of(PACK));
+            let mut a = room.take(stream, dy.dtype(), &[dy.cols(), rows])?;
+            let mut b = room.take(stream, x.dtype(), &[x.cols(), rows])?;
             ops::transpose(stream, a.view_mut(), dy)?;
             ops::transpose(stream, b.view_mut(), x)?;
             let (dw, out) = pass.grads.of(params, i)?;

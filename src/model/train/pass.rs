@@ -148,6 +148,17 @@ impl<'a> Pass<'a> {
         self.kept.arena(self.stream, bytes)
     }
 
+    /// As [`Pass::lasting`], if it is wanted.
+    pub fn lasting_if(
+        &mut self,
+        is_wanted: bool,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Tensor>> {
+        let dtype = self.dtype();
+        is_wanted.then(|| self.lasting(dtype, &[rows, cols])).transpose()
+    }
+
     /// Memory for matrices that are turned for the next products; forgets those of the last.
     pub fn turned(&mut self) -> Result<&mut Room> {
         self.turned.reset(self.stream)?;

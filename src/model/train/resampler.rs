@@ -246,10 +246,7 @@ impl Resampler {
         ops::attention_backward(
             pass.stream,
             dq.view_mut(),
-            &mut [
-                dmedia_kv.view_mut().split_columns(inner)?,
-                dkv.view_mut().split_columns(inner)?,
-            ],
+            &mut [dmedia_kv.view_mut().split_columns(inner)?, dkv.view_mut().split_columns(inner)?],
             statistics.view_mut(),
             d_o.view(),
             saved.q.view(),

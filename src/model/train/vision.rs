@@ -111,9 +111,8 @@ impl Vision {
         pass.release()?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let forward = |pass: &mut Pass<'_>, x: &mut Tensor| {
-                self.forward_layer(pass, layer, x, images)
-            };
+            let forward =
+                |pass: &mut Pass<'_>, x: &mut Tensor| self.forward_layer(pass, layer, x, images);
             layers.push(pass.forward(keep, &mut x, forward)?);
         }
         let mut media = pass.lasting(dtype, &[images * patches, d])?;
@@ -162,8 +161,7 @@ impl Vision {
         saved: Saved,
         images: usize,
     ) -> Result<()> {
-        let (d, patches, rows) =
-            (self.shape.width, self.patches(), saved.tokens.shape().rows());
+        let (d, patches, rows) = (self.shape.width, self.patches(), saved.tokens.shape().rows());
         let mut dx = pass.lasting(pass.dtype(), &[rows, d])?;
         let own = dmedia.view().shaped(&[images, patches * d])?;
         let each = dx.view_mut().shaped(&[images, (1 + patches) * d])?;
@@ -171,9 +169,8 @@ impl Vision {
         class.zero()?;
         rest.copy_from(own)?;
         for (layer, kept) in self.layers.iter().zip(saved.layers).rev() {
-            let forward = |pass: &mut Pass<'_>, x: &mut Tensor| {
-                self.forward_layer(pass, layer, x, images)
-            };
+            let forward =
+                |pass: &mut Pass<'_>, x: &mut Tensor| self.forward_layer(pass, layer, x, images);
             let saved = pass.saved(kept, forward)?;
             self.backward_layer(pass, layer, &mut dx, &saved, images)?;
             drop(saved);
