@@ -202,8 +202,8 @@ impl Run<'_> {
         for e in damaged {
             (self.watch)(Event::Note(format!("passed over a damaged checkpoint: {e}")));
         }
-        let folder = newest.as_ref().map_or(Vec::new(), |s| s.folder.to_string_lossy().into());
-        let all = self.comm.exchange(&folder.into_iter().collect::<Vec<u8>>())?;
+        let step = newest.as_ref().map(|s| s.manifest.step.to_le_bytes());
+        let all = self.comm.exchange(step.as_ref().map_or(&[], |bytes| &bytes[..]))?;
         if all.iter().any(|other| other != &all[0]) {
             return Err(Error::invalid("checkpoint", "the same one on all ranks", "several")
                 .advise("run.folder must be on a disk that all ranks share"));
