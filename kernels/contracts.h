@@ -13,6 +13,7 @@
 #include "adamw.h"
 #include "adamw8.h"
 #include "attention.h"
+#include "attention_backward.h"
 #include "attention_decode.h"
 #include "checksum.h"
 #include "column_sums.h"

@@ -316,6 +316,224 @@ const _: () = {
     ["Offset of field: AttentionParams::reserved"]
         [::core::mem::offset_of!(AttentionParams, reserved) - 124usize];
 };
+#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of\n  attending, which is what the original's masked softmax does for a marker without an image."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct MediaSpan {
+    pub begin: i32,
+    pub end: i32,
+    pub uniform: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MediaSpan"][::core::mem::size_of::<MediaSpan>() - 12usize];
+    ["Alignment of MediaSpan"][::core::mem::align_of::<MediaSpan>() - 4usize];
+    ["Offset of field: MediaSpan::begin"][::core::mem::offset_of!(MediaSpan, begin) - 0usize];
+    ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
+    ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
+};
+#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossAttentionParams {
+    #[doc = "(rows, heads*head_dim) T"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(rows, heads*head_dim) T"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "(images) pointers to (latents, 2*heads*head_dim) T of this layer"]
+    pub kv: *const *const ::core::ffi::c_void,
+    #[doc = "(rows)"]
+    pub spans: *const MediaSpan,
+    pub rows: i64,
+    pub images: i64,
+    pub latents: i32,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub scale: f32,
+    #[doc = "(row, image) pairs that are not masked; for `cost` only"]
+    pub visible: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 72usize];
+    ["Alignment of CrossAttentionParams"][::core::mem::align_of::<CrossAttentionParams>() - 8usize];
+    ["Offset of field: CrossAttentionParams::o"]
+        [::core::mem::offset_of!(CrossAttentionParams, o) - 0usize];
+    ["Offset of field: CrossAttentionParams::q"]
+        [::core::mem::offset_of!(CrossAttentionParams, q) - 8usize];
+    ["Offset of field: CrossAttentionParams::kv"]
+        [::core::mem::offset_of!(CrossAttentionParams, kv) - 16usize];
+    ["Offset of field: CrossAttentionParams::spans"]
+        [::core::mem::offset_of!(CrossAttentionParams, spans) - 24usize];
+    ["Offset of field: CrossAttentionParams::rows"]
+        [::core::mem::offset_of!(CrossAttentionParams, rows) - 32usize];
+    ["Offset of field: CrossAttentionParams::images"]
+        [::core::mem::offset_of!(CrossAttentionParams, images) - 40usize];
+    ["Offset of field: CrossAttentionParams::latents"]
+        [::core::mem::offset_of!(CrossAttentionParams, latents) - 48usize];
+    ["Offset of field: CrossAttentionParams::heads"]
+        [::core::mem::offset_of!(CrossAttentionParams, heads) - 52usize];
+    ["Offset of field: CrossAttentionParams::head_dim"]
+        [::core::mem::offset_of!(CrossAttentionParams, head_dim) - 56usize];
+    ["Offset of field: CrossAttentionParams::scale"]
+        [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
+    ["Offset of field: CrossAttentionParams::visible"]
+        [::core::mem::offset_of!(CrossAttentionParams, visible) - 64usize];
+};
+#[doc = " What a query's softmax came to: of the first launch, for the second."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttendedRow {
+    #[doc = "log of the sum of exponentials, in units that the device chooses"]
+    pub lse: f32,
+    #[doc = "sum over keys of P dP"]
+    pub delta: f32,
+    #[doc = "the keys that it sees, of its batch entry; hi not included"]
+    pub lo: i32,
+    #[doc = "the keys that it sees, of its batch entry; hi not included"]
+    pub hi: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttendedRow"][::core::mem::size_of::<AttendedRow>() - 16usize];
+    ["Alignment of AttendedRow"][::core::mem::align_of::<AttendedRow>() - 4usize];
+    ["Offset of field: AttendedRow::lse"][::core::mem::offset_of!(AttendedRow, lse) - 0usize];
+    ["Offset of field: AttendedRow::delta"][::core::mem::offset_of!(AttendedRow, delta) - 4usize];
+    ["Offset of field: AttendedRow::lo"][::core::mem::offset_of!(AttendedRow, lo) - 8usize];
+    ["Offset of field: AttendedRow::hi"][::core::mem::offset_of!(AttendedRow, hi) - 12usize];
+};
+#[doc = " `attention_backward`: the gradients of O = softmax(scale * Q K^T + bias) V, given dO, for every\n  attention of the model. Two launches: `is_keys` 0 computes dQ and what the rows' softmax came\n  to, `is_keys` 1 computes dK and dV from that.\n\n  P = softmax(scale * Q K^T + bias);  dP = dO V^T;  delta = sum over keys of P dP;\n  dS = P (dP - delta);  dQ = scale * dS K;  dK = scale * dS^T Q;  dV = P^T dO\n\n  Query i of a batch entry sees keys lo .. hi of it and no others: all of them; 0 .. i+1 if there\n  are `begin`, which divides the rows of queries and of keys into `batch` sequences; the latents\n  of the images in spans\\[i\\] if there are `spans`. The bias is slopes\\[h\\] * (key - (hi-1)), ALiBi.\n  A row that sees nothing has no gradient; a `uniform` one averages values, and has dV only.\n\n  Source    arXiv:1706.03762 eq. 1, differentiated as in arXiv:2205.14135 alg. 4; masks as in\n            `attention`, `self_attention`, `cross_attention`\n  Entries   attention_backward_{f32,bf16,f16}\n  Limits    k0_len + k1_len < 2^31; k1, v1, dk1 and dv1 are null only if k1_len = 0; with `begin`\n            k1_len = 0, and q_len = k0_len is the rows of all sequences; with `spans` k1_len = 0\n            and batch = 1\n  Numerics  f32; weights and dS are multiplied as sums of two T; gradients are overwritten, in an\n            order of summation that does not depend on the device"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionBackwardParams {
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride dq_stride"]
+    pub dq: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride dkv0_stride"]
+    pub dk0: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride dkv0_stride"]
+    pub dv0: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride dkv1_stride, or null"]
+    pub dk1: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride dkv1_stride, or null"]
+    pub dv1: *mut ::core::ffi::c_void,
+    #[doc = "(heads, batch*q_len), at a multiple of 16 bytes"]
+    pub statistics: *mut AttendedRow,
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride do_stride"]
+    pub d_o: *const ::core::ffi::c_void,
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride q_stride"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
+    pub k0: *const ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
+    pub v0: *const ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride, or null"]
+    pub k1: *const ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride, or null"]
+    pub v1: *const ::core::ffi::c_void,
+    #[doc = "(batch+1): the first row of each sequence, or null"]
+    pub begin: *const i32,
+    #[doc = "(q_len), or null"]
+    pub spans: *const MediaSpan,
+    #[doc = "(heads) ALiBi slopes, or null"]
+    pub slopes: *const f32,
+    pub batch: i64,
+    pub q_len: i64,
+    pub k0_len: i64,
+    pub k1_len: i64,
+    #[doc = "elements between rows"]
+    pub dq_stride: i64,
+    #[doc = "elements between rows"]
+    pub dkv0_stride: i64,
+    #[doc = "elements between rows"]
+    pub dkv1_stride: i64,
+    pub do_stride: i64,
+    pub q_stride: i64,
+    pub kv0_stride: i64,
+    pub kv1_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub scale: f32,
+    #[doc = "per image, with `spans`"]
+    pub latents: i32,
+    #[doc = "0 dq and statistics, 1 dk and dv"]
+    pub is_keys: i32,
+    pub reserved: i32,
+    #[doc = "(query, key) pairs that are not masked; for `cost` only"]
+    pub pairs: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionBackwardParams"]
+        [::core::mem::size_of::<AttentionBackwardParams>() - 240usize];
+    ["Alignment of AttentionBackwardParams"]
+        [::core::mem::align_of::<AttentionBackwardParams>() - 8usize];
+    ["Offset of field: AttentionBackwardParams::dq"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dq) - 0usize];
+    ["Offset of field: AttentionBackwardParams::dk0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dk0) - 8usize];
+    ["Offset of field: AttentionBackwardParams::dv0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dv0) - 16usize];
+    ["Offset of field: AttentionBackwardParams::dk1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dk1) - 24usize];
+    ["Offset of field: AttentionBackwardParams::dv1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dv1) - 32usize];
+    ["Offset of field: AttentionBackwardParams::statistics"]
+        [::core::mem::offset_of!(AttentionBackwardParams, statistics) - 40usize];
+    ["Offset of field: AttentionBackwardParams::d_o"]
+        [::core::mem::offset_of!(AttentionBackwardParams, d_o) - 48usize];
+    ["Offset of field: AttentionBackwardParams::q"]
+        [::core::mem::offset_of!(AttentionBackwardParams, q) - 56usize];
+    ["Offset of field: AttentionBackwardParams::k0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k0) - 64usize];
+    ["Offset of field: AttentionBackwardParams::v0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, v0) - 72usize];
+    ["Offset of field: AttentionBackwardParams::k1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k1) - 80usize];
+    ["Offset of field: AttentionBackwardParams::v1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, v1) - 88usize];
+    ["Offset of field: AttentionBackwardParams::begin"]
+        [::core::mem::offset_of!(AttentionBackwardParams, begin) - 96usize];
+    ["Offset of field: AttentionBackwardParams::spans"]
+        [::core::mem::offset_of!(AttentionBackwardParams, spans) - 104usize];
+    ["Offset of field: AttentionBackwardParams::slopes"]
+        [::core::mem::offset_of!(AttentionBackwardParams, slopes) - 112usize];
+    ["Offset of field: AttentionBackwardParams::batch"]
+        [::core::mem::offset_of!(AttentionBackwardParams, batch) - 120usize];
+    ["Offset of field: AttentionBackwardParams::q_len"]
+        [::core::mem::offset_of!(AttentionBackwardParams, q_len) - 128usize];
+    ["Offset of field: AttentionBackwardParams::k0_len"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k0_len) - 136usize];
+    ["Offset of field: AttentionBackwardParams::k1_len"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k1_len) - 144usize];
+    ["Offset of field: AttentionBackwardParams::dq_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dq_stride) - 152usize];
+    ["Offset of field: AttentionBackwardParams::dkv0_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dkv0_stride) - 160usize];
+    ["Offset of field: AttentionBackwardParams::dkv1_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dkv1_stride) - 168usize];
+    ["Offset of field: AttentionBackwardParams::do_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, do_stride) - 176usize];
+    ["Offset of field: AttentionBackwardParams::q_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, q_stride) - 184usize];
+    ["Offset of field: AttentionBackwardParams::kv0_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, kv0_stride) - 192usize];
+    ["Offset of field: AttentionBackwardParams::kv1_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, kv1_stride) - 200usize];
+    ["Offset of field: AttentionBackwardParams::heads"]
+        [::core::mem::offset_of!(AttentionBackwardParams, heads) - 208usize];
+    ["Offset of field: AttentionBackwardParams::head_dim"]
+        [::core::mem::offset_of!(AttentionBackwardParams, head_dim) - 212usize];
+    ["Offset of field: AttentionBackwardParams::scale"]
+        [::core::mem::offset_of!(AttentionBackwardParams, scale) - 216usize];
+    ["Offset of field: AttentionBackwardParams::latents"]
+        [::core::mem::offset_of!(AttentionBackwardParams, latents) - 220usize];
+    ["Offset of field: AttentionBackwardParams::is_keys"]
+        [::core::mem::offset_of!(AttentionBackwardParams, is_keys) - 224usize];
+    ["Offset of field: AttentionBackwardParams::reserved"]
+        [::core::mem::offset_of!(AttentionBackwardParams, reserved) - 228usize];
+    ["Offset of field: AttentionBackwardParams::pairs"]
+        [::core::mem::offset_of!(AttentionBackwardParams, pairs) - 232usize];
+};
 #[doc = " `attention_decode`: `rope`, `kv_append` and `self_attention` of a step in which every sequence\n  has one row: row s, the last of the kv_len\\[s\\] tokens of its page table, turns its query and key,\n  puts key and value into its slot, and attends to all of them. No turning if `rotary` is 0.\n\n  Source    arXiv:1706.03762 eq. 1; arXiv:2104.09864 eq. 34; keys in parts, merged as in\n            arXiv:2307.08691 sec. 3.1\n  Entries   attention_decode_{f32,bf16,f16}\n  Limits    as of the three; kv_len\\[s\\] >= 1; qkv is spent: its contents afterwards are unspecified\n  Numerics  turned queries and keys are rounded to T; maxima and sums in f32, merged in a fixed\n            order: the same bits whatever else is in the batch"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -452,70 +670,6 @@ const _: () = {
         [::core::mem::offset_of!(ColumnSumsParams, accumulate) - 56usize];
     ["Offset of field: ColumnSumsParams::reserved"]
         [::core::mem::offset_of!(ColumnSumsParams, reserved) - 60usize];
-};
-#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of\n  attending, which is what the original's masked softmax does for a marker without an image."]
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct MediaSpan {
-    pub begin: i32,
-    pub end: i32,
-    pub uniform: i32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of MediaSpan"][::core::mem::size_of::<MediaSpan>() - 12usize];
-    ["Alignment of MediaSpan"][::core::mem::align_of::<MediaSpan>() - 4usize];
-    ["Offset of field: MediaSpan::begin"][::core::mem::offset_of!(MediaSpan, begin) - 0usize];
-    ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
-    ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
-};
-#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct CrossAttentionParams {
-    #[doc = "(rows, heads*head_dim) T"]
-    pub o: *mut ::core::ffi::c_void,
-    #[doc = "(rows, heads*head_dim) T"]
-    pub q: *const ::core::ffi::c_void,
-    #[doc = "(images) pointers to (latents, 2*heads*head_dim) T of this layer"]
-    pub kv: *const *const ::core::ffi::c_void,
-    #[doc = "(rows)"]
-    pub spans: *const MediaSpan,
-    pub rows: i64,
-    pub images: i64,
-    pub latents: i32,
-    pub heads: i32,
-    pub head_dim: i32,
-    pub scale: f32,
-    #[doc = "(row, image) pairs that are not masked; for `cost` only"]
-    pub visible: i64,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 72usize];
-    ["Alignment of CrossAttentionParams"][::core::mem::align_of::<CrossAttentionParams>() - 8usize];
-    ["Offset of field: CrossAttentionParams::o"]
-        [::core::mem::offset_of!(CrossAttentionParams, o) - 0usize];
-    ["Offset of field: CrossAttentionParams::q"]
-        [::core::mem::offset_of!(CrossAttentionParams, q) - 8usize];
-    ["Offset of field: CrossAttentionParams::kv"]
-        [::core::mem::offset_of!(CrossAttentionParams, kv) - 16usize];
-    ["Offset of field: CrossAttentionParams::spans"]
-        [::core::mem::offset_of!(CrossAttentionParams, spans) - 24usize];
-    ["Offset of field: CrossAttentionParams::rows"]
-        [::core::mem::offset_of!(CrossAttentionParams, rows) - 32usize];
-    ["Offset of field: CrossAttentionParams::images"]
-        [::core::mem::offset_of!(CrossAttentionParams, images) - 40usize];
-    ["Offset of field: CrossAttentionParams::latents"]
-        [::core::mem::offset_of!(CrossAttentionParams, latents) - 48usize];
-    ["Offset of field: CrossAttentionParams::heads"]
-        [::core::mem::offset_of!(CrossAttentionParams, heads) - 52usize];
-    ["Offset of field: CrossAttentionParams::head_dim"]
-        [::core::mem::offset_of!(CrossAttentionParams, head_dim) - 56usize];
-    ["Offset of field: CrossAttentionParams::scale"]
-        [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
-    ["Offset of field: CrossAttentionParams::visible"]
-        [::core::mem::offset_of!(CrossAttentionParams, visible) - 64usize];
 };
 #[doc = " `cross_entropy`: per row, loss = log(sum of exp(x)) - x\\[label\\] and its gradient\n  dx\\[j\\] = scale (softmax(x)\\[j\\] - \\[j == label\\]). A row whose label is negative has loss 0 and\n  gradient 0. Columns of dx from `cols` on are 0, so that a product over them may be as long as\n  its kernel likes.\n\n  Source    torch.nn.functional.cross_entropy with ignore_index, each row's loss by itself\n  Entries   cross_entropy_{f32,bf16,f16}: T of dx\n  Limits    labels below cols, checked when they are made; cols >= 1, dx_cols >= cols; dx may be x\n            where T is f32 and the strides are equal\n  Numerics  f32, less the row's largest, which may be any finite number; one rounding of dx"]
 #[repr(C)]
@@ -1038,7 +1192,7 @@ const _: () = {
     ["Offset of field: RmsnormParams::reserved"]
         [::core::mem::offset_of!(RmsnormParams, reserved) - 44usize];
 };
-#[doc = " `rope`: rotates the first `rotary` features of every query and key head by\n  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
+#[doc = " `rope`: rotates the first `rotary` features of every query and key head by\n  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.\n  By the opposite angle if is_inverse, which is what the gradient does.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RopeParams {
@@ -1053,10 +1207,12 @@ pub struct RopeParams {
     pub head_dim: i32,
     pub rotary: i32,
     pub base: f32,
+    pub is_inverse: i32,
+    pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RopeParams"][::core::mem::size_of::<RopeParams>() - 48usize];
+    ["Size of RopeParams"][::core::mem::size_of::<RopeParams>() - 56usize];
     ["Alignment of RopeParams"][::core::mem::align_of::<RopeParams>() - 8usize];
     ["Offset of field: RopeParams::qkv"][::core::mem::offset_of!(RopeParams, qkv) - 0usize];
     ["Offset of field: RopeParams::positions"]
@@ -1069,6 +1225,10 @@ const _: () = {
         [::core::mem::offset_of!(RopeParams, head_dim) - 36usize];
     ["Offset of field: RopeParams::rotary"][::core::mem::offset_of!(RopeParams, rotary) - 40usize];
     ["Offset of field: RopeParams::base"][::core::mem::offset_of!(RopeParams, base) - 44usize];
+    ["Offset of field: RopeParams::is_inverse"]
+        [::core::mem::offset_of!(RopeParams, is_inverse) - 48usize];
+    ["Offset of field: RopeParams::reserved"]
+        [::core::mem::offset_of!(RopeParams, reserved) - 52usize];
 };
 #[doc = " How one token is chosen. Fractions are 64 bits after the point.\n\n  Of `edits`, penalised_begin .. penalised_end are tokens whose score is divided by `penalty`, or\n  multiplied if it is below 0; penalised_end .. banned_end are tokens that are not chosen."]
 #[repr(C)]

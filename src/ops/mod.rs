@@ -9,6 +9,7 @@ mod activation;
 mod adamw;
 mod adamw8;
 mod attention;
+mod attention_backward;
 mod attention_decode;
 mod batch;
 mod check;
@@ -46,6 +47,10 @@ pub use activation::{
 pub use adamw::{ADAMW, AdamwStep, adamw};
 pub use adamw8::{ADAMW8, Codebooks, Moments8, SecondMomentMap, adamw8};
 pub use attention::{ATTENTION, attention};
+pub use attention_backward::{
+    ATTENTION_BACKWARD, attention_backward, attention_statistics, cross_attention_backward,
+    self_attention_backward,
+};
 pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Labels, Media, MediaSpans, Ragged, Sequence, TokenGroups, TokenIds};
 pub use checksum::{CHECKSUM, checksum, xor};
@@ -71,7 +76,7 @@ pub use patchify::{
     vision_tokens_backward,
 };
 pub use rmsnorm::{RMSNORM, rmsnorm};
-pub use rope::{ROPE, rope};
+pub use rope::{ROPE, rope, rope_backward};
 pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampling};
 pub use self_attention::{SELF_ATTENTION, self_attention};
 pub use square_sum::{CLIP_FACTOR, SQUARE_SUM, clip_factor, square_sum};
@@ -101,6 +106,7 @@ pub static ALL: &[Entries] = &[
     entries(&ADAMW),
     entries(&ADAMW8),
     entries(&ATTENTION),
+    entries(&ATTENTION_BACKWARD),
     entries(&ATTENTION_DECODE),
     entries(&CHECKSUM),
     entries(&CLIP_FACTOR),
