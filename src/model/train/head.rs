@@ -15,11 +15,13 @@ pub(super) struct Scales<'a> {
     pub of_source: &'a [f32],
     /// Rows of logits that exist at a time.
     pub logit_rows: usize,
+    /// False if only the losses are wanted.
+    pub trains: bool,
 }
 
 impl Decoder {
     /// The sums of the losses of all sources' targets, (sources) f32, and the gradient of their
-    /// scaled sum at `x` (rows, D).
+    /// scaled sum at `x` (rows, D), if it is wanted.
     pub(super) fn losses(
         &self,
         pass: &mut Pass<'_>,
@@ -44,6 +46,11 @@ impl Decoder {
         self.norm.run(pass, normed.view_mut(), picked.view())?;
         let mut dnormed = pass.temp(count, d)?;
         self.cross_entropies(pass, &mut sums, &mut dnormed, &normed, targets, scales)?;
+        if !scales.trains {
+            drop((ids, back, picked, normed, dnormed));
+            pass.release()?;
+            return Ok((sums, dx));
+        }
         // One row more, for all rows that predict nothing.
         let mut dpicked = pass.temp(count + 1, d)?;
         dpicked.view_mut().block(count..count + 1, 0..d)?.zero()?;
@@ -69,11 +76,11 @@ impl Decoder {
         let mut turned = pass.temp(d, Head::padded(w.rows()))?;
         ops::transpose(stream, turned.view_mut(), w)?;
         let head = Head::new(w, turned.view())?;
-        let trained = params.trained_as(self.head);
+        let trained = params.trained_as(self.head).filter(|_| scales.trains);
         if let Some(i) = trained {
             pass.grads.start(stream, params, i)?;
         }
-        let mut added = self.added_gradient(pass)?;
+        let mut added = if scales.trains { self.added_gradient(pass)? } else { None };
         let of_added = added.as_ref().map_or(0, |(dw, _)| dw.shape().rows());
         let gradient = if trained.is_some() { w.rows() } else { of_added };
         let size = HeadRoom { chunk: 0, width: d, vocabulary: w.rows(), gradient };

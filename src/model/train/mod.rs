@@ -144,7 +144,8 @@ impl Training {
         };
         let (sums, d) = {
             let _phase = stream.phase("loss");
-            let scales = Scales { of_source: scales, logit_rows };
+            let trains = recompute.is_some();
+            let scales = Scales { of_source: scales, logit_rows, trains };
             self.decoder.losses(pass, &x, &packed.targets, &scales)?
         };
         if recompute.is_none() {
