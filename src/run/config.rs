@@ -52,6 +52,11 @@ pub struct RunOptions {
     /// On the CPU; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
+    /// Micro-batches are summed one by one, as several ranks do it: then 1, 2, 4 and 8 ranks give
+    /// the same bits. Without it a single rank adds them up in place, which saves a copy of the
+    /// gradients.
+    #[serde(default = "defaults::exact_sums")]
+    pub exact_sums: bool,
     /// Steps between two checkpoints.
     #[serde(default = "defaults::checkpoint_every")]
     pub checkpoint_every: u64,
@@ -90,6 +95,9 @@ mod defaults {
     }
     pub fn device() -> String {
         "auto".into()
+    }
+    pub fn exact_sums() -> bool {
+        true
     }
     pub fn checkpoint_every() -> u64 {
         500
@@ -201,6 +209,13 @@ pub struct SampleOptions {
     pub images: Vec<PathBuf>,
     #[serde(default = "defaults::new_tokens")]
     pub max_new_tokens: usize,
+}
+
+impl RunOptions {
+    /// True if `world` ranks keep sums apart from the gradients that are added to them.
+    pub fn has_sums(&self, world: usize) -> bool {
+        world > 1 || (self.exact_sums && self.micro_batches > 1)
+    }
 }
 
 impl RunConfig {
@@ -398,7 +413,7 @@ fn located(text: &str, e: &toml::de::Error) -> Error {
     let line: String = line.chars().take(80).collect();
     let who = if line.is_empty() { format!("line {number}") } else { format!("line {number}, `{line}`") };
     Error::invalid(who, "keys and values of a training configuration", e.message())
-        .advise("the README has an example with every key")
+        .advise("examples/train.toml has every key")
 }
 
 impl SourceOptions {
@@ -560,6 +575,38 @@ weight = 0.2
         let again = RunConfig::parse(&text, Path::new("/elsewhere")).unwrap();
         assert_eq!(again, config, "{text}");
         assert_eq!(config.sources[0].rules(), Rules::pairs(LabelRules::V2));
+    }
+
+    /// The example has every key that there is, and what it calls a default is one.
+    #[test]
+    fn the_example_has_every_key() {
+        let text = include_str!("../../examples/train.toml");
+        let example = parse(text).unwrap();
+        fn keys(value: &Value, all: &mut Vec<String>) {
+            match value {
+                Value::Object(map) => map.iter().for_each(|(key, value)| {
+                    all.push(key.clone());
+                    keys(value, all);
+                }),
+                Value::Array(list) => list.iter().for_each(|value| keys(value, all)),
+                _ => {}
+            }
+        }
+        let mut all = Vec::new();
+        keys(&example.to_json().unwrap(), &mut all);
+        for key in all.iter().filter(|k| !["loss_weights", "seed"].contains(&k.as_str())) {
+            assert!(text.contains(&format!("{key} = ")) || text.contains(&format!("{key}]")), "{key}");
+        }
+        let mut bare = parse(&text.replace("warmup_steps = 1875", "warmup_steps = 1")).unwrap();
+        let is_kept = |line: &&str| {
+            let default = !line.contains("no default") && !line.contains("default ");
+            let wanted = ["file =", "images =", "shards =", "folder =", "prompt =", "["];
+            !default || wanted.iter().any(|w| line.starts_with(w))
+        };
+        let short: Vec<&str> = text.lines().filter(is_kept).collect();
+        let short = parse(&short.join("\n").replace("= 1875", "= 1")).unwrap();
+        bare.samples = short.samples.clone();
+        assert_eq!(short, bare);
     }
 
     #[test]

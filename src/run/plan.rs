@@ -62,6 +62,8 @@ pub struct Shape {
     pub options: TrainOptions,
     pub size: Size,
     pub ranks: usize,
+    /// See [`super::RunOptions::has_sums`].
+    pub has_sums: bool,
 }
 
 impl Shape {
@@ -76,7 +78,8 @@ impl Shape {
             size.images += source.batch * rules.max_images;
         }
         size.targets = size.tokens;
-        Shape { config: config.clone(), options: run.train.clone(), size, ranks }
+        let (config, options) = (config.clone(), run.train.clone());
+        Shape { config, options, size, ranks, has_sums: run.run.has_sums(ranks) }
     }
 
     /// Its memory.
@@ -150,6 +153,7 @@ impl Shape {
         for parts in [2, 4, 8, 16, 32] {
             if self.size.sequences >= parts {
                 add(format!("1/{parts} of the batch, {parts} x run.micro_batches"), &|s| {
+                    s.has_sums = true;
                     let z = &mut s.size;
                     for n in [&mut z.sequences, &mut z.tokens, &mut z.images, &mut z.targets] {
                         *n = n.div_ceil(parts);
@@ -159,7 +163,7 @@ impl Shape {
         }
         for ranks in [2, 4, 8] {
             if ranks > self.ranks {
-                add(format!("{ranks} ranks"), &|s| s.ranks = ranks);
+                add(format!("{ranks} ranks"), &|s| (s.ranks, s.has_sums) = (ranks, true));
             }
         }
         list
@@ -212,7 +216,7 @@ impl Shape {
             Class { name: "trained weights, a copy", bytes: layout.flat as u64 * size },
             Class { name: "embeddings, a copy", bytes: layout.tables as u64 * size },
             Class { name: "gradients, f32", bytes: layout.flat as u64 * 4 },
-            class("gradients summed over ranks", if self.ranks > 1 { 4.0 * own } else { 0.0 }),
+            class("sums of micro-batches and ranks", if self.has_sums { 4.0 * own } else { 0.0 }),
             class("master weights, f32", if has_master { 4.0 * state } else { 0.0 }),
             class("moments", moments),
         ]
@@ -493,7 +497,8 @@ mod tests {
         let mut options = TrainOptions::default();
         options.optimizer.bits = 8;
         let size = Size { sequences: 6, tokens, images: 18, targets: tokens };
-        Shape { config: preset("med-flamingo-9b").unwrap(), options, size, ranks }
+        let config = preset("med-flamingo-9b").unwrap();
+        Shape { config, options, size, ranks, has_sums: ranks > 1 }
     }
 
     fn of(plan: &Plan, start: &str) -> f64 {

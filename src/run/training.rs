@@ -151,9 +151,9 @@ fn prepare<'a>(
     let trainer = Trainer::new(queue, &mut model.weights, &architecture, options, shard)?;
     let elements = trainer.flat().cols();
     let parts: Vec<_> = (0..world).map(|rank| Shard { rank, world }.range(elements)).collect();
-    let sum = match world {
-        1 => None,
-        _ => Some(Tensor::zeros(trainer.stream(), DType::F32, &[1, parts[rank].len()])?),
+    let sum = match config.run.has_sums(world) {
+        false => None,
+        true => Some(Tensor::zeros(trainer.stream(), DType::F32, &[1, parts[rank].len()])?),
     };
     let identity = Identity {
         model: model_identity(&folder)?,
