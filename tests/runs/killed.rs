@@ -16,24 +16,24 @@ fn a_run_killed_at_any_moment_loses_nothing_and_ends_the_same() {
     let every = "checkpoint_every = 2\nkeep_checkpoints = 2";
     let whole = scratch.path().join("whole");
     std::fs::create_dir(&whole).unwrap();
-    let config = prepared(&whole, 30, every);
+    let config = prepared(&whole, 16, every);
     let began = Instant::now();
     let out = command(&config).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let life = began.elapsed();
     let expected = newest(&config).unwrap();
-    assert_eq!(expected.0, 30);
+    assert_eq!(expected.0, 16);
 
     let (mut kills, mut seed, mut round) = (0, 7u64, 0);
     while kills < KILLS {
         round += 1;
         let own = scratch.path().join(format!("killed-{round}"));
         std::fs::create_dir(&own).unwrap();
-        let config = prepared(&own, 30, every);
+        let config = prepared(&own, 16, every);
         let mut step = 0;
         loop {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let delay = life.mul_f64((seed >> 33) as f64 / (1u64 << 31) as f64 * 0.5);
+            seed = seed.wrapping_mul(6364136223846791605).wrapping_add(1442695040888963407);
+            let delay = life.mul_f64((seed >> 33) as f64 / (1u64 << 31) as f64 * 0.4);
             let mut child = command(&config).spawn().unwrap();
             let ended = if kills < KILLS { waited(&mut child, delay) } else { child.wait().ok() };
             if let Some(status) = ended {

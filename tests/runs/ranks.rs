@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Trains with so many threads as ranks, eight micro-batches of one sequence a step in all.
 fn with_ranks(world: usize, bits: u32) -> BTreeMap<String, String> {
     let scratch = tempfile::tempdir().unwrap();
-    let config = prepared(scratch.path(), 3, &format!("micro_batches = {}", 8 / world));
+    let config = prepared(scratch.path(), 2, &format!("micro_batches = {}", 8 / world));
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("bits = 8", &format!("bits = {bits}"))).unwrap();
     let comms = Comm::threads(world, Duration::from_secs(120));
@@ -15,19 +15,19 @@ fn with_ranks(world: usize, bits: u32) -> BTreeMap<String, String> {
         let one = |comm: Comm| scope.spawn(|| trained(&config, false, comm, Disk::default()).0);
         let threads: Vec<_> = comms.into_iter().map(one).collect();
         for thread in threads {
-            assert_eq!(thread.join().unwrap().unwrap().step, 3);
+            assert_eq!(thread.join().unwrap().unwrap().step, 2);
         }
     });
     let (step, sums) = newest(&config).unwrap();
-    assert_eq!(step, 3);
+    assert_eq!(step, 2);
     sums
 }
 
 #[test]
 fn one_two_four_and_eight_ranks_end_with_the_same_parameters() {
-    for bits in [8, 32] {
+    for (bits, worlds) in [(8, &[2, 4, 8][..]), (32, &[4])] {
         let alone = with_ranks(1, bits);
-        for world in [2, 4, 8] {
+        for &world in worlds {
             let sums = with_ranks(world, bits);
             let name = "trainable.safetensors";
             assert_eq!(sums[name], alone[name], "{world} ranks, {bits} bits");
