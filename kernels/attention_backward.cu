@@ -5,17 +5,17 @@
  *            Second launch, a block takes 64 keys through the queries that see them: scores and dP
  *            transposed, dV += P^T dO, dK += dS^T Q. Both hold rows of two operands and are passed
  *            32 rows of the other two at a time (`lib/attend_backward.cuh`).
- *  Geometry  `_queries_*` and `_keys_*`; `_64`, `_128` (tile width, at least head_dim): grid (tiles,
- *            heads, batch), 4 warps, 33 or 65 KiB. With `begin` as many tiles as there can be, in
- *            one batch entry. `_row`: a warp per query, or key, 4 a block, for f32 and heads of odd
- *            widths.
- *  Traffic   own rows and gradients once; the others once (keys), twice (queries) per 64 own rows,
+ *  Geometry  `_queries_*` and `_keys_*`; `_64`, `_128` (tile width, at least head_dim): grid
+ *            (tiles, heads, batch), 4 warps, 33 or 65 KiB. With `begin` as many tiles as there can
+ *            be, in one batch entry. `_row`: a warp per query, or key, 4 a block, for f32 and heads
+ *            of odd widths.
+ *  Traffic   own rows and gradients once; the others once (queries), twice (keys) per 64 own rows,
  *            from L2; 16 bytes a query and head between the launches.
  *  Rejected  one launch that adds to dQ from every block of keys: atomics, sums in any order. The
  *            softmax kept by the forward pass: the first pass over the keys has to be made for
- *            delta all the same, as O is not kept either. Rounding weights and dS once: cells near 0
- *            then miss twice the rounding of the gradients. Tiles of 64 other rows: with heads of
- *            128 an A100 has room for one block of 96 KiB only. */
+ *            delta all the same, as O is not kept either. Rounding weights and dS once: cells near
+ *            0 then miss twice the rounding of the gradients. Tiles of 64 other rows: with heads of
+ *            128 an A100 has room for one block of 128 KiB only. */
 #include "attention_backward.h"
 #include "lib/attend_backward.cuh"
 

@@ -26,8 +26,8 @@ __device__ __forceinline__ void load_rows(SwizzledTile<T, ROWS, D> &tile, int he
   }
 }
 
-/** A warp's sixteen rows of sums, times `factor` of this lane's two, go to `output(r)` where that is
- *  not null, 16 bytes a lane, by way of the warp's rows of a tile that nobody else reads. */
+/** A warp's sixteen rows of sums, times `factor` of this lane's two, go to `output(r)` where that
+ *  is not null, 16 bytes a lane, by way of the warp's rows of a tile that nobody else reads. */
 template <typename T, int D, typename Output>
 __device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D / 8][4],
                                            const float (&factor)[2], int head_dim, Output output) {

@@ -177,13 +177,16 @@ fn agrees_with_the_oracle() {
     }
 }
 
+/// Key, value, bias.
+type Key<'a> = (&'a [f64], &'a [f64], f64);
+
 /// The oracle itself, against differences of the forward pass.
 #[test]
 fn the_oracle_is_the_derivative() {
     const D: usize = 5;
     let wide = |seed, n| normals(seed, n).into_iter().map(f64::from).collect::<Vec<_>>();
     let (d_o, q, k, v) = (wide(1, D), wide(2, D), wide(3, 4 * D), wide(4, 4 * D));
-    let keys = |k: &[f64], v: &[f64], f: &mut dyn FnMut(&[(&[f64], &[f64], f64)])| {
+    let keys = |k: &[f64], v: &[f64], f: &mut dyn FnMut(&[Key<'_>])| {
         let rows = k.chunks_exact(D).zip(v.chunks_exact(D)).zip(0..);
         let keys: Vec<_> = rows.map(|((k, v), j)| (k, v, -0.3 * f64::from(j))).collect();
         f(&keys);

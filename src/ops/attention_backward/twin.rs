@@ -271,8 +271,8 @@ impl<T: Real> Task<T> {
         }
     }
 
-    /// Queries `here`, from row `at` of the parts on: themselves, and of the packed `keys` scores and
-    /// dP of those in `of`. A query that sees none of the keys counts as 0, whatever it is.
+    /// Queries `here`, from row `at` of the parts on: themselves, and of the packed `keys` scores
+    /// and dP of those in `of`. A query that sees none of the keys counts as 0, whatever it is.
     #[inline(always)]
     unsafe fn products<L: Lanes, const M: usize>(
         &self,
@@ -282,7 +282,7 @@ impl<T: Real> Task<T> {
         [keys, of]: [&Range<usize>; 2],
         parts: &mut Parts<'_>,
     ) {
-        let (d, panel, padded, width) = (self.head_dim, 2 * L::N, parts.padded, parts.width);
+        let (d, padded, width) = (self.head_dim, parts.padded, parts.width);
         let rows = at * padded..(at + M) * padded;
         let (q, d_o) = (&mut parts.q[rows.clone()], &mut parts.d_o[rows]);
         q.fill(0.0);
@@ -302,18 +302,10 @@ impl<T: Real> Task<T> {
                     q.iter_mut().for_each(|q| *q *= self.scale);
                 }
             }
-            let product = |c: &mut [f32], a: &[f32], b: &[f32]| {
-                for j in (of.start / panel * panel..of.end).step_by(panel) {
-                    let (c, b) = (c.as_mut_ptr().add(at * width + j), b.as_ptr().add(j * d));
-                    if j + L::N < of.end {
-                        tile::<L, M, 2, false>(c, width, a.as_ptr(), [padded, 1], b, panel, d);
-                    } else {
-                        tile::<L, M, 1, false>(c, width, a.as_ptr(), [padded, 1], b, panel, d);
-                    }
-                }
-            };
-            product(parts.p, q, parts.k);
-            product(parts.ds, d_o, parts.v);
+            let steps = [padded, width, d];
+            let (p, ds) = (&mut parts.p[at * width..], &mut parts.ds[at * width..]);
+            product::<L, M>(p, q, parts.k, steps, of);
+            product::<L, M>(ds, d_o, parts.v, steps, of);
         }
     }
 
@@ -489,6 +481,29 @@ unsafe fn weights<L: Lanes>(p: &mut [f32], ds: &mut [f32], own: &Range<usize>, r
     for x in [p, ds] {
         x[..own.start].fill(0.0);
         x[own.end..].fill(0.0);
+    }
+}
+
+/// C (M, width) = A (M, padded) B, the columns `of`; B is packed, transposed.
+#[inline(always)]
+unsafe fn product<L: Lanes, const M: usize>(
+    c: &mut [f32],
+    a: &[f32],
+    b: &[f32],
+    [padded, width, d]: [usize; 3],
+    of: &Range<usize>,
+) {
+    let (panel, a, steps) = (2 * L::N, a.as_ptr(), [padded, 1]);
+    for j in (of.start / panel * panel..of.end).step_by(panel) {
+        // SAFETY: the caller's; panels are whole.
+        unsafe {
+            let (c, b) = (c.as_mut_ptr().add(j), b.as_ptr().add(j * d));
+            if j + L::N < of.end {
+                tile::<L, M, 2, false>(c, width, a, steps, b, panel, d);
+            } else {
+                tile::<L, M, 1, false>(c, width, a, steps, b, panel, d);
+            }
+        }
     }
 }
 
