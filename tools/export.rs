@@ -57,9 +57,7 @@ impl Export {
             _ => "upstream's names, f32",
         };
         if self.json {
-            let tensor = |s: &medflamingo::convert::Spec| {
-                serde_json::json!({"name": s.name, "shape": s.shape, "dtype": s.dtype.name()})
-            };
+            let tensor = |s: &medflamingo::convert::Spec| serde_json::json!({"name": s.name, "shape": s.shape, "dtype": s.dtype.name()});
             return report::print_json(&specs.iter().map(tensor).collect::<Vec<_>>());
         }
         let bytes: usize = specs.iter().filter_map(medflamingo::convert::Spec::bytes).sum();

@@ -300,11 +300,7 @@ fn add(stream: &Stream, mut out: ViewMut<'_>, mode: Out, x: View<'_>) -> Result<
 }
 
 /// `start` and the given bytes of each message, as f32, added up from left to right.
-fn folded(
-    start: Option<Vec<f32>>,
-    all: &[Vec<u8>],
-    own: Range<usize>,
-) -> Result<Vec<f32>> {
+fn folded(start: Option<Vec<f32>>, all: &[Vec<u8>], own: Range<usize>) -> Result<Vec<f32>> {
     let mut sum = start;
     for (rank, bytes) in all.iter().enumerate() {
         let part = bytes.get(own.clone()).ok_or_else(|| {

@@ -15,8 +15,7 @@ fn each<T: Send>(world: usize, body: impl Fn(Comm) -> T + Sync) -> Vec<T> {
 
 fn run<T: Send>(comms: Vec<Comm>, body: impl Fn(Comm) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            comms.into_iter().map(|comm| scope.spawn(|| body(comm))).collect();
+        let threads: Vec<_> = comms.into_iter().map(|comm| scope.spawn(|| body(comm))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     })
 }
@@ -36,16 +35,11 @@ fn launches(world: usize) -> Vec<Launch> {
     (0..world).map(launch).collect()
 }
 
-fn connected<T: Send>(
-    world: usize,
-    timeout: Duration,
-    body: impl Fn(Comm) -> T + Sync,
-) -> Vec<T> {
+fn connected<T: Send>(world: usize, timeout: Duration, body: impl Fn(Comm) -> T + Sync) -> Vec<T> {
     let body = &body;
     std::thread::scope(|scope| {
-        let join = |launch: Launch| {
-            scope.spawn(move || body(Comm::join(&launch, timeout).unwrap()))
-        };
+        let join =
+            |launch: Launch| scope.spawn(move || body(Comm::join(&launch, timeout).unwrap()));
         let threads: Vec<_> = launches(world).into_iter().map(join).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     })

@@ -132,9 +132,13 @@ impl Watcher {
                 self.steps = steps;
                 self.bar.set_length(steps);
                 self.bar.set_position(step);
-                let from = if step > 0 { format!("goes on at step {step}") } else { "begins".into() };
+                let from =
+                    if step > 0 { format!("goes on at step {step}") } else { "begins".into() };
                 let millions = trained as f64 / 1e6;
-                self.say(&format!("{from}: {steps} steps, {millions:.2} M parameters, {}", self.device));
+                self.say(&format!(
+                    "{from}: {steps} steps, {millions:.2} M parameters, {}",
+                    self.device
+                ));
             }
             Event::Step { report, names } => self.step(report, names),
             Event::Validated { measured } => {

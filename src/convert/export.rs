@@ -122,7 +122,8 @@ impl Trained {
             };
             if !expected.is_some_and(fits) {
                 let who = format!("{}: {name}", path.display());
-                let expected = expected.map_or("a tensor of the model".into(), |s| format!("{s:?}"));
+                let expected =
+                    expected.map_or("a tensor of the model".into(), |s| format!("{s:?}"));
                 return Err(Error::invalid(who, expected, format!("{:?}", entry.shape))
                     .advise("the checkpoint is of another model than the folder"));
             }

@@ -415,7 +415,10 @@ mod tests {
                 };
                 let back: Vec<String> = back.iter().map(strip).collect();
                 let ends = [layout.embedding().to_string(), layout.head().to_string()];
-                assert!(kept == Some(back.clone()) || ends.contains(&back[0]), "{target}: {back:?}");
+                assert!(
+                    kept == Some(back.clone()) || ends.contains(&back[0]),
+                    "{target}: {back:?}"
+                );
             }
         }
         let found = upstream("xattn.3.mlp.gate", Layout::Llama).unwrap();

@@ -225,7 +225,8 @@ mod tests {
     fn saved(specs: &[Spec]) -> Vec<u8> {
         let mut file = Vec::new();
         let mut fill = |i: usize, sink: &mut Sink<'_>| {
-            let bytes: Vec<u8> = (0..specs[i].bytes().unwrap()).map(|b| (b * 7 + i) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..specs[i].bytes().unwrap()).map(|b| (b * 7 + i) as u8).collect();
             bytes.chunks(100).try_for_each(sink)
         };
         let mut sink = |bytes: &[u8]| {

@@ -86,12 +86,7 @@ impl Collective {
     ///
     /// # Errors
     /// As [`Collective::reduce_scatter`].
-    pub fn all_gather(
-        &self,
-        _: &Stream,
-        mut y: ViewMut<'_>,
-        parts: &[Range<usize>],
-    ) -> Result<()> {
+    pub fn all_gather(&self, _: &Stream, mut y: ViewMut<'_>, parts: &[Range<usize>]) -> Result<()> {
         let (n, dtype) = (y.cols(), y.dtype());
         check::flat("all_gather", "y", &y.as_view(), n, dtype)?;
         self.part("all_gather", n, parts)?;

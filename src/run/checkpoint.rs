@@ -114,12 +114,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If a rank is gone.
-    pub fn save(
-        &self,
-        comm: &Comm,
-        step: u64,
-        content: &Content<'_>,
-    ) -> Result<Result<PathBuf>> {
+    pub fn save(&self, comm: &Comm, step: u64, content: &Content<'_>) -> Result<Result<PathBuf>> {
         let partial = self.folder.join(format!(".{}.partial", name(step)));
         let is_first = comm.rank() == 0;
         let saved = self.save_at(&partial, comm, step, content)?;
@@ -311,7 +306,11 @@ impl Saved {
         let path = self.folder.join(state(rank, self.manifest.world));
         let length = path.metadata().map_err(|e| Error::io("read", &path, e))?.len();
         if length > MAX_JSON {
-            return Err(Error::invalid(path.display(), format!("at most {MAX_JSON} bytes"), length));
+            return Err(Error::invalid(
+                path.display(),
+                format!("at most {MAX_JSON} bytes"),
+                length,
+            ));
         }
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
         serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path.display(), "JSON", e))

@@ -1,10 +1,13 @@
 //! The configuration of a run: one TOML file, whose every key is known, checked, and written back
 //! complete into the run's folder.
 
+mod source;
+
+pub use source::{SourceForm, SourceOptions};
+
 use crate::device::Device;
 use crate::model::preset;
 use crate::train::TrainOptions;
-use crate::train::data::{Form, LabelRules, Matching, Rules, Source, StreamOptions};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -134,72 +137,6 @@ pub struct ModelOptions {
     pub preset: Option<String>,
 }
 
-/// One source of samples. What is not given is as upstream has it for the form and the labels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceOptions {
-    /// In metrics: letters, digits, `-` and `_`.
-    pub name: String,
-    pub form: SourceForm,
-    /// Tar files of pairs and interleaved documents: paths, folders, `{000..127}`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub shards: Vec<String>,
-    /// A JSONL file of `image` and `caption`, and the folder of its images.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<PathBuf>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub images: Option<PathBuf>,
-    /// Sequences in a micro-batch.
-    #[serde(default = "defaults::one")]
-    pub batch: usize,
-    /// Factor of its loss.
-    #[serde(default = "defaults::weight")]
-    pub weight: f64,
-    #[serde(default)]
-    pub labels: LabelRules,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_images: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_images: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub matching: Option<Matching>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub similarity: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_image_bytes: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub single_image_drop: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub keeps_image_order: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flip: Option<f64>,
-    /// Records among which the next is drawn.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub buffer: Option<usize>,
-    /// Threads that decode, and samples that they keep ready.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub threads: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ahead: Option<usize>,
-    /// The run ends when a larger share of the records is damaged.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_bad_share: Option<f64>,
-}
-
-/// What a source's records are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SourceForm {
-    /// Shards of a picture and its caption.
-    Pairs,
-    /// A JSONL file of pictures and captions.
-    Lines,
-    /// Shards of documents with pictures in them.
-    Interleaved,
-}
-
 /// A prompt that is continued.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -313,8 +250,12 @@ impl RunConfig {
         let schedule = &self.train.schedule;
         if schedule.warmup_steps >= r.steps {
             let expected = format!("less than run.steps = {}", r.steps);
-            return Err(Error::invalid("train.schedule.warmup_steps", expected, schedule.warmup_steps)
-                .advise("the learning rate would never be reached; 5000 unless given"));
+            return Err(Error::invalid(
+                "train.schedule.warmup_steps",
+                expected,
+                schedule.warmup_steps,
+            )
+            .advise("the learning rate would never be reached; 5000 unless given"));
         }
         match (&self.model.folder, &self.model.preset) {
             (Some(_), None) => {}
@@ -324,9 +265,7 @@ impl RunConfig {
         }
         self.check_sources()?;
         match self.samples.iter().find(|s| !(1..=4096).contains(&s.max_new_tokens)) {
-            Some(s) => {
-                Err(Error::invalid("sample.max_new_tokens", "1 to 4096", s.max_new_tokens))
-            }
+            Some(s) => Err(Error::invalid("sample.max_new_tokens", "1 to 4096", s.max_new_tokens)),
             None => Ok(()),
         }
     }
@@ -411,254 +350,11 @@ fn located(text: &str, e: &toml::de::Error) -> Error {
     let number = text.get(..start).map_or(1, |before| before.matches('\n').count() + 1);
     let line = text.lines().nth(number - 1).unwrap_or_default().trim();
     let line: String = line.chars().take(80).collect();
-    let who = if line.is_empty() { format!("line {number}") } else { format!("line {number}, `{line}`") };
+    let who =
+        if line.is_empty() { format!("line {number}") } else { format!("line {number}, `{line}`") };
     Error::invalid(who, "keys and values of a training configuration", e.message())
         .advise("examples/train.toml has every key")
 }
 
-impl SourceOptions {
-    /// Fills in what is not given.
-    fn complete(&mut self) {
-        let (rules, stream) = (self.defaults(), StreamOptions::default());
-        self.max_tokens.get_or_insert(rules.max_tokens);
-        self.max_images.get_or_insert(rules.max_images);
-        self.min_images.get_or_insert(rules.min_images);
-        self.flip.get_or_insert(rules.flip);
-        if self.form == SourceForm::Interleaved {
-            self.matching.get_or_insert(rules.matching);
-            self.similarity.get_or_insert(rules.similarity);
-            self.min_image_bytes.get_or_insert(rules.min_image_bytes);
-            self.single_image_drop.get_or_insert(rules.single_image_drop);
-            self.keeps_image_order.get_or_insert(rules.keeps_image_order);
-        }
-        self.buffer.get_or_insert(stream.buffer);
-        self.threads.get_or_insert(stream.threads);
-        self.ahead.get_or_insert(stream.ahead);
-        self.max_bad_share.get_or_insert(stream.max_bad_share);
-    }
-
-    fn defaults(&self) -> Rules {
-        match self.form {
-            SourceForm::Interleaved => Rules::interleaved(self.labels),
-            _ => Rules::pairs(self.labels),
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(is_plain) {
-            let expected = "1 to 64 letters, digits, - and _";
-            return Err(Error::invalid("name", expected, format!("`{}`", self.name)));
-        }
-        for (name, value, most) in [
-            ("batch", self.batch, 1 << 16),
-            ("max_tokens", self.max_tokens.unwrap_or(1), 1 << 20),
-            ("max_images", self.max_images.unwrap_or(1), 4096),
-        ] {
-            if !(1..=most).contains(&value) {
-                return Err(Error::invalid(name, format!("1 to {most}"), value));
-            }
-        }
-        let shares = [
-            ("flip", self.flip),
-            ("single_image_drop", self.single_image_drop),
-            ("max_bad_share", self.max_bad_share),
-        ];
-        for (name, value) in shares {
-            if value.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
-                return Err(Error::invalid(name, "0 to 1", value.unwrap_or_default()));
-            }
-        }
-        if !(self.weight >= 0.0 && self.weight.is_finite()) {
-            return Err(Error::invalid("weight", "0 or a positive number", self.weight));
-        }
-        let has_lines = self.file.is_some() || self.images.is_some();
-        let is_complete = match self.form {
-            SourceForm::Lines => {
-                self.file.is_some() && self.images.is_some() && self.shards.is_empty()
-            }
-            _ => !self.shards.is_empty() && !has_lines,
-        };
-        if !is_complete {
-            let expected = match self.form {
-                SourceForm::Lines => "file and images, no shards (form lines)",
-                _ => "shards, no file or images (forms pairs and interleaved)",
-            };
-            return Err(Error::invalid("place of the data", expected, "another choice of keys"));
-        }
-        Ok(())
-    }
-
-    /// Where the data is.
-    pub fn source(&self) -> Source {
-        let shards = self.shards.clone();
-        match (self.form, &self.file, &self.images) {
-            (SourceForm::Lines, Some(file), Some(images)) => {
-                Source::Lines { file: file.clone(), images: images.clone() }
-            }
-            (SourceForm::Interleaved, ..) => Source::Interleaved { shards },
-            _ => Source::Pairs { shards },
-        }
-    }
-
-    /// Which documents become samples, and how.
-    pub fn rules(&self) -> Rules {
-        let d = self.defaults();
-        Rules {
-            form: match self.form {
-                SourceForm::Interleaved => Form::Interleaved,
-                _ => Form::Pairs,
-            },
-            labels: self.labels,
-            max_tokens: self.max_tokens.unwrap_or(d.max_tokens),
-            max_images: self.max_images.unwrap_or(d.max_images),
-            min_images: self.min_images.unwrap_or(d.min_images),
-            matching: self.matching.unwrap_or(d.matching),
-            similarity: self.similarity.unwrap_or(d.similarity),
-            min_image_bytes: self.min_image_bytes.unwrap_or(d.min_image_bytes),
-            single_image_drop: self.single_image_drop.unwrap_or(d.single_image_drop),
-            keeps_image_order: self.keeps_image_order.unwrap_or(d.keeps_image_order),
-            flip: self.flip.unwrap_or(d.flip),
-        }
-    }
-
-    /// How the source is gone through while training.
-    pub fn stream(&self, seed: u64, number: usize, rank: usize, world: usize) -> StreamOptions {
-        let d = StreamOptions::default();
-        StreamOptions {
-            seed,
-            source: number,
-            rank,
-            world,
-            buffer: self.buffer.unwrap_or(d.buffer),
-            threads: self.threads.unwrap_or(d.threads),
-            ahead: self.ahead.unwrap_or(d.ahead),
-            max_bad_share: self.max_bad_share.unwrap_or(d.max_bad_share),
-            ..d
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SMALL: &str = r#"
-[run]
-folder = "out"
-steps = 10
-[model]
-folder = "model"
-[train.schedule]
-warmup_steps = 2
-[[source]]
-name = "pairs"
-form = "pairs"
-shards = ["pairs/{00..03}.tar"]
-weight = 0.2
-"#;
-
-    fn parse(text: &str) -> Result<RunConfig> {
-        RunConfig::parse(text, Path::new("/data"))
-    }
-
-    #[test]
-    fn what_is_not_given_is_upstreams_and_written_back() {
-        let config = parse(SMALL).unwrap();
-        assert_eq!(config.run.folder, Path::new("/data/out"));
-        assert_eq!(config.sources[0].shards, ["/data/pairs/{00..03}.tar"]);
-        assert_eq!(config.sources[0].max_tokens, Some(32));
-        assert_eq!(config.train.loss_weights, [0.2]);
-        assert_eq!((config.train.seed, config.train.schedule.total_steps), (42, 10));
-        assert_eq!((config.train.schedule.lr, config.train.optimizer.weight_decay), (1e-4, 0.1));
-        let text = config.to_toml().unwrap();
-        let again = RunConfig::parse(&text, Path::new("/elsewhere")).unwrap();
-        assert_eq!(again, config, "{text}");
-        assert_eq!(config.sources[0].rules(), Rules::pairs(LabelRules::V2));
-    }
-
-    /// The example has every key that there is, and what it calls a default is one.
-    #[test]
-    fn the_example_has_every_key() {
-        let text = include_str!("../../examples/train.toml");
-        let example = parse(text).unwrap();
-        fn keys(value: &Value, all: &mut Vec<String>) {
-            match value {
-                Value::Object(map) => map.iter().for_each(|(key, value)| {
-                    all.push(key.clone());
-                    keys(value, all);
-                }),
-                Value::Array(list) => list.iter().for_each(|value| keys(value, all)),
-                _ => {}
-            }
-        }
-        let mut all = Vec::new();
-        keys(&example.to_json().unwrap(), &mut all);
-        for key in all.iter().filter(|k| !["loss_weights", "seed"].contains(&k.as_str())) {
-            assert!(text.contains(&format!("{key} = ")) || text.contains(&format!("{key}]")), "{key}");
-        }
-        let mut bare = parse(&text.replace("warmup_steps = 1875", "warmup_steps = 1")).unwrap();
-        let is_kept = |line: &&str| {
-            let default = !line.contains("no default") && !line.contains("default ");
-            let wanted = ["file =", "images =", "shards =", "folder =", "prompt =", "["];
-            !default || wanted.iter().any(|w| line.starts_with(w))
-        };
-        let short: Vec<&str> = text.lines().filter(is_kept).collect();
-        let short = parse(&short.join("\n").replace("= 1875", "= 1")).unwrap();
-        bare.samples = short.samples.clone();
-        assert_eq!(short, bare);
-    }
-
-    #[test]
-    fn mistakes_name_the_key_and_what_it_may_be() {
-        let with = |from: &str, to: &str| {
-            assert!(SMALL.contains(from));
-            parse(&SMALL.replacen(from, to, 1)).unwrap_err().to_string()
-        };
-        for (from, to, needles) in [
-            ("steps = 10", "steps = 10\nstep = 3", &["line 5", "`step`", "micro_batches"][..]),
-            ("steps = 10", "steps = \"x\"", &["line 4, `steps = \"x\"`", "string"]),
-            ("steps = 10", "steps = 0", &["run.steps: expected 1 to"]),
-            ("steps = 10", "steps = 10\nmicro_batches = 0", &["run.micro_batches: expected 1 to"]),
-            ("steps = 10", "steps = 10\ndevice = \"gpu\"", &["run.device", "cuda:N", "`gpu`"]),
-            ("steps = 10", "steps = 2", &["train.schedule.warmup_steps", "run.steps = 2"]),
-            ("folder = \"out\"\n", "", &["missing field `folder`"]),
-            ("form = \"pairs\"", "form = \"pair\"", &["`pair`", "`interleaved`"]),
-            ("weight = 0.2", "weight = -1.0", &["[[source]] pairs: weight", "-1"]),
-            ("weight = 0.2", "flip = 2.0", &["flip: expected 0 to 1, found 2"]),
-            ("weight = 0.2", "batch = 0", &["batch: expected 1 to"]),
-            ("name = \"pairs\"", "name = \"a/b\"", &["name: expected 1 to 64", "`a/b`"]),
-            ("form = \"pairs\"", "form = \"lines\"", &["file and images"]),
-            ("[model]\nfolder", "[model]\npreset", &["model: preset", "med-flamingo-9b"]),
-            ("[run]", "[run", &["line 2"]),
-            ("[train.schedule]", "[train.schedule]\nkind = \"sine\"", &["`sine`", "`cosine`"]),
-        ] {
-            let message = with(from, to);
-            for needle in needles {
-                assert!(message.contains(needle), "{to}: {needle}: {message}");
-            }
-        }
-        let twice = format!("{SMALL}\n{}", &SMALL[SMALL.find("[[source]]").unwrap()..]);
-        assert!(parse(&twice).unwrap_err().to_string().contains("`pairs` twice"));
-    }
-
-    #[test]
-    fn a_resumed_run_may_change_what_nothing_depends_on() {
-        let before = parse(SMALL).unwrap().to_json().unwrap();
-        let changed = |from: &str, to: &str| {
-            parse(&SMALL.replacen(from, to, 1)).unwrap().difference(&before).unwrap()
-        };
-        // With warm-up and a constant rate, the number of steps is in the schedule, too.
-        let fixed = "[train.schedule]\ntotal_steps = 10";
-        let longer = SMALL.replacen("[train.schedule]", fixed, 1).replacen("= 10", "= 20", 1);
-        assert_eq!(parse(&longer).unwrap().difference(&before).unwrap(), None);
-        assert_eq!(changed("steps = 10", "steps = 10\nthreads = 2\nlog_every = 5"), None);
-        let (key, was, is) = changed("weight = 0.2", "weight = 0.5").unwrap();
-        assert_eq!((was.as_str(), is.as_str()), ("0.2", "0.5"));
-        assert!(key.contains("loss_weights") || key == "source[0].weight", "{key}");
-        let (key, ..) = changed("{00..03}", "{00..04}").unwrap();
-        assert_eq!(key, "source[0].shards[0]");
-        let (key, was, is) = changed("steps = 10", "steps = 10\nseed = 1").unwrap();
-        assert!(key.ends_with("seed") && was == "42" && is == "1", "{key}");
-    }
-}
+mod tests;

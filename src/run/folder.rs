@@ -36,7 +36,9 @@ impl RunFolder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::invalid(who, "a folder that nobody works in", "a run in it")
-                    .advise("another process trains there; wait for it, or choose another folder"));
+                    .advise(
+                        "another process trains there; wait for it, or choose another folder",
+                    ));
             }
             Err(TryLockError::Error(e)) => return Err(Error::io("lock", &lock, e)),
         }
@@ -57,7 +59,8 @@ impl RunFolder {
     /// # Errors
     /// Those of the disk.
     pub fn write_config(&self, config: &RunConfig, disk: &Disk) -> Result<()> {
-        let head = "# Complete: what was not given is as the program had it. Paths are absolute.\n\n";
+        let head =
+            "# Complete: what was not given is as the program had it. Paths are absolute.\n\n";
         disk.replace(&self.path.join(CONFIG), format!("{head}{}", config.to_toml()?).as_bytes())
     }
 }

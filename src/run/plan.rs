@@ -382,7 +382,7 @@ impl Elements<'_> {
         self.patches() * self.shape.config.vision.width * (1 + gradient)
     }
 
-    /// The layer that needs most while it works: forward again, where it was not kept, and backward.
+    /// The layer that needs most while it works: forward again, if it was not kept, and backward.
     fn scratch(&self) -> usize {
         let (l, x) = (&self.shape.config.language, &self.shape.config.cross_attention);
         let (d, f, rows) = (l.width, l.mlp_width, self.rows());
@@ -459,7 +459,11 @@ impl fmt::Display for Plan {
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let z = &self.micro_batch;
         let (all, trained) = (self.parameters as f64 / 1e6, self.trained_parameters as f64 / 1e6);
-        writeln!(f, "{all:.1} M parameters, {trained:.1} M trained; on each of {} ranks:", self.ranks)?;
+        writeln!(
+            f,
+            "{all:.1} M parameters, {trained:.1} M trained; on each of {} ranks:",
+            self.ranks
+        )?;
         writeln!(
             f,
             "micro-batches of {} sequences, at most {} tokens and {} images; recompute {}\n",
@@ -479,9 +483,8 @@ impl fmt::Display for Plan {
             }
             (false, false) => {
                 writeln!(f, "\ndoes not fit on a card of {size:.0} GB; it would with")?;
-                let each = |(what, total): &(String, u64)| {
-                    writeln!(f, "{:>10.3} GB  {what}", gb(*total))
-                };
+                let each =
+                    |(what, total): &(String, u64)| writeln!(f, "{:>10.3} GB  {what}", gb(*total));
                 card.ways.iter().try_for_each(each)
             }
         }
@@ -511,7 +514,10 @@ mod tests {
     fn the_9b_models_classes_are_those_of_the_arithmetic() {
         let plan = shape(6 * 2048, 1).plan();
         let near = |found: f64, expected: f64, share: f64| {
-            assert!((found / expected - 1.0).abs() < share, "{found} GB, expected {expected}: {plan}");
+            assert!(
+                (found / expected - 1.0).abs() < share,
+                "{found} GB, expected {expected}: {plan}"
+            );
         };
         near(of(&plan, "weights"), 16.44, 0.01);
         near(of(&plan, "trained weights"), 2.36, 0.01);
@@ -545,7 +551,10 @@ mod tests {
         assert!(s.plan_for(1 << 40).card.unwrap().fits);
         let none = s.plan_for(1_000_000_000);
         assert!(none.to_string().contains("whatever is changed"));
-        assert_eq!((bytes_of("80GB").unwrap(), bytes_of("1.5MB").unwrap()), (80_000_000_000, 1_500_000));
+        assert_eq!(
+            (bytes_of("80GB").unwrap(), bytes_of("1.5MB").unwrap()),
+            (80_000_000_000, 1_500_000)
+        );
         assert!(bytes_of("80TBs").is_err() && bytes_of("-1GB").is_err() && bytes_of("").is_err());
     }
 }

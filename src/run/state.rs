@@ -93,8 +93,8 @@ pub fn check(
         let advice = "each rank has its own part of the state; start as many as there were";
         return refuse("number of ranks", format!("{world}, as now"), ranks.to_string(), advice);
     }
-    let now = serde_json::to_value(architecture)
-        .map_err(|e| Error::invalid("config.json", "JSON", e))?;
+    let now =
+        serde_json::to_value(architecture).map_err(|e| Error::invalid("config.json", "JSON", e))?;
     if let Some((key, was, is)) = super::config::first_difference(&state["architecture"], &now) {
         let advice = "resume with the model folder that the run began with";
         return refuse(&format!("architecture, {key}"), format!("{is}, as now"), was, advice);

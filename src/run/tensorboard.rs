@@ -1,8 +1,8 @@
 //! Event files as TensorBoard reads them: scalars and text.
 //!
 //! A file is a sequence of records (`tensorflow/core/lib/io/record_writer.h`): length u64, masked
-//! CRC-32C of the length, an `Event` message (`tensorflow/core/util/event.proto`), masked CRC-32C of
-//! the message. The few fields in use are encoded by hand.
+//! CRC-32C of the length, an `Event` message (`tensorflow/core/util/event.proto`), masked CRC-32C
+//! of the message. The few fields in use are encoded by hand.
 
 use crate::{Error, Result};
 use std::fs::File;

@@ -37,10 +37,21 @@ pub struct Start {
 /// What happens, for whoever watches.
 pub enum Event<'a> {
     /// Of so many steps, some may have been done before.
-    Began { step: u64, steps: u64, trained: usize },
-    Step { report: &'a Report, names: &'a [String] },
-    Validated { measured: &'a [Measured] },
-    Saved { folder: PathBuf },
+    Began {
+        step: u64,
+        steps: u64,
+        trained: usize,
+    },
+    Step {
+        report: &'a Report,
+        names: &'a [String],
+    },
+    Validated {
+        measured: &'a [Measured],
+    },
+    Saved {
+        folder: PathBuf,
+    },
     /// Something that does not end the run, but that somebody should know.
     Note(String),
 }
@@ -155,10 +166,8 @@ fn prepare<'a>(
         false => None,
         true => Some(Tensor::zeros(trainer.stream(), DType::F32, &[1, parts[rank].len()])?),
     };
-    let identity = Identity {
-        model: model_identity(&folder)?,
-        model_folder: folder.display().to_string(),
-    };
+    let identity =
+        Identity { model: model_identity(&folder)?, model_folder: folder.display().to_string() };
     Ok(Run {
         checkpoints: Checkpoints::new(&config.run.folder.join(FOLDER), 1, Disk::default()),
         names: config.sources.iter().map(|s| s.name.clone()).collect(),
@@ -369,8 +378,9 @@ impl Run<'_> {
             return Ok(());
         }
         let expected = format!("at most {} steps in a row left out", self.config.run.most_skipped);
-        Err(Error::invalid("training", expected, count)
-            .advise("the newest checkpoint is from before; lower the learning rate, or look at the data"))
+        Err(Error::invalid("training", expected, count).advise(
+            "the newest checkpoint is from before; lower the learning rate, or look at the data",
+        ))
     }
 
     fn note(&mut self, step: u64, what: String) {
@@ -410,8 +420,7 @@ impl Run<'_> {
     }
 
     fn validate(&mut self, step: u64) -> Result<()> {
-        let measured =
-            validation::run(&self.config, &self.model, &self.comm, &mut self.trainer)?;
+        let measured = validation::run(&self.config, &self.model, &self.comm, &mut self.trainer)?;
         let loss = |m: &Measured| (format!("loss/{}", m.name), m.loss);
         let numbers: Vec<_> = measured.iter().map(loss).collect();
         self.write(step, |metrics| metrics.numbers("validation", step, &numbers));
@@ -433,8 +442,7 @@ impl Run<'_> {
     /// Saves; a full disk ends the run only if it is the end anyway, or again and again.
     fn save(&mut self, step: u64, is_last: bool) -> Result<()> {
         let (config, identity) = (&self.config, &self.identity);
-        let content =
-            state::content(config, identity, &self.trainer, &self.rows, &self.sources)?;
+        let content = state::content(config, identity, &self.trainer, &self.rows, &self.sources)?;
         let saved = self.checkpoints.save(&self.comm, step, &content)?;
         match saved {
             Ok(folder) => {

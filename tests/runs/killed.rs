@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-const KILLS: usize = 25;
+/// A longer soak: `MEDFLAMINGO_KILLS=1000 cargo test --release --test runs killed`.
+fn kills_wanted() -> usize {
+    std::env::var("MEDFLAMINGO_KILLS").map_or(25, |n| n.parse().unwrap())
+}
 
 /// Of an interrupted run's state all that decides how it goes on is compared: tensors, progress,
 /// place in the data.
@@ -25,7 +28,8 @@ fn a_run_killed_at_any_moment_loses_nothing_and_ends_the_same() {
     assert_eq!(expected.0, 16);
 
     let (mut kills, mut seed, mut round) = (0, 7u64, 0);
-    while kills < KILLS {
+    let wanted = kills_wanted();
+    while kills < wanted {
         round += 1;
         let own = scratch.path().join(format!("killed-{round}"));
         std::fs::create_dir(&own).unwrap();
@@ -35,7 +39,7 @@ fn a_run_killed_at_any_moment_loses_nothing_and_ends_the_same() {
             seed = seed.wrapping_mul(6364136223846791605).wrapping_add(1442695040888963407);
             let delay = life.mul_f64((seed >> 33) as f64 / (1u64 << 31) as f64 * 0.4);
             let mut child = command(&config).spawn().unwrap();
-            let ended = if kills < KILLS { waited(&mut child, delay) } else { child.wait().ok() };
+            let ended = if kills < wanted { waited(&mut child, delay) } else { child.wait().ok() };
             if let Some(status) = ended {
                 let mut text = String::new();
                 let _ = std::io::Read::read_to_string(&mut child.stderr.unwrap(), &mut text);

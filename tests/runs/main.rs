@@ -1,5 +1,5 @@
-//! Whole training runs of a tiny model, as a user starts them and as ranks of one process: what they
-//! write, that they go on to the bit, and what they refuse.
+//! Whole training runs of a tiny model, as a user starts them and as ranks of one process: what
+//! they write, that they go on to the bit, and what they refuse.
 
 mod killed;
 mod ranks;
@@ -48,7 +48,8 @@ fn pairs(folder: &Path, count: u32) {
         let pixels: Vec<u8> = (0..48 * 48).map(|i: u32| (i * (n + 3) % 251) as u8).collect();
         encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
         std::fs::write(folder.join(format!("{n}.png")), bytes).unwrap();
-        let _ = writeln!(lines, r#"{{"image": "{n}.png", "caption": "wave {n} of {}"}}"#, n * 7 % 5);
+        let _ =
+            writeln!(lines, r#"{{"image": "{n}.png", "caption": "wave {n} of {}"}}"#, n * 7 % 5);
     }
     std::fs::write(folder.join("pairs.jsonl"), lines).unwrap();
 }
@@ -89,7 +90,12 @@ buffer = 8
 }
 
 /// Trains in this process as one of the ranks.
-fn trained(config: &Path, resume: bool, comm: Comm, disk: Disk) -> (medflamingo::Result<Ended>, Vec<String>) {
+fn trained(
+    config: &Path,
+    resume: bool,
+    comm: Comm,
+    disk: Disk,
+) -> (medflamingo::Result<Ended>, Vec<String>) {
     let mut notes = Vec::new();
     let start = Start {
         config: RunConfig::read(config).unwrap(),

@@ -56,7 +56,10 @@ fn ranks_resume_together_and_other_numbers_of_them_are_refused() {
     for world in [1, 4] {
         for refused in run(world, true) {
             let message = refused.unwrap_err().to_string();
-            assert!(message.contains("number of ranks") && message.contains("found 2"), "{message}");
+            assert!(
+                message.contains("number of ranks") && message.contains("found 2"),
+                "{message}"
+            );
         }
     }
     assert!(run(2, true).iter().all(|r| r.is_ok()));
@@ -79,7 +82,8 @@ fn start(config: &Path, world: usize, port: u16) -> Vec<Child> {
 fn a_dead_or_stuck_process_ends_the_others_within_the_timeout() {
     for (round, signal) in [(0, libc::SIGKILL), (1, libc::SIGKILL), (2, libc::SIGSTOP)] {
         let scratch = tempfile::tempdir().unwrap();
-        let config = prepared(scratch.path(), 1_000_000, "timeout_seconds = 3\ncheckpoint_every = 1000000");
+        let config =
+            prepared(scratch.path(), 1_000_000, "timeout_seconds = 3\ncheckpoint_every = 1000000");
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);

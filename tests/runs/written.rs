@@ -11,8 +11,11 @@ use serde_json::Value;
 #[test]
 fn metrics_validation_samples_and_the_whole_configuration() {
     let scratch = tempfile::tempdir().unwrap();
-    let config =
-        prepared(scratch.path(), 6, "validate_every = 3\nsample_every = 3\nvalidation_sequences = 5");
+    let config = prepared(
+        scratch.path(),
+        6,
+        "validate_every = 3\nsample_every = 3\nvalidation_sequences = 5",
+    );
     let more = r#"
 [[validation]]
 name = "held-out"
@@ -61,7 +64,8 @@ fn the_plan_is_what_a_trainer_holds() {
         let options = run.train.clone();
         let queue = Stream::host(1);
         let mut trainer =
-            Trainer::new(queue, &mut folder.weights, &folder.config, options, Shard::WHOLE).unwrap();
+            Trainer::new(queue, &mut folder.weights, &folder.config, options, Shard::WHOLE)
+                .unwrap();
         let source = &run.sources[0];
         let mut data = medflamingo::train::data::Stream::open(
             source.source(),

@@ -91,14 +91,14 @@ impl Nccl {
     pub fn new(stream: &Stream, id: [u8; Self::ID], rank: usize, world: usize) -> Result<Self> {
         present()?;
         let queue = stream.queue().cloned();
-        let queue = queue.ok_or_else(|| Error::device("cpu", "NCCL passes tensors of cards only"))?;
+        let queue =
+            queue.ok_or_else(|| Error::device("cpu", "NCCL passes tensors of cards only"))?;
         let (mut comm, mut event) = (std::ptr::null_mut(), std::ptr::null_mut());
         let id = sys::ncclUniqueId { internal: id.map(|b| b as std::ffi::c_char) };
         {
             let _state = queue.enter()?;
             // SAFETY: writes the handle it is given; the queue's context is current.
-            let status =
-                unsafe { sys::ncclCommInitRank(&mut comm, world as i32, id, rank as i32) };
+            let status = unsafe { sys::ncclCommInitRank(&mut comm, world as i32, id, rank as i32) };
             nccl(&queue.name, "start", status)?;
             let flags = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
             // SAFETY: writes the handle it is given.
@@ -241,10 +241,9 @@ impl Shared {
         // SAFETY: writes the status it is given.
         let asked = unsafe { sys::ncclCommGetAsyncError(state.comm, &mut status) };
         let why = match (asked, status) {
-            (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclSuccess) => {
-                (since.elapsed() > TIMEOUT)
-                    .then(|| format!("a rank did not come within {} s", TIMEOUT.as_secs()))
-            }
+            (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclSuccess) => (since.elapsed()
+                > TIMEOUT)
+                .then(|| format!("a rank did not come within {} s", TIMEOUT.as_secs())),
             (_, status) => Some(format!("a rank has failed: {}", words(status))),
         };
         let Some(why) = why else { return false };

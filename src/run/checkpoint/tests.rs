@@ -154,10 +154,11 @@ fn ranks_save_together_or_not_at_all() {
             let one = |comm: Comm| {
                 scope.spawn(move || {
                     let is_failing = failing == Some(comm.rank());
-                    let disk = Disk::faulty(move |action, _| match is_failing && action == "write" {
-                        true => Err(std::io::Error::from(std::io::ErrorKind::StorageFull)),
-                        false => Ok(()),
-                    });
+                    let disk =
+                        Disk::faulty(move |action, _| match is_failing && action == "write" {
+                            true => Err(std::io::Error::from(std::io::ErrorKind::StorageFull)),
+                            false => Ok(()),
+                        });
                     save(&Checkpoints::new(at, 2, disk), &comm, step)
                 })
             };
