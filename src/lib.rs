@@ -8,7 +8,7 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `profile`, `quality`, `run` |
+//! | 7 | `books`, `convert`, `profile`, `quality`, `run` |
 //! | 6 | `engine`, `train` |
 //! | 5 | `model`, `comm` |
 //! | 4 | `ops`, `weights`, `prompt` |
@@ -16,6 +16,7 @@
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
+pub mod books;
 pub mod checkpoint;
 pub mod comm;
 pub mod contracts;

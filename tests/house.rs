@@ -61,7 +61,7 @@ fn floor(module: &str) -> Option<u32> {
         "ops" | "weights" | "prompt" => 4,
         "model" | "comm" => 5,
         "engine" | "train" => 6,
-        "convert" | "profile" | "quality" | "run" => 7,
+        "books" | "convert" | "profile" | "quality" | "run" => 7,
         "main" | "commands" => 8,
         _ => return None,
     })

@@ -1,5 +1,6 @@
 //! `medflamingo-tools`: make, look at and check model folders.
 
+mod books;
 mod convert;
 mod export;
 mod inspect;
@@ -26,6 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Books(books::Books),
     Convert(convert::Convert),
     Export(export::Export),
     Inspect(inspect::Inspect),
@@ -38,6 +40,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub const NO_LABEL: i32 = -100;
 
 /// One sequence: a caption with its image, or a page with the images in it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Sample {
     /// Tokens, without padding.
     pub ids: Vec<u32>,
@@ -22,7 +22,7 @@ pub struct Sample {
 }
 
 /// The sequences of one micro-batch, in any order and of any lengths.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub sequences: Vec<Sample>,
 }

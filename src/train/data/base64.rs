@@ -2,7 +2,7 @@
 
 /// The bytes of `text`: the standard alphabet, padded, without white space. None for anything else,
 /// bits left over in the last digit included.
-pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let text = text.as_bytes();
     if !text.len().is_multiple_of(4) {
         return None;

@@ -102,6 +102,11 @@ impl<J: Send + 'static, R: Send + 'static> Queue<J, R> {
         Ok(())
     }
 
+    /// Results that are ready.
+    pub(super) fn ready(&self) -> usize {
+        self.shared.lock().done.len()
+    }
+
     /// The next result in order, and whether it had to be waited for.
     pub(super) fn take(&mut self) -> (Taken<R>, bool) {
         let shared = &self.shared;

@@ -38,8 +38,8 @@ pub struct Content {
 #[derive(Deserialize)]
 struct Caption {
     image: Option<String>,
-    #[serde(alias = "text")]
     caption: Option<String>,
+    text: Option<String>,
 }
 
 /// Reads the content of `record` of `source`.
@@ -93,7 +93,10 @@ fn pair(
         String::from_utf8(bytes).or_else(|_| refuse(Reason::Text, "a caption not in UTF-8"))?
     } else if let Some(member) = find(&["json"]) {
         let found: Caption = parse(&read(member, MAX_CAPTION)?)?;
-        found.caption.map_or_else(|| refuse(Reason::NoText, "JSON without caption or text"), Ok)?
+        found
+            .caption
+            .or(found.text)
+            .map_or_else(|| refuse(Reason::NoText, "JSON without caption or text"), Ok)?
     } else {
         return refuse(Reason::NoText, "neither .txt nor .json");
     };
@@ -184,7 +187,7 @@ fn document(
     }
 }
 
-/// A segment of a book as `medflamingo-tools books` writes it: the files are beside it in the shard.
+/// A segment of a book as `medflamingo-tools books` writes it: its files are beside it.
 #[derive(Serialize, Deserialize)]
 struct Segment {
     format: String,

@@ -52,8 +52,8 @@ pub struct Rules {
     pub min_images: usize,
     /// MMC4: how images find their sentences.
     pub matching: Matching,
-    /// MMC4: the least similarity of an image to its sentence. 0.24 for cosines, 30 for the 100-fold
-    /// cosines of the first release of the data.
+    /// MMC4: the least similarity of an image to its sentence. 0.24 for cosines, 30 for the
+    /// 100-fold cosines of the first release of the data.
     pub similarity: f64,
     /// MMC4: the smallest file of an image, in bytes.
     pub min_image_bytes: usize,

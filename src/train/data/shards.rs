@@ -197,7 +197,7 @@ fn group(
     let mut key = String::new();
     let mut found: Option<Group> = None;
     loop {
-        let entry = match pending.take().map_or_else(|| walk.next(), |e| Ok(Some(e))) {
+        let entry = match pending.take().map_or_else(|| walk.next_file(), |e| Ok(Some(e))) {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(found),
             Err(refusal) if found.is_some() => {
@@ -276,8 +276,8 @@ fn pass_over(file: &mut impl BufRead, mut at: u64, end: u64) -> std::io::Result<
     Ok(at.min(end))
 }
 
-/// The paths that `pattern` stands for: `a-{08..10}.tar` is three files, with the zeros of the first
-/// number; a folder is its `.tar` files; anything else is itself.
+/// The paths that `pattern` stands for: `a-{08..10}.tar` is three files, with the zeros of the
+/// first number; a folder is its `.tar` files; anything else is itself.
 ///
 /// # Errors
 /// Braces that are no range, more than a million files, or a folder that cannot be read.

@@ -230,6 +230,11 @@ impl Stream {
         (self.waited, self.waits)
     }
 
+    /// Results that are ready now; [`StreamOptions::ahead`] when the workers have nothing to do.
+    pub fn ready(&self) -> usize {
+        self.queue.as_ref().map_or(0, Queue::ready)
+    }
+
     /// The place after the last sample that was taken, for [`Stream::restore`].
     pub fn state(&self) -> Value {
         json!({

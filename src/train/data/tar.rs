@@ -56,7 +56,7 @@ impl<R: Read + Seek> Walk<R> {
     ///
     /// # Errors
     /// A damaged or truncated archive, of which the rest cannot be read.
-    pub fn next(&mut self) -> Result<Option<Entry>, Refusal> {
+    pub fn next_file(&mut self) -> Result<Option<Entry>, Refusal> {
         loop {
             let start = self.next;
             match self.member() {
