@@ -8,9 +8,9 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `books`, `convert`, `profile`, `quality` |
+//! | 7 | `books`, `convert`, `profile`, `quality`, `run` |
 //! | 6 | `engine`, `train` |
-//! | 5 | `model` |
+//! | 5 | `model`, `comm` |
 //! | 4 | `ops`, `weights`, `prompt` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
@@ -18,6 +18,7 @@
 
 pub mod books;
 pub mod checkpoint;
+pub mod comm;
 pub mod contracts;
 pub mod convert;
 pub mod device;
@@ -30,6 +31,7 @@ pub mod ops;
 pub mod profile;
 pub mod prompt;
 pub mod quality;
+pub mod run;
 pub mod tensor;
 pub mod text;
 pub mod train;

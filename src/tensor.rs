@@ -133,6 +133,12 @@ impl Tensor {
         }
     }
 
+    /// The same cells under another owner: whoever writes to them, both see it.
+    pub(crate) fn share(&self) -> Self {
+        let Tensor { buffer, offset, dtype, shape } = self;
+        Tensor { buffer: buffer.clone(), offset: *offset, dtype: *dtype, shape: *shape }
+    }
+
     /// Copies row `from` onto row `to`.
     ///
     /// # Errors
@@ -291,6 +297,15 @@ impl<'a> View<'a> {
         Ok(out)
     }
 
+    /// Copies the bytes of the cells out of the device, row after row, whatever the dtype.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has failed.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut out = vec![0; self.bytes()];
+        copy_out(self.buffer, self.cells(), &mut out).map(|()| out)
+    }
+
     /// Copies the view out of the device, widened to `f32`.
     ///
     /// # Errors
@@ -377,6 +392,18 @@ impl<'a> ViewMut<'a> {
     /// If the device has failed.
     pub fn zero(&mut self) -> Result<()> {
         copy_in(self.buffer, self.cells(), &vec![0; self.bytes()])
+    }
+
+    /// Copies bytes in, row after row, as [`View::to_bytes`] gives them.
+    ///
+    /// # Errors
+    /// If there are more or fewer than the cells have.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.bytes() {
+            let expected = format!("{} bytes of {} {}", self.bytes(), self.shape, self.dtype);
+            return Err(Error::invalid("write", expected, bytes.len()));
+        }
+        copy_in(self.buffer, self.cells(), bytes)
     }
 
     /// Copies another view of the same shape and dtype in.
@@ -513,6 +540,12 @@ mod tests {
         assert!(t.view_mut().split_columns(5).is_err());
         assert!(t.view().block(0..2, 0..2).unwrap().shaped(&[4]).is_err());
         assert!(t.view().read::<f32>().is_err());
+        let bytes = t.view().block(1..3, 1..3).unwrap().to_bytes().unwrap();
+        assert_eq!(bytes.len(), 16);
+        let mut copy = Tensor::zeros(&stream, DType::I32, &[2, 2]).unwrap();
+        copy.view_mut().write_bytes(&bytes).unwrap();
+        assert_eq!(copy.view().read::<i32>().unwrap(), [5, 6, 9, 10]);
+        assert!(copy.view_mut().write_bytes(&bytes[1..]).is_err());
     }
 
     #[test]

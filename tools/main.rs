@@ -2,6 +2,7 @@
 
 mod books;
 mod convert;
+mod export;
 mod inspect;
 mod kernels;
 mod quality;
@@ -28,6 +29,7 @@ struct Cli {
 enum Command {
     Books(books::Books),
     Convert(convert::Convert),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
     Quality(quality::Compare),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Quality(command) => command.run(),

@@ -212,6 +212,30 @@ impl Trainer {
         Ok(self.grads.flat_mut())
     }
 
+    /// Gives `take` the gradients since the last call and forgets them, but not their losses: for
+    /// sums over micro-batches and ranks that are kept elsewhere.
+    ///
+    /// # Errors
+    /// Those of `take`; if the device has failed.
+    pub fn take_gradients(
+        &mut self,
+        take: &mut dyn FnMut(&Stream, View<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.grads.settle(&self.stream, &self.params)?;
+        take(&self.stream, self.grads.flat())?;
+        self.grads.clear();
+        Ok(())
+    }
+
+    /// Puts `sum` in the place of the gradients in this rank's share.
+    ///
+    /// # Errors
+    /// If it is not as long as that.
+    pub fn put_gradients(&mut self, sum: View<'_>) -> Result<()> {
+        self.grads.settle(&self.stream, &self.params)?;
+        self.grads.flat_mut().block(0..1, self.own.clone())?.copy_from(sum)
+    }
+
     /// Sums of squares of the gradients in this rank's share, [`ALIGN`] elements each: those of all
     /// ranks one after another are the same however many ranks there are.
     ///
@@ -346,8 +370,11 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of `change`; if the device has failed.
-    pub fn exchange(&mut self, change: &mut dyn FnMut(ViewMut<'_>) -> Result<()>) -> Result<()> {
-        change(self.params.flat_mut())?;
+    pub fn exchange(
+        &mut self,
+        change: &mut dyn FnMut(&Stream, ViewMut<'_>) -> Result<()>,
+    ) -> Result<()> {
+        change(&self.stream, self.params.flat_mut())?;
         self.params.refresh()
     }
 

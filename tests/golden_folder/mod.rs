@@ -88,22 +88,28 @@ impl Model {
         if made.contains(&output) {
             return output;
         }
+        let stored = if dtype == "bf16" { StoredDType::Bf16 } else { StoredDType::F32 };
+        let options = Options { output: output.clone(), ..self.conversion(stored) };
+        convert(&options, &|_, _| {}).unwrap();
+        made.push(output.clone());
+        output
+    }
+
+    /// How its upstream files become a model folder, but for where.
+    pub fn conversion(&self, dtype: StoredDType) -> Options {
         let clip = std::fs::read_dir(self.folder.join("clip")).unwrap();
         let clip = clip.map(|e| e.unwrap().path()).find(|p| p.extension().unwrap() == "pt");
-        let options = Options {
+        Options {
             language_model: self.folder.join("lm"),
             vision: clip.unwrap(),
             flamingo: self.folder.join("flamingo.pt"),
-            output: output.clone(),
-            dtype: if dtype == "bf16" { StoredDType::Bf16 } else { StoredDType::F32 },
+            output: PathBuf::new(),
+            dtype,
             new_head_rows: NewHeadRows::default(),
             activation: None,
             max_shard: 5 << 30,
             is_forced: true,
-        };
-        convert(&options, &|_, _| {}).unwrap();
-        made.push(output.clone());
-        output
+        }
     }
 
     pub fn cases(&self) -> Vec<Case> {

@@ -333,8 +333,11 @@ impl<T: Real> Task<T> {
                     let Range { start, end } = self.sight(h, i).keys;
                     let row = r * width + from..r * width + upto.max(from);
                     let (p, dp) = (&mut parts.p[row.clone()], &parts.ds[row]);
+                    // A row that sees nothing may be nowhere near what the others see.
                     let own = within(&(start..end), keys);
-                    let own = own.start.max(from) - from..own.end.max(from) - from;
+                    let [first, last] =
+                        [own.start, own.end].map(|j| j.clamp(from, upto.max(from)) - from);
+                    let own = first..last;
                     p[..own.start].fill(f32::NEG_INFINITY);
                     p[own.end..].fill(f32::NEG_INFINITY);
                     add_bias(&mut p[own], h.slope, start as f32 - (end as f32 - 1.0));
