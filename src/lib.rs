@@ -8,10 +8,10 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `profile`, `quality` |
+//! | 7 | `convert`, `profile`, `quality`, `eval` |
 //! | 6 | `engine` |
 //! | 5 | `model` |
-//! | 4 | `ops`, `weights`, `prompt` |
+//! | 4 | `ops`, `weights`, `prompt`, `phantom` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
@@ -23,9 +23,11 @@ pub mod device;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod image;
 pub mod model;
 pub mod ops;
+pub mod phantom;
 pub mod profile;
 pub mod prompt;
 pub mod quality;

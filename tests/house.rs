@@ -58,10 +58,10 @@ fn floor(module: &str) -> Option<u32> {
         "error" | "dtype" | "contracts" => 1,
         "device" => 2,
         "tensor" | "text" | "image" | "checkpoint" => 3,
-        "ops" | "weights" | "prompt" => 4,
+        "ops" | "phantom" | "weights" | "prompt" => 4,
         "model" => 5,
         "engine" => 6,
-        "convert" | "profile" | "quality" => 7,
+        "convert" | "eval" | "profile" | "quality" => 7,
         "main" | "commands" => 8,
         _ => return None,
     })

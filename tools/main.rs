@@ -3,6 +3,7 @@
 mod convert;
 mod inspect;
 mod kernels;
+mod phantom;
 mod quality;
 mod quantize;
 mod report;
@@ -28,6 +29,7 @@ enum Command {
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
+    Phantom(phantom::Phantom),
     Quality(quality::Compare),
     Quantize(quantize::Quantize),
     Synth(synth::Synth),
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Phantom(command) => command.run(),
         Command::Quality(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Synth(command) => command.run(),
