@@ -31,17 +31,12 @@ pub struct Phantom {
     seed: u64,
 }
 
-/// Kinds with weights.
+/// Kinds with weights; a type of its own, or the parser would take the list for many values.
 #[derive(Clone, Debug)]
 struct Mix(Vec<(Kind, u32)>);
 
 fn mix(text: &str) -> Result<Mix> {
-    let one = |part: &str| {
-        let (kind, weight) = part.split_once('=').unwrap_or((part, "1"));
-        let wrong = |_| Error::invalid("weight", "a number", format!("`{weight}`"));
-        Ok((kind.trim().parse()?, weight.trim().parse().map_err(wrong)?))
-    };
-    Ok(Mix(text.split(',').map(one).collect::<Result<_>>()?))
+    Kind::mix(text).map(Mix)
 }
 
 impl Phantom {

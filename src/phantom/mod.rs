@@ -9,7 +9,8 @@
 //! ```
 //! use medflamingo::phantom::{Kind, Pages, Split};
 //!
-//! let mut pages = Pages::new(7, Split::Train, vec![(Kind::Caption, 1), (Kind::Words, 3)]).unwrap();
+//! let mix = vec![(Kind::Caption, 1), (Kind::Words, 3)];
+//! let mut pages = Pages::new(7, Split::Train, mix).unwrap();
 //! let page = pages.next_page();
 //! assert_eq!(page.text().matches("<image>").count(), page.pictures().unwrap().len());
 //! ```

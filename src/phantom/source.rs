@@ -66,6 +66,20 @@ impl Kind {
         }
     }
 
+    /// Kinds with weights, as configurations write them: `shots=1, words=3`; a weight is 1 unless
+    /// given.
+    ///
+    /// # Errors
+    /// A kind that does not exist, a weight that is no number.
+    pub fn mix(text: &str) -> Result<Vec<(Kind, u32)>> {
+        let one = |part: &str| {
+            let (kind, weight) = part.split_once('=').unwrap_or((part, "1"));
+            let wrong = |_| Error::invalid("weight", "a whole number", format!("`{weight}`"));
+            Ok((kind.trim().parse()?, weight.trim().parse().map_err(wrong)?))
+        };
+        text.split(',').map(one).collect()
+    }
+
     fn page(self, dice: &mut Dice, split: Split) -> Page {
         let is_held_out = split == Split::Examination;
         match self {
@@ -222,5 +236,8 @@ mod tests {
         }
         assert!("captions".parse::<Kind>().unwrap_err().to_string().contains("caption, questions"));
         assert!(Pages::new(0, Split::Train, vec![(Kind::Caption, 0)]).is_err());
+        let mix = Kind::mix("shots, words = 3").unwrap();
+        assert_eq!(mix, [(Kind::Shots, 1), (Kind::Words, 3)]);
+        assert!(Kind::mix("words=x").unwrap_err().to_string().contains("`x`"));
     }
 }

@@ -84,7 +84,8 @@ fn example(html: &mut String, shown: &Shown) -> Result<()> {
         false => ("wrong", format!("wrong: expected {}", shown.expected)),
     };
     *html += &format!(
-        "</div>\n<p class=\"answer\">The model: <b>{}</b> <span class=\"{class}\">({})</span></p>\n",
+        "</div>\n<p class=\"answer\">The model: <b>{}</b> \
+         <span class=\"{class}\">({})</span></p>\n",
         escape(shown.answer.text.trim()),
         escape(&verdict)
     );
@@ -174,7 +175,8 @@ fn interval(rate: &Rate, chance: Option<f64>) -> String {
     let x = |share: f64| 2.0 + 116.0 * share;
     let mut svg = format!(
         "<svg width=\"120\" height=\"14\"><rect x=\"2\" y=\"6\" width=\"116\" height=\"2\" \
-         fill=\"#cbd5e1\"/><rect x=\"{:.1}\" y=\"4\" width=\"{:.1}\" height=\"6\" fill=\"#93c5fd\"/>\
+         fill=\"#cbd5e1\"/><rect x=\"{:.1}\" y=\"4\" width=\"{:.1}\" height=\"6\" \
+         fill=\"#93c5fd\"/>\
          <circle cx=\"{:.1}\" cy=\"7\" r=\"3.5\" fill=\"#2563eb\"/>",
         x(rate.low),
         x(rate.high) - x(rate.low),

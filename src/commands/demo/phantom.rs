@@ -69,25 +69,17 @@ pub fn run(options: &Options) -> Result<()> {
     };
     say(&format!("{NOTICE}\n\n"));
     let mut engine = Engine::open(&options.model, &EngineOptions::default())?;
-    let gaze = Gaze::open(&options.model)?;
-    if engine.model().config().vision.image_size != phantom::SIDE {
-        let found = format!("images of {}", engine.model().config().vision.image_size);
+    let config = engine.model().config();
+    let parameters = config.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+    if config.vision.image_size != phantom::SIDE {
+        let found = format!("images of {}", config.vision.image_size);
         let expected = format!("a model of phantom studies, images of {}", phantom::SIDE);
         return Err(Error::invalid(options.model.display(), expected, found));
     }
-    // Other questions than the examination's.
-    let exam = Exam::new(1, 3 * SHOWN, 4)?;
-    let (mut shown, mut first_token_seconds) = (Vec::new(), 0.0);
-    let known = exam.known.iter().step_by(3).map(|item| (item, "Words the model knows"));
-    let coined = exam.coined.iter().step_by(3).map(|item| (item, "Words only the examples define"));
-    for (item, title) in known.chain(coined) {
-        let before = started.elapsed().as_secs_f64();
-        let one = show(&mut engine, &gaze, item, title, &say)?;
-        if shown.is_empty() {
-            first_token_seconds = before + one.answer.timings_ms.first_token / 1e3;
-        }
-        shown.push(one);
-    }
+    let before = started.elapsed().as_secs_f64();
+    let shown = show_all(&mut engine, &Gaze::open(&options.model)?, &say)?;
+    let first_token_seconds =
+        before + shown.first().map_or(0.0, |one| one.answer.timings_ms.first_token / 1e3);
     let report = match options.questions {
         0 => None,
         questions => Some(examine(&engine, questions)?),
@@ -96,13 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
         notice: NOTICE,
         model: options.model.display().to_string(),
         device: engine.device(),
-        parameters: engine
-            .model()
-            .config()
-            .tensors()
-            .iter()
-            .map(|(_, s)| s.iter().product::<usize>())
-            .sum(),
+        parameters,
         shown,
         report,
         first_token_seconds,
@@ -122,6 +108,14 @@ pub fn run(options: &Options) -> Result<()> {
         options.html.display()
     ));
     Ok(())
+}
+
+/// Some questions in known words and in made-up ones, other than the examination's.
+fn show_all(engine: &mut Engine, gaze: &Gaze, say: &dyn Fn(&str)) -> Result<Vec<Shown>> {
+    let exam = Exam::new(1, 3 * SHOWN, 4)?;
+    let known = exam.known.iter().step_by(3).map(|item| (item, "Words the model knows"));
+    let coined = exam.coined.iter().step_by(3).map(|item| (item, "Words only the examples define"));
+    known.chain(coined).map(|(item, title)| show(engine, gaze, item, title, say)).collect()
 }
 
 /// Asks one question, saying everything as it comes.
