@@ -102,3 +102,30 @@ fn looks_are_shares_of_the_image_that_a_row_may_see() {
         assert!((look.patches.iter().sum::<f32>() - 1.0).abs() < 1e-4);
     }
 }
+
+/// One file with everything in it: pictures, answers, probabilities, intervals, and what it is not.
+#[test]
+fn the_demo_makes_a_page_that_needs_nothing_else() {
+    let (folder, path) = model();
+    let page = folder.path().join("demo.html");
+    let demo = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_medflamingo"));
+        command.args(["demo", "--model", path.to_str().unwrap()]).args(arguments).output().unwrap()
+    };
+    let out = demo(&["--questions", "9", "--html", page.to_str().unwrap()]);
+    let (said, failed) = (String::from_utf8(out.stdout).unwrap(), out.stderr);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&failed));
+    for needle in ["no medical meaning", "not a medical device", "shots' images shuffled", "demo.html"]
+    {
+        assert!(said.contains(needle), "{needle}: {said}");
+    }
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert_eq!(html.matches("data:image/png;base64,").count(), 4 * 5);
+    assert!(html.matches("no medical meaning").count() == 2 && html.contains("fill-opacity"));
+    assert_eq!(html.matches("<tr><td>").count(), 2 * Control::ALL.len());
+    assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("<script"));
+    let out = demo(&["--questions", "0", "--json", "--html", page.to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["shown"].as_array().unwrap().len(), 4);
+    assert!(json["report"].is_null() && json["notice"].as_str().unwrap().contains("Toy model"));
+}
