@@ -224,6 +224,7 @@ fn table(report: &Report) -> String {
 pub fn expected(row: &Row) -> String {
     match row.expected {
         Some(share) => format!("{:.1} %", 100.0 * share),
-        None => "normal".into(),
+        None if row.control == phantom::Control::Normal.name() => String::new(),
+        None => "as normal".into(),
     }
 }
