@@ -8,10 +8,10 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `books`, `convert`, `profile`, `quality`, `run` |
+//! | 7 | `books`, `convert`, `eval`, `profile`, `quality`, `run` |
 //! | 6 | `engine`, `train` |
 //! | 5 | `model`, `comm` |
-//! | 4 | `ops`, `weights`, `prompt` |
+//! | 4 | `ops`, `weights`, `prompt`, `phantom` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
@@ -25,9 +25,11 @@ pub mod device;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod image;
 pub mod model;
 pub mod ops;
+pub mod phantom;
 pub mod profile;
 pub mod prompt;
 pub mod quality;

@@ -5,6 +5,7 @@ mod convert;
 mod export;
 mod inspect;
 mod kernels;
+mod phantom;
 mod quality;
 mod quantize;
 mod report;
@@ -32,6 +33,7 @@ enum Command {
     Export(export::Export),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
+    Phantom(phantom::Phantom),
     Quality(quality::Compare),
     Quantize(quantize::Quantize),
     Synth(synth::Synth),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Phantom(command) => command.run(),
         Command::Quality(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Synth(command) => command.run(),
