@@ -24,7 +24,7 @@ fn moved(trainer: &mut Trainer, p: &Parameter, at: &[f32], direction: &[f32], st
     for (x, d) in flat[p.range.clone()].iter_mut().zip(direction) {
         *x = (f64::from(*x) + step * f64::from(*d)) as f32;
     }
-    trainer.exchange(&mut |mut to| to.write(&flat)).unwrap();
+    trainer.exchange(&mut |_, mut to| to.write(&flat)).unwrap();
 }
 
 /// The loss changes along each parameter's gradient as that says, and in random directions too.
@@ -50,7 +50,7 @@ fn check(trainer: &mut Trainer, batch: &Batch, at: &str) {
         let limit = 0.02 * norm + 1e-5 / step;
         assert!((found - norm).abs() <= limit, "{at} {}: {norm:e}, measured {found:e}", p.name);
     }
-    trainer.exchange(&mut |mut to| to.write(&start)).unwrap();
+    trainer.exchange(&mut |_, mut to| to.write(&start)).unwrap();
 }
 
 fn all_trainable(model: &Model, seed: u32) {

@@ -5,6 +5,7 @@
 //! | `tar` | the bytes of a shard, read in place and written |
 //! | `shards` | which shards there are, where the records of one begin |
 //! | `order` | the one global order of an epoch, and which of it is this rank's |
+//! | `supply` | records from shards, or pages that are made when due |
 //! | `record` | what a record says: a caption, an MMC4 document, a segment of a book |
 //! | `matching` | which sentence an image belongs to |
 //! | `builder`, `labels` | ids, labels and pixels of a document |
@@ -34,6 +35,7 @@ mod record;
 mod rules;
 mod shards;
 mod stream;
+mod supply;
 mod tally;
 pub mod tar;
 
