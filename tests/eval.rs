@@ -110,13 +110,15 @@ fn the_demo_makes_a_page_that_needs_nothing_else() {
     let page = folder.path().join("demo.html");
     let demo = |arguments: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_medflamingo"));
-        command.args(["demo", "--model", path.to_str().unwrap()]).args(arguments).output().unwrap()
+        command.args(["demo", "--model", path.to_str().unwrap()]);
+        command.args(arguments).output().unwrap()
     };
     let out = demo(&["--questions", "9", "--html", page.to_str().unwrap()]);
     let (said, failed) = (String::from_utf8(out.stdout).unwrap(), out.stderr);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&failed));
-    for needle in ["no medical meaning", "not a medical device", "shots' images shuffled", "demo.html"]
-    {
+    let needles =
+        ["no medical meaning", "not a medical device", "shots' images shuffled", "demo.html"];
+    for needle in needles {
         assert!(said.contains(needle), "{needle}: {said}");
     }
     let html = std::fs::read_to_string(&page).unwrap();

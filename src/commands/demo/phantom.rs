@@ -67,7 +67,6 @@ pub fn run(options: &Options) -> Result<()> {
             print_text(text);
         }
     };
-    say(&format!("{NOTICE}\n\n"));
     let mut engine = Engine::open(&options.model, &EngineOptions::default())?;
     let config = engine.model().config();
     let parameters = config.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
@@ -76,6 +75,7 @@ pub fn run(options: &Options) -> Result<()> {
         let expected = format!("a model of phantom studies, images of {}", phantom::SIDE);
         return Err(Error::invalid(options.model.display(), expected, found));
     }
+    say(&format!("{NOTICE}\n\n"));
     let before = started.elapsed().as_secs_f64();
     let shown = show_all(&mut engine, &Gaze::open(&options.model)?, &say)?;
     let first_token_seconds =
