@@ -3,6 +3,7 @@
 mod books;
 mod hostile;
 mod order;
+mod phantom;
 mod samples;
 
 use medflamingo::image::Preprocess;
