@@ -8,15 +8,17 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `convert`, `profile`, `quality`, `eval` |
-//! | 6 | `engine` |
-//! | 5 | `model` |
+//! | 7 | `books`, `convert`, `profile`, `quality`, `run`, `eval` |
+//! | 6 | `engine`, `train` |
+//! | 5 | `model`, `comm` |
 //! | 4 | `ops`, `weights`, `prompt`, `phantom` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
+pub mod books;
 pub mod checkpoint;
+pub mod comm;
 pub mod contracts;
 pub mod convert;
 pub mod device;
@@ -31,8 +33,10 @@ pub mod phantom;
 pub mod profile;
 pub mod prompt;
 pub mod quality;
+pub mod run;
 pub mod tensor;
 pub mod text;
+pub mod train;
 pub mod weights;
 
 pub use dtype::DType;

@@ -59,9 +59,9 @@ fn floor(module: &str) -> Option<u32> {
         "device" => 2,
         "tensor" | "text" | "image" | "checkpoint" => 3,
         "ops" | "phantom" | "weights" | "prompt" => 4,
-        "model" => 5,
-        "engine" => 6,
-        "convert" | "eval" | "profile" | "quality" => 7,
+        "model" | "comm" => 5,
+        "engine" | "train" => 6,
+        "books" | "convert" | "eval" | "profile" | "quality" | "run" => 7,
         "main" | "commands" => 8,
         _ => return None,
     })

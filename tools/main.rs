@@ -1,6 +1,8 @@
 //! `medflamingo-tools`: make, look at and check model folders.
 
+mod books;
 mod convert;
+mod export;
 mod inspect;
 mod kernels;
 mod phantom;
@@ -26,7 +28,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Books(books::Books),
     Convert(convert::Convert),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
     Phantom(phantom::Phantom),
@@ -38,7 +42,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Phantom(command) => command.run(),

@@ -10,6 +10,21 @@ __device__ __forceinline__ float activate(float x, int activation) {
   return x;
 }
 
+/** The derivative of `activate` at x. */
+__device__ __forceinline__ float activation_slope(float x, int activation) {
+  // Far out, x times a factor that vanishes is 0, although x may be infinite.
+  if (activation == 1) {
+    const float near = fminf(fmaxf(x, -40.0f), 40.0f);
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752440f)) +
+           near * 0.39894228040143267794f * expf(-0.5f * x * x);
+  }
+  if (activation == 2) {
+    const float near = fminf(fmaxf(x, -40.0f), 40.0f), s = 1.0f / (1.0f + expf(-1.702f * x));
+    return s * (1.0f + 1.702f * near * (1.0f - s));
+  }
+  return 1.0f;
+}
+
 template <typename T> struct Epilogue {
   const GemmParams &p;
   float factor;  /**< tanh(gate) */
@@ -17,35 +32,44 @@ template <typename T> struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const GemmParams &p)
       : p(p), factor(p.gate ? tanhf(widen(*static_cast<const T *>(p.gate))) : 1.0f),
-        in_pairs(sizeof(T) == 2 && p.ldc % 2 == 0 && (uintptr_t)p.c % 8 == 0 &&
-                 ((uintptr_t)p.bias | (uintptr_t)p.residual) % 4 == 0) {}
+        in_pairs(sizeof(T) == 2 && p.ldc % 2 == 0 && (uintptr_t)p.bias % 4 == 0 &&
+                 ((uintptr_t)p.c | (uintptr_t)p.residual) % 8 == 0) {}
 
   __device__ __forceinline__ void store(int64_t row, int64_t col, float sum) const {
-    if (row >= p.m || col >= p.n) return;
-    int64_t at = row * p.ldc + col;
-    if (p.bias) sum += widen(static_cast<const T *>(p.bias)[col]);
-    float y = factor * activate(sum, p.activation);
-    if (p.residual) y += widen(static_cast<const T *>(p.residual)[at]);
     if (p.c_is_f32)
-      static_cast<float *>(p.c)[at] = y;
+      store_as<float>(row, col, sum);
     else
-      static_cast<T *>(p.c)[at] = narrow<T>(y);
+      store_as<T>(row, col, sum);
   }
 
   /** Sums as `mma` lays them out, from the lane's first cell on: `sums(j)[0 .. 4]` are the cells at
    *  columns col + 8 j and the next, of `row` and of row + 8; j < COUNT. */
   template <int COUNT, typename Sums>
   __device__ __forceinline__ void store_fragments(int64_t row, int64_t col, Sums sums) const {
+    if (p.c_is_f32)
+      store_all<float, COUNT>(row, col, sums);
+    else
+      store_all<T, COUNT>(row, col, sums);
+  }
+
+private:
+  /** Two neighbours of C. */
+  template <typename C> struct alignas(2 * sizeof(C)) Pair {
+    C x[2];
+  };
+
+  template <typename C, int COUNT, typename Sums>
+  __device__ __forceinline__ void store_all(int64_t row, int64_t col, Sums sums) const {
     // C may be the residual, so a load waits for the stores before it: many loads first.
-    constexpr int BATCH = COUNT < 8 ? COUNT : 8;
+    constexpr int MOST = 32 / (int)sizeof(Pair<C>), BATCH = COUNT < MOST ? COUNT : MOST;
 #pragma unroll
     for (int first = 0; first < COUNT; first += BATCH) {
-      uint32_t residual[BATCH][2];
+      Pair<C> residual[BATCH][2];
 #pragma unroll
       for (int j = 0; j < BATCH; j++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          residual[j][half] = residual2(row + half * 8, col + (first + j) * 8);
+          residual[j][half] = residual2<C>(row + half * 8, col + (first + j) * 8);
 #pragma unroll
       for (int j = 0; j < BATCH; j++)
 #pragma unroll
@@ -56,37 +80,43 @@ template <typename T> struct Epilogue {
     }
   }
 
-private:
-  __device__ __forceinline__ static const uint32_t *pair_at(const void *cells, int64_t at) {
-    return reinterpret_cast<const uint32_t *>(static_cast<const T *>(cells) + at);
+  template <typename C>
+  __device__ __forceinline__ void store_as(int64_t row, int64_t col, float sum) const {
+    if (row >= p.m || col >= p.n) return;
+    const int64_t at = row * p.ldc + col;
+    if (p.bias) sum += widen(static_cast<const T *>(p.bias)[col]);
+    float y = factor * activate(sum, p.activation);
+    if (p.residual) y += widen(static_cast<const C *>(p.residual)[at]);
+    static_cast<C *>(p.c)[at] = narrow<C>(y);
   }
 
   __device__ __forceinline__ bool is_pair(int64_t row, int64_t col) const {
     return in_pairs && row < p.m && col + 1 < p.n;
   }
 
-  __device__ __forceinline__ uint32_t residual2(int64_t row, int64_t col) const {
-    if (!p.residual || !is_pair(row, col)) return 0;
-    return *pair_at(p.residual, row * p.ldc + col);
+  template <typename C>
+  __device__ __forceinline__ Pair<C> residual2(int64_t row, int64_t col) const {
+    if (!p.residual || !is_pair(row, col)) return {};
+    return *reinterpret_cast<const Pair<C> *>(static_cast<const C *>(p.residual) + row * p.ldc +
+                                              col);
   }
 
+  template <typename C>
   __device__ __forceinline__ void store2(int64_t row, int64_t col, float first, float second,
-                                         uint32_t residual) const {
+                                         Pair<C> residual) const {
     if (!is_pair(row, col)) {
-      store(row, col, first);
-      store(row, col + 1, second);
+      store_as<C>(row, col, first);
+      store_as<C>(row, col + 1, second);
       return;
     }
-    int64_t at = row * p.ldc + col;
     if (p.bias) {
-      uint32_t bias = __ldg(pair_at(p.bias, col));
+      uint32_t bias =
+          __ldg(reinterpret_cast<const uint32_t *>(static_cast<const T *>(p.bias) + col));
       first += low2<T>(bias), second += high2<T>(bias);
     }
-    first = factor * activate(first, p.activation) + low2<T>(residual);
-    second = factor * activate(second, p.activation) + high2<T>(residual);
-    if (p.c_is_f32)
-      *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(first, second);
-    else
-      *reinterpret_cast<uint32_t *>(static_cast<T *>(p.c) + at) = pack2<T>(first, second);
+    first = factor * activate(first, p.activation) + widen(residual.x[0]);
+    second = factor * activate(second, p.activation) + widen(residual.x[1]);
+    *reinterpret_cast<Pair<C> *>(static_cast<C *>(p.c) + row * p.ldc + col) =
+        {narrow<C>(first), narrow<C>(second)};
   }
 };

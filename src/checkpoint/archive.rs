@@ -1,6 +1,6 @@
 //! The directory of a zip archive, read strictly from a mapping.
 //!
-//! Only what `torch.save` and TorchScript write is accepted: one end record at the very end, a
+//! Only what `torch.save`, TorchScript and makers of EPUB books write is accepted: one end record at the very end, a
 //! central directory directly before it, unique names, local headers that say what the directory
 //! says, and members that do not overlap. Two readers can then not disagree about the content.
 //! Nothing is unpacked: names are keys only.
@@ -19,11 +19,13 @@ const LOCAL: u32 = 0x0403_4b50;
 
 /// One member: where its bytes are and what they should add up to.
 #[derive(Clone, Debug)]
-pub(super) struct Member {
+pub(crate) struct Member {
     pub name: String,
-    /// True when the bytes are the content itself.
-    pub is_stored: bool,
     pub crc: u32,
+    /// The number of zip's method: 0 stored, 8 deflated.
+    pub method: u16,
+    /// Bytes of the content, as the directory has it.
+    pub size: u64,
     /// Position of the (possibly compressed) bytes in the file.
     pub data: Range<usize>,
     header: usize,
@@ -31,14 +33,14 @@ pub(super) struct Member {
 
 /// The members of an archive in directory order, by unique name.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     pub members: Vec<Member>,
     by_name: HashMap<String, usize>,
 }
 
 impl Directory {
     /// Reads and cross-checks the directory of the archive `file`.
-    pub(super) fn parse(file: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(file: &[u8]) -> Result<Self> {
         let (count, central) = end_record(file)?;
         let mut members = Vec::new();
         let mut by_name = HashMap::new();
@@ -67,7 +69,7 @@ impl Directory {
     }
 
     /// The member called exactly `name`.
-    pub(super) fn get(&self, name: &str) -> Option<&Member> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Member> {
         self.by_name.get(name).map(|&i| &self.members[i])
     }
 }
@@ -75,7 +77,7 @@ impl Directory {
 impl Member {
     /// The content, which must be stored, not compressed.
     pub(super) fn content<'a>(&self, file: &'a [u8]) -> Result<&'a [u8]> {
-        if self.is_stored {
+        if self.method == 0 {
             return Ok(&file[self.data.clone()]);
         }
         Err(bad("stored members", format!("{:?} compressed", self.name))
@@ -214,7 +216,8 @@ fn central_record(file: &[u8], at: usize, central: &Range<usize>) -> Result<(Mem
     let start = local_header(file, header, name.as_bytes(), same)?;
     let end = usize::try_from(packed).ok().and_then(|p| start.checked_add(p));
     let end = end.filter(|&e| e <= central.start).ok_or_else(outside)?;
-    Ok((Member { name, is_stored: method == 0, crc, data: start..end, header }, next))
+    let member = Member { name, crc, method, size, data: start..end, header };
+    Ok((member, next))
 }
 
 fn member_name(bytes: &[u8]) -> Result<String> {
@@ -308,8 +311,13 @@ const fn crc_tables() -> [[u32; 256]; 8] {
 static CRC: [[u32; 256]; 8] = crc_tables();
 
 /// CRC-32 as zip uses it (reflected 0x04c11db7), eight bytes a step.
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
-    let mut c = u32::MAX;
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
+    crc32_of_more(0, bytes)
+}
+
+/// CRC-32 of what `sum` is of, followed by `bytes`; 0 is that of nothing.
+pub(crate) fn crc32_of_more(sum: u32, bytes: &[u8]) -> u32 {
+    let mut c = !sum;
     let (eights, rest) = bytes.as_chunks::<8>();
     for b in eights {
         let x = u64::from_le_bytes(*b) ^ u64::from(c);
@@ -330,6 +338,7 @@ mod tests {
     fn crc32_has_the_check_value_of_its_definition() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
         assert_eq!(crc32(b""), 0);
+        assert_eq!(crc32_of_more(crc32(b"1234"), b"56789"), 0xcbf4_3926);
         assert_eq!(crc32(b"The quick brown fox jumps over the lazy dog"), 0x414f_a339);
     }
 

@@ -7,6 +7,7 @@
 
 mod cast;
 mod codes;
+pub mod export;
 mod flamingo;
 pub mod inspect;
 mod json;
@@ -20,6 +21,7 @@ mod rows;
 mod scratch;
 mod source;
 pub mod synth;
+mod torch;
 pub mod verify;
 mod vision;
 mod vocabulary;

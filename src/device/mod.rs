@@ -15,7 +15,7 @@ mod simt;
 
 pub use buffer::Buffer;
 pub(crate) use cuda::Cells;
-pub use cuda::{CudaCard, cuda_cards};
+pub use cuda::{CudaCard, Nccl, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
@@ -406,6 +406,14 @@ impl Stream {
             self.observer.after(!matches!(self.backend, Backend::Plan(_) | Backend::Cuda(_)));
         }
         result
+    }
+
+    /// The card's queue, if this is one's.
+    fn queue(&self) -> Option<&Arc<cuda::Queue>> {
+        match &self.backend {
+            Backend::Cuda(queue) => Some(queue),
+            _ => None,
+        }
     }
 
     /// What launches are laid out for; None on the host, whose twins take no geometry.

@@ -107,6 +107,21 @@ enum Work {
         rows: usize,
         images: usize,
     },
+    /// The gradients of three attentions.
+    FullBackward {
+        batch: usize,
+        q_len: usize,
+        k_len: usize,
+        heads: usize,
+    },
+    CausalBackward {
+        rows: usize,
+        heads: usize,
+    },
+    CrossBackward {
+        rows: usize,
+        images: usize,
+    },
     Patches {
         images: usize,
         side: usize,
@@ -224,6 +239,8 @@ fn attentions(s: &Sizes, add: Add<'_>) {
     ] {
         let (batch, head_dim) = (s.images, VISION_HEAD);
         add("attention", name.into(), Work::Attention { batch, q_len, k_len, heads, head_dim });
+        let work = Work::FullBackward { batch, q_len, k_len, heads };
+        add("attention_backward", name.into(), work);
     }
     let heads = s.width / HEAD;
     for (sequences, kv_len) in [(1, s.context), (1, 2048), (8, s.context)] {
@@ -240,6 +257,10 @@ fn attentions(s: &Sizes, add: Add<'_>) {
         add("kv_append", format!("lm_{rows}"), work);
         add("cross_attention", format!("gated_{rows}"), Work::Cross { rows, images: s.images });
     }
+    let (rows, images) = (s.prompt, s.images);
+    let of = "attention_backward";
+    add(of, format!("lm_{rows}"), Work::CausalBackward { rows, heads });
+    add(of, format!("gated_{rows}"), Work::CrossBackward { rows, images });
 }
 
 /// Calls a launch on the copy of the operands with that number.
@@ -274,7 +295,14 @@ impl Case {
             Work::Sampling { rows, vocabulary, is_greedy } => {
                 json!({"rows": rows, "vocabulary": vocabulary, "is_greedy": is_greedy})
             }
-            Work::Cross { rows, images } => json!({
+            Work::FullBackward { batch, q_len, k_len, heads } => json!({
+                "batch": batch, "q_len": q_len, "k_len": k_len, "heads": heads,
+                "head_dim": VISION_HEAD,
+            }),
+            Work::CausalBackward { rows, heads } => {
+                json!({"rows": rows, "heads": heads, "head_dim": HEAD})
+            }
+            Work::Cross { rows, images } | Work::CrossBackward { rows, images } => json!({
                 "rows": rows, "images": images, "latents": LATENTS, "heads": GATED_HEADS,
                 "head_dim": VISION_HEAD,
             }),
@@ -315,6 +343,11 @@ impl Case {
                 ring.sampling(rows, vocabulary, is_greedy, body)
             }
             Work::Cross { rows, images } => ring.cross(rows, images, body),
+            Work::FullBackward { batch, q_len, k_len, heads } => {
+                ring.full_backward(batch, [q_len, k_len], heads, body)
+            }
+            Work::CausalBackward { rows, heads } => ring.causal_backward(rows, heads, body),
+            Work::CrossBackward { rows, images } => ring.cross_backward(rows, images, body),
             Work::Patches { images, side } => ring.patches(images, side, body),
         }
     }
@@ -340,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_case_launches_its_kernel_once_on_every_copy() {
+    fn a_case_launches_its_kernel_as_often_on_every_copy() {
         let stream = Stream::planning(Chip::H200);
         for case in cases(&QUICK) {
             let mut copies = 0;
@@ -351,7 +384,9 @@ mod tests {
             })
             .unwrap();
             let launches = stream.recording().unwrap().launches;
-            assert_eq!(launches.len(), copies, "{}", case.title());
+            // The gradients of queries, then those of keys.
+            let each = if case.kernel == "attention_backward" { 2 } else { 1 };
+            assert_eq!(launches.len(), each * copies, "{}", case.title());
             assert!(launches.iter().all(|l| l.kernel == case.kernel && l.cost.bytes > 0.0));
         }
     }

@@ -19,7 +19,7 @@ pub use prepare::{Prepared, add_flamingo_specials, prepare};
 pub use sentencepiece::from_sentencepiece;
 pub use stop::{Found, StopStrings};
 pub use stream::TokenStream;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{MAX_TEXT, Tokenizer};
 
 /// Stands for one image in a prompt.
 pub const IMAGE: &str = "<image>";

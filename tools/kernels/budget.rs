@@ -34,6 +34,7 @@ pub static BUDGETS: &[Budget] = &[
     row("gemm", true, None, 255),
     row("gemm_quantized", true, None, 168),
     row("attention", true, None, 255),
+    row("attention_backward", true, None, 255),
     row("self_attention", true, None, 255),
     row("cross_attention", true, None, 255),
     row("checksum", false, Some(0), 64),
