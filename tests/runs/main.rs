@@ -29,6 +29,7 @@ fn model(seed: u64) -> PathBuf {
             dtype: StoredDType::F32,
             max_shard: 1 << 30,
             is_forced: true,
+            start: synth::Start::default(),
         };
         synth::synth(&options, &|_, _| {}).unwrap();
         output
