@@ -5,6 +5,7 @@ use medflamingo::engine::{Engine, EngineOptions, GenerateOptions};
 use medflamingo::eval::{self, Examiner, Gaze, Rate};
 use medflamingo::model::config::StoredDType;
 use medflamingo::phantom::{Control, Exam};
+use medflamingo::run::RunConfig;
 use std::path::PathBuf;
 
 /// A phantom model with random weights and open gates.
@@ -130,4 +131,58 @@ fn the_demo_makes_a_page_that_needs_nothing_else() {
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(json["shown"].as_array().unwrap().len(), 4);
     assert!(json["report"].is_null() && json["notice"].as_str().unwrap().contains("Toy model"));
+}
+
+#[test]
+fn recipes_are_configurations_that_the_trainer_takes() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes/phantom");
+    let mut count = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            let config = RunConfig::read(&path).unwrap();
+            config.train.check(medflamingo::DType::F32).unwrap();
+            assert!(config.sources.iter().all(|s| s.pages.is_some()), "{}", path.display());
+            count += 1;
+        }
+    }
+    assert_eq!(count, 5);
+    let text = std::fs::read_to_string(folder.join("1-language.toml")).unwrap();
+    for (from, to, needle) in [
+        ("pages = \"reports\"", "pages = \"report\"", "caption, questions"),
+        ("pages = \"reports\"", "shards = [\"x.tar\"]", "pages, and nothing else"),
+        ("form = \"phantom\"", "form = \"pairs\"", "shards, no file"),
+    ] {
+        let e = RunConfig::parse(&text.replace(from, to), &folder).unwrap_err().to_string();
+        assert!(e.contains(needle), "{e}");
+    }
+}
+
+/// Two steps of each stage's kind: text alone, and pairs with interleaved pages.
+#[test]
+fn phantom_studies_are_trained_on() {
+    let (folder, path) = model();
+    let source = |name: &str, pages: &str| {
+        format!(
+            "[[source]]\nname = \"{name}\"\nform = \"phantom\"\npages = \"{pages}\"\nbatch = 2\n"
+        )
+    };
+    let text = source("text", "reports");
+    let joint = source("pairs", "caption, questions") + &source("interleaved", "shots, words");
+    let language = "[train.trained]\nlanguage = true\n";
+    for (name, parts, sources) in [("text", language, text), ("joint", "", joint)] {
+        let file = folder.path().join(format!("{name}.toml"));
+        let config = format!(
+            "[run]\nfolder = \"{name}\"\nsteps = 2\n[model]\nfolder = \"{}\"\n{parts}\
+             [train.schedule]\nwarmup_steps = 1\n{sources}",
+            path.display()
+        );
+        std::fs::write(&file, config).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_medflamingo"));
+        let out = command.arg("train").arg(&file).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let metrics = folder.path().join(name).join("metrics.jsonl");
+        let lines = std::fs::read_to_string(metrics).unwrap();
+        assert!(lines.lines().count() >= 2 && !lines.contains("NaN"), "{lines}");
+    }
 }

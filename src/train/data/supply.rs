@@ -38,7 +38,9 @@ impl Supply {
         };
         let split = if options.shuffle { Split::Train } else { Split::Validation };
         let name = format!("phantom {split:?}: {pages}");
-        let made = Pages::new(options.seed, split, Kind::mix(pages)?)?;
+        // Sources of a run draw different studies.
+        let seed = options.seed.wrapping_add(options.source as u64 * 1_000_003);
+        let made = Pages::new(seed, split, Kind::mix(pages)?)?;
         Ok(Supply::Pages(Arc::new(made), name))
     }
 
