@@ -429,6 +429,12 @@ impl Elements<'_> {
         if self.trained().language {
             most = most.max(self.rows() * (d + fc1));
         }
+        if self.trained().resampler {
+            let (r, dv) = (&config.resampler, config.vision.width);
+            let inner = r.heads * r.head_dim;
+            most = most.max(self.patches().max(self.latents()) * (2 * inner + dv));
+            most = most.max(self.latents() * (r.mlp_width + dv));
+        }
         most
     }
 }

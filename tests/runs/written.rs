@@ -57,7 +57,8 @@ fn the_plan_is_what_a_trainer_holds() {
     let scratch = tempfile::tempdir().unwrap();
     let config = prepared(scratch.path(), 2, "");
     let mut run = RunConfig::read(&config).unwrap();
-    run.sources[0].batch = 6;
+    // Large enough that what rooms round up to is little beside it.
+    run.sources[0].batch = 16;
     for recompute in [Recompute::None, Recompute::Blocks, Recompute::All] {
         run.train.recompute = recompute;
         let mut folder = ModelFolder::open(&model(0)).unwrap();
@@ -75,11 +76,10 @@ fn the_plan_is_what_a_trainer_holds() {
             source.stream(1, 0, 0, 1),
         )
         .unwrap();
-        let batch = data.batch(6).unwrap().unwrap();
+        let batch = data.batch(16).unwrap().unwrap();
         let mut shape = Shape::of(&run, &folder.config, 1);
         shape.size.tokens = batch.tokens();
-        shape.size.targets = batch.tokens() - 12;
-        trainer.step(std::slice::from_ref(&batch)).unwrap();
+        shape.size.targets = batch.tokens() - 32;
         trainer.step(&[batch]).unwrap();
         let (held, plan) = (trainer.memory(), shape.plan());
         let of = |names: &[&str]| {
@@ -132,4 +132,31 @@ fn what_a_run_made_is_exported_for_others_and_for_us() {
     export(&options, &|_, _| {}).unwrap();
     let bytes = |name: &str| std::fs::read(scratch.path().join(name)).unwrap();
     assert!(bytes("again.pt") == bytes("trained.pt"));
+}
+
+#[test]
+fn a_plan_is_printed_and_nothing_is_made() {
+    let scratch = tempfile::tempdir().unwrap();
+    let config = prepared(scratch.path(), 10, "");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let preset = text
+        .replace(&format!("folder = \"{}\"", model(0).display()), "preset = \"med-flamingo-9b\"")
+        .replace("bits = 8", "bits = 32");
+    std::fs::write(&config, preset).unwrap();
+    let plan = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_medflamingo"));
+        command.args(["train", config.to_str().unwrap(), "--plan"]).args(more);
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let text = plan(&["--memory", "24GB"]);
+    assert!(text.contains("GB  weights") && text.contains("does not fit"), "{text}");
+    let json: Value =
+        serde_json::from_str(&plan(&["--json", "--memory", "80GB", "--ranks", "8"])).unwrap();
+    assert_eq!((&json["ranks"], &json["card"]["fits"]), (&Value::from(8), &Value::from(true)));
+    let classes = json["classes"].as_array().unwrap();
+    let sum: u64 = classes.iter().map(|c| c["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["total"].as_u64(), Some(sum));
+    assert!(!scratch.path().join("out").exists());
 }
