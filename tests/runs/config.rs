@@ -1,7 +1,10 @@
 //! What is read, what is filled in, and what is refused.
 
-use super::*;
-use crate::train::data::{LabelRules, Rules};
+use medflamingo::Result;
+use medflamingo::run::RunConfig;
+use medflamingo::train::data::{LabelRules, Rules};
+use serde_json::Value;
+use std::path::Path;
 
 const SMALL: &str = r#"
 [run]
@@ -40,7 +43,7 @@ fn what_is_not_given_is_upstreams_and_written_back() {
 /// The example has every key that there is, and what it calls a default is one.
 #[test]
 fn the_example_has_every_key() {
-    let text = include_str!("../../../examples/train.toml");
+    let text = include_str!("../../examples/train.toml");
     let example = parse(text).unwrap();
     fn keys(value: &Value, all: &mut Vec<String>) {
         match value {
