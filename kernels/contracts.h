@@ -27,6 +27,7 @@
 #include "layernorm.h"
 #include "norm_backward.h"
 #include "patchify.h"
+#include "quantize.h"
 #include "rmsnorm.h"
 #include "rope.h"
 #include "sampling.h"

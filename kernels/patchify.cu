@@ -43,7 +43,7 @@ __device__ void vision_tokens_backward(const VisionTokensBackwardParams &p) {
   for_my_cells(tokens * p.cols, SIZE, [&](int64_t at) {
     const int64_t c = at % p.cols, token = at / p.cols;
     float sum[SIZE] = {};
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t image = 0; image < p.images; image++) {
       alignas(PACKED ? 16 : sizeof(T)) T dy[SIZE];
       copy_cells<T, PACKED>(dy, static_cast<const T *>(p.dy) + image * tokens * p.cols + at);

@@ -1162,6 +1162,72 @@ const _: () = {
     ["Offset of field: VisionTokensBackwardParams::reserved"]
         [::core::mem::offset_of!(VisionTokensBackwardParams, reserved) - 60usize];
 };
+#[doc = " `quantize`: weights to the codes and scales that `gemm_quantized` reads.\n\n  Each weight takes the code nearest to it under the scale as it is stored. 8 bits: a row's\n  largest weight is 127 scales. 4 bits: a group's largest weight is code -8, whatever its sign,\n  by a scale of the opposite one; the first of several that are as large decides the sign.\n  losses\\[i\\] = \\[sum of (w - code scale)^2, sum of w^2\\] over the weights of scale i.\n\n  Source    arXiv:2208.07339 sec. 2; arXiv:2210.17323 sec. 3\n  Entries   quantize_{f32,bf16,f16}\n  Limits    cols is a multiple of 16 (8 bits) or 128 (4 bits); codes and w 16-byte aligned\n  Numerics  f32; a scale is rounded to bf16, then w * (1 / scale) to the nearest integer, ties to\n            even. A NaN counts for no scale, and its code is 0 (8 bits) or -8 (4 bits). Codes and\n            scales are the same bits everywhere, losses are sums in an order of each device's"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizeParams {
+    #[doc = "(rows,cols) signed bytes or (rows,cols/2) bytes of two"]
+    pub codes: *mut ::core::ffi::c_void,
+    #[doc = "(rows) or (rows,cols/128) bf16"]
+    pub scales: *mut ::core::ffi::c_void,
+    #[doc = "(rows,2) or (rows,cols/128,2), or null"]
+    pub losses: *mut f32,
+    #[doc = "(rows,cols) T"]
+    pub w: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    #[doc = "8 or 4"]
+    pub bits: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of QuantizeParams"][::core::mem::size_of::<QuantizeParams>() - 56usize];
+    ["Alignment of QuantizeParams"][::core::mem::align_of::<QuantizeParams>() - 8usize];
+    ["Offset of field: QuantizeParams::codes"]
+        [::core::mem::offset_of!(QuantizeParams, codes) - 0usize];
+    ["Offset of field: QuantizeParams::scales"]
+        [::core::mem::offset_of!(QuantizeParams, scales) - 8usize];
+    ["Offset of field: QuantizeParams::losses"]
+        [::core::mem::offset_of!(QuantizeParams, losses) - 16usize];
+    ["Offset of field: QuantizeParams::w"][::core::mem::offset_of!(QuantizeParams, w) - 24usize];
+    ["Offset of field: QuantizeParams::rows"]
+        [::core::mem::offset_of!(QuantizeParams, rows) - 32usize];
+    ["Offset of field: QuantizeParams::cols"]
+        [::core::mem::offset_of!(QuantizeParams, cols) - 40usize];
+    ["Offset of field: QuantizeParams::bits"]
+        [::core::mem::offset_of!(QuantizeParams, bits) - 48usize];
+};
+#[doc = " `dequantize`: w = code * scale, of what `quantize` has made.\n\n  Source    as `quantize`\n  Entries   dequantize_{f32,bf16,f16}\n  Limits    as `quantize`; w 16-byte aligned\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct DequantizeParams {
+    #[doc = "(rows,cols) T"]
+    pub w: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) signed bytes or (rows,cols/2) bytes of two"]
+    pub codes: *const ::core::ffi::c_void,
+    #[doc = "(rows) or (rows,cols/128) bf16"]
+    pub scales: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    #[doc = "8 or 4"]
+    pub bits: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of DequantizeParams"][::core::mem::size_of::<DequantizeParams>() - 48usize];
+    ["Alignment of DequantizeParams"][::core::mem::align_of::<DequantizeParams>() - 8usize];
+    ["Offset of field: DequantizeParams::w"][::core::mem::offset_of!(DequantizeParams, w) - 0usize];
+    ["Offset of field: DequantizeParams::codes"]
+        [::core::mem::offset_of!(DequantizeParams, codes) - 8usize];
+    ["Offset of field: DequantizeParams::scales"]
+        [::core::mem::offset_of!(DequantizeParams, scales) - 16usize];
+    ["Offset of field: DequantizeParams::rows"]
+        [::core::mem::offset_of!(DequantizeParams, rows) - 24usize];
+    ["Offset of field: DequantizeParams::cols"]
+        [::core::mem::offset_of!(DequantizeParams, cols) - 32usize];
+    ["Offset of field: DequantizeParams::bits"]
+        [::core::mem::offset_of!(DequantizeParams, bits) - 40usize];
+};
 #[doc = " `rmsnorm`: y = x / sqrt(mean(x^2) + eps) * w, per row.\n\n  Source    arXiv:1910.07467 eq. 4; transformers LlamaRMSNorm\n  Entries   rmsnorm_{f32,bf16,f16}\n  Limits    cols >= 1\n  Numerics  mean square in f32; x/rms is rounded to T before the weight, as LlamaRMSNorm does"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -1,7 +1,7 @@
 /** softmax(scale * Q K^T + ...) V for one head, twice: tiles on tensor cores, and one warp per row.
  *
  *  `Keys` says what the rows are attended to: `count`; `k(j)` and `v(j)`, where key j's features
- *  begin; and `row(r)`, what row r sees of them: `needs(begin, end)`, false if none of those, and
+ *  begin, and `both(j, k, v)`, which finds them once; and `row(r)`, what row r sees of them: `needs(begin, end)`, false if none of those, and
  *  `score(j, x)`, the scaled score x in units of log 2 after bias and mask. */
 #pragma once
 #include "mma.cuh"
@@ -153,10 +153,10 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
     for (int i = threadIdx.x; tile < tiles && i < 64 * D / 8; i += ATTEND_THREADS) {
       const int r = i / (D / 8), chunk = i % (D / 8), j = tile * TILE_KEYS + r;
       const bool valid = j < keys.count && chunk * 8 < head_dim;
-      const T *k = valid ? keys.k(j) + chunk * 8 : nullptr;
-      const T *v = valid ? keys.v(j) + chunk * 8 : nullptr;
-      ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), k, valid);
-      ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), v, valid);
+      const T *k = nullptr, *v = nullptr;
+      if (valid) keys.both(j, k, v);
+      ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), valid ? k + chunk * 8 : nullptr, valid);
+      ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), valid ? v + chunk * 8 : nullptr, valid);
     }
     ptx::cp_async_commit();
   };

@@ -12,15 +12,15 @@ __device__ __forceinline__ float activate(float x, int activation) {
 
 /** The derivative of `activate` at x. */
 __device__ __forceinline__ float activation_slope(float x, int activation) {
-  // Far out, x times a factor that vanishes is 0, although x may be infinite.
-  if (activation == 1) {
-    const float near = fminf(fmaxf(x, -40.0f), 40.0f);
+  // Far out, x times a factor that vanishes is 0, although x may be infinite; NaN stays.
+  const float near = x < -40.0f ? -40.0f : x > 40.0f ? 40.0f : x;
+  if (activation == 1)
     return 0.5f * (1.0f + erff(x * 0.70710678118654752440f)) +
            near * 0.39894228040143267794f * expf(-0.5f * x * x);
-  }
   if (activation == 2) {
-    const float near = fminf(fmaxf(x, -40.0f), 40.0f), s = 1.0f / (1.0f + expf(-1.702f * x));
-    return s * (1.0f + 1.702f * near * (1.0f - s));
+    const float e = expf(-1.702f * near), s = x < -40.0f ? 0.0f : 1.0f / (1.0f + e);
+    // e s is 1 - s without its cancellation.
+    return s * (1.0f + 1.702f * near * (e * s));
   }
   return 1.0f;
 }
@@ -52,7 +52,102 @@ template <typename T> struct Epilogue {
       store_all<T, COUNT>(row, col, sums);
   }
 
+  /** A warp's way from sums as `mma` lays them out to 8 columns of a row in every lane. */
+  struct alignas(16) Stage {
+    static constexpr int COLS = 32;
+    float x[16][COLS + 4];
+  };
+
+  /** 16 rows by N columns from (row0, col0) on; `sums[e]` is the lane's cell e % 4 of columns
+   *  8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage of its own. The code is
+   *  one loop: as much of it as there are sums would not stay in the instruction cache. */
+  template <int N>
+  __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0,
+                                               const float (&sums)[N / 2]) const {
+    if (p.c_is_f32)
+      store_staged_as<float, N>(stage, row0, col0, sums);
+    else
+      store_staged_as<T, N>(stage, row0, col0, sums);
+  }
+
 private:
+  /** Eight neighbours of C. */
+  template <typename C> struct alignas(16) Eight {
+    C x[8];
+  };
+
+  template <typename C, int N>
+  __device__ __forceinline__ void store_staged_as(Stage &stage, int64_t row0, int64_t col0,
+                                                  const float (&sums)[N / 2]) const {
+    constexpr int PARTS = N / Stage::COLS;
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    const bool in_eights = sizeof(T) == 2 && p.ldc % 8 == 0 &&
+                           ((uintptr_t)p.c | (uintptr_t)p.residual | (uintptr_t)p.bias) % 16 == 0;
+#pragma unroll 1
+    for (int part = 0; part < PARTS; part++) {
+      const int64_t col = col0 + part * Stage::COLS + t * 8;
+      const bool is_inside = in_eights && col + 8 <= p.n;
+      // Asked for before the sums move.
+      Eight<C> residual[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int64_t row = row0 + half * 8 + g;
+        if (p.residual && is_inside && row < p.m)
+          residual[half] = *reinterpret_cast<const Eight<C> *>(static_cast<const C *>(p.residual) +
+                                                               row * p.ldc + col);
+      }
+      // Registers have no index: each part has its own lines, and only one of them runs.
+#pragma unroll
+      for (int own = 0; own < PARTS; own++) {
+        if (own != part) continue;
+#pragma unroll
+        for (int j = 0; j < Stage::COLS / 8; j++) {
+          const int e = own * Stage::COLS / 2 + j * 4;
+          *reinterpret_cast<float2 *>(&stage.x[g][j * 8 + t * 2]) =
+              make_float2(sums[e], sums[e + 1]);
+          *reinterpret_cast<float2 *>(&stage.x[g + 8][j * 8 + t * 2]) =
+              make_float2(sums[e + 2], sums[e + 3]);
+        }
+      }
+      __syncwarp();
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int64_t row = row0 + half * 8 + g;
+        const float *x = &stage.x[half * 8 + g][t * 8];
+        if (row >= p.m) continue;
+        if (is_inside) {
+          store8<C>(row, col, x, residual[half]);
+        } else {
+#pragma unroll 1
+          for (int i = 0; i < 8; i++) store_as<C>(row, col + i, x[i]);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
+  template <typename C>
+  __device__ __forceinline__ void store8(int64_t row, int64_t col, const float *sums,
+                                         const Eight<C> &residual) const {
+    float x[8];
+    *reinterpret_cast<float4 *>(x) = *reinterpret_cast<const float4 *>(sums);
+    *reinterpret_cast<float4 *>(x + 4) = *reinterpret_cast<const float4 *>(sums + 4);
+    if (p.bias) {
+      const Eight<T> bias =
+          *reinterpret_cast<const Eight<T> *>(static_cast<const T *>(p.bias) + col);
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] += widen(bias.x[i]);
+    }
+    if (p.activation) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] = activate(x[i], p.activation);
+    }
+    Eight<C> y;
+#pragma unroll
+    for (int i = 0; i < 8; i++) y.x[i] = narrow<C>(factor * x[i] + widen(residual.x[i]));
+    *reinterpret_cast<Eight<C> *>(static_cast<C *>(p.c) + row * p.ldc + col) = y;
+  }
+
   /** Two neighbours of C. */
   template <typename C> struct alignas(2 * sizeof(C)) Pair {
     C x[2];

@@ -1,5 +1,5 @@
-//! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up]; `activation`: y = f(x); and their
-//! gradients.
+//! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up]; `activation`: y = f(x); and
+//! their gradients.
 
 use super::check;
 use super::gemm::{Activation, math};

@@ -73,8 +73,8 @@ pub static EMBEDDING_BACKWARD: Kernel<EmbeddingBackwardParams> = Kernel {
     accounting: 0,
 };
 
-/// dw\[row\] += the sum of dx\[token\] over the tokens of each group; dw (rows, cols) f32, dx (tokens,
-/// cols). Rows of both may be strided; rows of dw that no group is of stay as they are.
+/// dw\[row\] += the sum of dx\[token\] over the tokens of each group; dw (rows, cols) f32, dx
+/// (tokens, cols). Rows of both may be strided; rows of dw that no group is of stay as they are.
 ///
 /// # Errors
 /// If a shape or dtype differs, or a group is of a row or has a token that is not there.

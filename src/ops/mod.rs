@@ -30,6 +30,7 @@ mod linear_cross_entropy;
 mod logits;
 mod norm_backward;
 mod patchify;
+mod quantize;
 mod rmsnorm;
 mod rope;
 mod rows;
@@ -75,6 +76,7 @@ pub use patchify::{
     PATCHIFY, VISION_TOKENS, VISION_TOKENS_BACKWARD, patchify, vision_tokens,
     vision_tokens_backward,
 };
+pub use quantize::{DEQUANTIZE, QUANTIZE, dequantize, quantize};
 pub use rmsnorm::{RMSNORM, rmsnorm};
 pub use rope::{ROPE, rope, rope_backward};
 pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampling};
@@ -113,6 +115,7 @@ pub static ALL: &[Entries] = &[
     entries(&COLUMN_SUMS),
     entries(&CROSS_ATTENTION),
     entries(&CROSS_ENTROPY),
+    entries(&DEQUANTIZE),
     entries(&EMBEDDING),
     entries(&EMBEDDING_BACKWARD),
     entries(&GATE_BACKWARD),
@@ -122,6 +125,7 @@ pub static ALL: &[Entries] = &[
     entries(&LAYERNORM),
     entries(&NORM_BACKWARD),
     entries(&PATCHIFY),
+    entries(&QUANTIZE),
     entries(&RMSNORM),
     entries(&ROPE),
     entries(&SAMPLING),

@@ -89,8 +89,13 @@ pub(super) fn check_rotary(op: &str, rotary: usize, base: f32, head_dim: usize) 
     Ok(())
 }
 
+/// Heads of a block of the kernels.
+const HEADS: i64 = 8;
+
 fn geometry(p: &RopeParams, _: DType, _: &Chip) -> Geometry {
-    layout::cells(p.rows * i64::from(p.rotary / 2), 1)
+    let mut geometry = layout::cells(p.rows * i64::from(p.rotary / 2), 1);
+    geometry.grid[1] = layout::groups(2 * i64::from(p.heads), HEADS) as u32;
+    geometry
 }
 
 fn cost(p: &RopeParams, dtype: DType) -> Cost {

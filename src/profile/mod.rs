@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows which device it is on: the host's twins are profiled like the kernels.
 
+mod backward;
 mod cases;
 mod ceilings;
 mod gradients;

@@ -44,6 +44,11 @@ impl<'a> Ring<'a> {
         Ok(tensor)
     }
 
+    /// Counts a tensor made otherwise among the operands.
+    pub(super) fn count(&self, tensor: &Tensor) {
+        self.made.set(self.made.get() + tensor.bytes());
+    }
+
     pub(super) fn output(&self, shape: &[usize]) -> Result<Tensor> {
         self.zeros(self.dtype, shape)
     }
@@ -95,23 +100,37 @@ impl<'a> Ring<'a> {
         })
     }
 
+    /// A product with weights of few bits; or making those of `n` rows, or elements of them.
     pub(super) fn quantized(
         &self,
+        kernel: &str,
         [m, n, k]: [usize; 3],
         bits: usize,
         body: Body<'_>,
     ) -> Result<()> {
         let (dtype, groups) = if bits == 8 { (DType::I8, 1) } else { (DType::U8, k / INT4_GROUP) };
+        let wide = if kernel == "gemm_quantized" { 0 } else { n };
         let mut sets = self.copies(|| {
             let codes = filled(self.stream, dtype, &[n, k * bits / 8])?;
             let scales = filled(self.stream, DType::BF16, &[n, groups])?;
             self.made.set(self.made.get() + codes.bytes() + scales.bytes());
-            Ok((self.output(&[m, n])?, self.input(&[m, k])?, codes, scales))
+            let product = (self.output(&[m, n])?, self.input(&[m, k])?);
+            Ok((product, codes, scales, self.input(&[wide, k])?))
         })?;
         body(sets.len(), &mut |i| {
-            let (c, a, codes, scales) = &mut sets[i];
+            let ((c, a), codes, scales, w) = &mut sets[i];
+            if kernel == "quantize" {
+                let (codes, scales) = (codes.view_mut(), scales.view_mut());
+                return ops::quantize(self.stream, codes, scales, None, w.view());
+            }
             let b = Quantized { codes: codes.view(), scales: scales.view() };
-            ops::gemm_quantized(self.stream, c.view_mut(), a.view(), b, Epilogue::default())
+            match kernel {
+                "dequantize" => ops::dequantize(self.stream, w.view_mut(), b),
+                _ => {
+                    let (c, a, epilogue) = (c.view_mut(), a.view(), Epilogue::default());
+                    ops::gemm_quantized(self.stream, c, a, b, epilogue)
+                }
+            }
         })
     }
 

@@ -49,7 +49,9 @@ pub struct Old {
 
 /// Every model of every golden folder; at least those that come with the sources.
 pub fn models() -> Vec<Model> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // A test that was carried to another machine runs in the root of its sources.
+    let root = if built.is_dir() { built } else { Path::new(".") };
     let mut roots = vec![root.join("tests/golden")];
     roots.extend(std::env::var_os("MEDFLAMINGO_GOLDEN").map(PathBuf::from));
     let mut found = Vec::new();

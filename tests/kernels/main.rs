@@ -26,6 +26,7 @@ mod layernorm;
 mod norm_backward;
 mod oracle;
 mod patchify;
+mod quantize;
 mod rmsnorm;
 mod rope;
 mod sampling;

@@ -136,11 +136,11 @@ fn ours(name: &str) -> String {
         return name.replace("perceiver.", "resampler.");
     };
     let (layer, part) = rest.split_once('.').unwrap();
-    let (at, part) = match part.strip_prefix("gated_cross_attn_layer.") {
-        Some(part) => ("xattn", part.to_string()),
-        None => ("resampler.layers", part.replacen("0.", "attn.", 1).replacen("1.", "ff.", 1)),
+    let (at, mut part) = match part.split_once('.').unwrap() {
+        ("gated_cross_attn_layer", part) => ("xattn", part.to_string()),
+        ("0", part) => ("resampler.layers", format!("attn.{part}")),
+        (_, part) => ("resampler.layers", format!("ff.{part}")),
     };
-    let mut part = part;
     for (theirs, own) in [
         ("attn_gate", "attn.gate"),
         ("ff_gate", "mlp.gate"),

@@ -10,7 +10,7 @@ use super::parameters::{EMBEDDING, Id, Parameters};
 use super::pass::{Keep, Kept, Pass, Recompute};
 use super::xattn::{self, GatedBlock, Seen};
 use crate::device::Stream;
-use crate::ops::{self, Activation, Out, Ragged, Sequence, TokenGroups, TokenIds};
+use crate::ops::{self, Activation, MediaSpans, Out, Ragged, Sequence, TokenGroups, TokenIds};
 use crate::tensor::{Arena, Tensor, View};
 use crate::{DType, Result};
 
@@ -71,11 +71,17 @@ pub(super) struct Text {
 }
 
 impl Text {
-    pub fn new(pass: &mut Pass<'_>, packed: &Packed<'_>, shape: &Language) -> Result<Self> {
+    /// The tokens, and what each may look at.
+    pub fn new(
+        pass: &mut Pass<'_>,
+        packed: &Packed<'_>,
+        shape: &Language,
+    ) -> Result<(Self, MediaSpans)> {
         let (rows, count) = (packed.rows(), packed.lengths.len());
         let longest = packed.lengths.iter().copied().max().unwrap_or(0);
         let bytes = Ragged::footprint(rows, count, longest, PAGE_TOKENS)
-            + Arena::footprint(DType::I32, rows);
+            + Arena::footprint(DType::I32, rows)
+            + Arena::footprint(DType::I32, 3 * rows);
         let mut tables = Vec::with_capacity(count);
         let mut pages = 0;
         for length in &packed.lengths {
@@ -93,12 +99,14 @@ impl Text {
         let cols = 2 * PAGE_TOKENS * shape.width;
         let memory = pass.lasting(pass.dtype(), &[pages, cols])?;
         let arena = pass.kept_arena(bytes)?;
-        Ok(Text {
+        let spans = MediaSpans::new(arena, &packed.spans, packed.images.len())?;
+        let text = Text {
             ids: TokenIds::new(arena, &packed.ids, shape.vocabulary)?,
             tokens: packed.ids.clone(),
             batch: Ragged::new(arena, &sequences, PAGE_TOKENS, pages)?,
             pages: memory,
-        })
+        };
+        Ok((text, spans))
     }
 }
 

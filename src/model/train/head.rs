@@ -88,6 +88,9 @@ impl Decoder {
         for (source, target) in targets.iter().enumerate() {
             let own = end..end + target.rows.len();
             end = own.end;
+            if own.is_empty() {
+                continue;
+            }
             let room = HeadRoom { chunk: scales.logit_rows.min(own.len()), ..size };
             let arena = pass.scratch.arena(stream, room.footprint(w.dtype(), own.len()))?;
             let dw = match (trained, &mut added) {

@@ -104,7 +104,7 @@ impl Resampler {
         let each = TokenIds::new(pass.kept_arena(bytes)?, &each, self.count)?;
         ops::embedding(stream, x.view_mut(), &each, pass.view(self.latents)?)?;
         let mut layers = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
+        for layer in self.layers.iter().filter(|_| images > 0) {
             let forward = |pass: &mut Pass<'_>, x: &mut Tensor| {
                 self.forward_layer(pass, layer, x, media, images)
             };

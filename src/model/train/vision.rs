@@ -74,6 +74,11 @@ impl Vision {
         })
     }
 
+    /// Columns of the tokens.
+    pub fn width(&self) -> usize {
+        self.shape.width
+    }
+
     fn patches(&self) -> usize {
         let side = self.shape.image_size / self.shape.patch_size;
         side * side

@@ -108,7 +108,9 @@ impl<T: Real> Task<T> {
             // SAFETY: a span per row.
             let span = unsafe { spans.get(0)[h.q + i] };
             let at = |image: i32| image as usize * self.latents;
-            return Sight { keys: at(span.begin)..at(span.end), is_uniform: span.uniform != 0 };
+            // A row that sees nothing may be anywhere among the images.
+            let keys = if span.begin < span.end { at(span.begin)..at(span.end) } else { 0..0 };
+            return Sight { keys, is_uniform: span.uniform != 0 };
         }
         let end = if self.begin.is_some() { i + 1 } else { h.keys };
         Sight { keys: 0..end, is_uniform: false }

@@ -122,8 +122,11 @@ pub(crate) fn quick_gelu(x: f32) -> f32 {
 /// The derivative of [`quick_gelu`], s (1 + 1.702 x (1 - s)).
 #[inline(always)]
 pub(crate) fn quick_gelu_slope(x: f32) -> f32 {
-    let s = sigmoid(1.702 * x);
-    s * (1.0 + 1.702 * within(x, 40.0) * (1.0 - s))
+    let near = within(x, 40.0);
+    let e = exp(-1.702 * near);
+    let s = if x < -40.0 { 0.0 } else { 1.0 / (1.0 + e) };
+    // e s is 1 - s without its cancellation.
+    s * (1.0 + 1.702 * near * (e * s))
 }
 
 #[cfg(test)]
