@@ -6,8 +6,8 @@ mod golden_folder;
 
 use golden_folder::models;
 use medflamingo::checkpoint::Checkpoint;
-use medflamingo::convert::export::{Options, export};
 use medflamingo::convert;
+use medflamingo::convert::export::{Options, export};
 use medflamingo::model::Config;
 use medflamingo::model::config::StoredDType;
 use medflamingo::weights::Weights;

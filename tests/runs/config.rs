@@ -62,9 +62,10 @@ fn the_example_has_every_key() {
     }
     let mut bare = parse(&text.replace("warmup_steps = 1875", "warmup_steps = 1")).unwrap();
     let is_kept = |line: &&str| {
-        let default = !line.contains("no default") && !line.contains("default ");
-        let wanted = ["file =", "images =", "shards =", "folder =", "prompt =", "["];
-        !default || wanted.iter().any(|w| line.starts_with(w))
+        let is_default = !line.contains("default ") && !line.contains("no default");
+        let wanted =
+            ["name =", "form =", "file =", "images =", "shards =", "folder =", "prompt =", "["];
+        !is_default || wanted.iter().any(|w| line.starts_with(w))
     };
     let short: Vec<&str> = text.lines().filter(is_kept).collect();
     let short = parse(&short.join("\n").replace("= 1875", "= 1")).unwrap();
