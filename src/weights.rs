@@ -16,6 +16,16 @@ pub const SINGLE: &str = "model.safetensors";
 /// The name of the index where there are several.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// The record of a conversion, in a folder that was made by one.
+pub const LEDGER: &str = "conversion.json";
+/// The list of checksums, in a folder that was made in another way.
+pub const CHECKSUMS: &str = "checksums.json";
+
+/// What the name of some rows of a matrix ends with where training keeps no others, and that of
+/// their numbers, i32.
+pub const ROWS: &str = ".rows";
+pub const ROW_IDS: &str = ".row_ids";
+
 /// What the name of a matrix's scales ends with, where its codes end with `.weight`.
 pub const SCALES: &str = ".scales";
 

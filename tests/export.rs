@@ -1,13 +1,13 @@
-//! What training made, written for others: upstream's form read back by our own converter, and model
-//! folders; for every family of the golden data.
+//! What training made, written for others: upstream's form read back by our own converter, and
+//! model folders; for every family of the golden data.
 
 #[allow(dead_code)]
 mod golden_folder;
 
 use golden_folder::models;
 use medflamingo::checkpoint::Checkpoint;
+use medflamingo::convert;
 use medflamingo::convert::export::{Options, export};
-use medflamingo::convert::{self, NewHeadRows};
 use medflamingo::model::Config;
 use medflamingo::model::config::StoredDType;
 use medflamingo::weights::Weights;

@@ -3,9 +3,11 @@
 use crate::convert::size;
 use crate::report;
 use clap::Args;
+use medflamingo::convert::Spec;
 use medflamingo::convert::export::{self, Form, Options};
 use medflamingo::run::{Checkpoints, Disk, checkpoint};
 use medflamingo::{Error, Result};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Write what a run has trained as OpenFlamingo's own loader takes it, or as a model folder.
@@ -57,10 +59,11 @@ impl Export {
             _ => "upstream's names, f32",
         };
         if self.json {
-            let tensor = |s: &medflamingo::convert::Spec| serde_json::json!({"name": s.name, "shape": s.shape, "dtype": s.dtype.name()});
+            let tensor =
+                |s: &Spec| json!({"name": s.name, "shape": s.shape, "dtype": s.dtype.name()});
             return report::print_json(&specs.iter().map(tensor).collect::<Vec<_>>());
         }
-        let bytes: usize = specs.iter().filter_map(medflamingo::convert::Spec::bytes).sum();
+        let bytes: usize = specs.iter().filter_map(Spec::bytes).sum();
         let (step, count) = (saved.manifest.step, specs.len());
         let size = report::bytes(bytes as u64);
         report::print(format!("step {step}: {count} tensors, {size} ({form})\n"))?;

@@ -316,6 +316,3 @@ fn folded(start: Option<Vec<f32>>, all: &[Vec<u8>], own: Range<usize>) -> Result
     }
     Ok(sum.unwrap_or_default())
 }
-
-#[cfg(test)]
-mod tests;

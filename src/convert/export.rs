@@ -14,16 +14,13 @@ use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{LEDGER, pretty, synth};
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::model::Config;
-use crate::weights::{INDEX, Weights};
+use crate::weights::{INDEX, ROW_IDS, ROWS, Weights};
 use crate::{DType, Error, Result};
 use serde_json::json;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// What the name of some rows of a matrix ends with, and that of their numbers, i32.
-pub const ROWS: &str = ".rows";
-pub const ROW_IDS: &str = ".row_ids";
 /// The embedding, of which training may have changed some rows.
 const EMBEDDING: &str = "language.embedding.weight";
 const HEAD: &str = "language.head.weight";

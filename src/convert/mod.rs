@@ -32,6 +32,8 @@ pub use rows::NewHeadRows;
 pub use scratch::Scratch;
 pub use write::{Progress, Spec};
 
+pub use crate::weights::LEDGER;
+
 use crate::model::config::{Activation, Config, StoredDType};
 use crate::{DType, Error, Result};
 use cast::Caster;
@@ -41,9 +43,6 @@ use plan::{Inputs, Item, Plan};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use write::{Sink, Staging};
-
-/// The name of the ledger in a model folder.
-pub const LEDGER: &str = "conversion.json";
 
 /// What to convert, and how.
 #[derive(Clone, Debug)]

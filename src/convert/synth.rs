@@ -7,6 +7,7 @@ use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{Scratch, describing, pretty};
 use crate::dtype::Real;
 use crate::model::config::{Config, Family, StoredDType};
+pub use crate::weights::CHECKSUMS;
 use crate::weights::INDEX;
 use crate::{DType, Error, Result};
 use half::{bf16, f16};
@@ -16,8 +17,6 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
-/// The name of the list of checksums in a folder that was not converted.
-pub const CHECKSUMS: &str = "checksums.json";
 /// Elements made at a time.
 const CHUNK: usize = 1 << 18;
 

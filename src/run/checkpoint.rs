@@ -336,6 +336,3 @@ fn optimizer(rank: usize, world: usize) -> String {
 fn state(rank: usize, world: usize) -> String {
     format!("state-{rank:05}-of-{world:05}.json")
 }
-
-#[cfg(test)]
-mod tests;

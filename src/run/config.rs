@@ -355,6 +355,3 @@ fn located(text: &str, e: &toml::de::Error) -> Error {
     Error::invalid(who, "keys and values of a training configuration", e.message())
         .advise("examples/train.toml has every key")
 }
-
-#[cfg(test)]
-mod tests;

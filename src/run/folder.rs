@@ -3,8 +3,7 @@
 use super::checkpoint::FOLDER;
 use super::config::RunConfig;
 use super::disk::{self, Disk};
-use crate::convert::{LEDGER, synth};
-use crate::weights::INDEX;
+use crate::weights::{CHECKSUMS, INDEX, LEDGER};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{File, TryLockError};
@@ -80,7 +79,7 @@ pub fn model_identity(folder: &Path) -> Result<String> {
     names.sort();
     for name in names {
         let path = folder.join(&name);
-        let is_read = ["config.json", LEDGER, synth::CHECKSUMS, INDEX].contains(&name.as_str());
+        let is_read = ["config.json", LEDGER, CHECKSUMS, INDEX].contains(&name.as_str());
         if is_read {
             let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
             hash.update(disk::sha256(&bytes));

@@ -5,11 +5,11 @@ use super::config::RunConfig;
 use super::tensors::Named;
 use crate::checkpoint::Checkpoint;
 use crate::comm::Comm;
-use crate::convert::export::{ROW_IDS, ROWS};
 use crate::model::Config;
 use crate::tensor::{Tensor, ViewMut};
 use crate::train::data::Stream;
 use crate::train::{Progress, Trainer};
+use crate::weights::{ROW_IDS, ROWS};
 use crate::{DType, Error, Result};
 use serde_json::{Value, json};
 

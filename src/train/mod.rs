@@ -39,6 +39,8 @@ pub struct Trainer {
     grads: Gradients,
     optimizer: Optimizer,
     own: Range<usize>,
+    /// Of each part of the own gradients the sum of squares, and how many are not finite.
+    squares: Tensor,
     progress: Progress,
     pending: Pending,
 }
@@ -129,6 +131,7 @@ impl Trainer {
         Ok(Trainer {
             optimizer: Optimizer::new(&stream, &params, o, seed, own.clone())?,
             grads: Gradients::new(&stream, &params)?,
+            squares: Tensor::zeros(&stream, DType::F32, &[own.len() / ALIGN, 2])?,
             config: config.clone(),
             progress: Progress::default(),
             pending: Pending::default(),
@@ -147,6 +150,7 @@ impl Trainer {
     /// device.
     pub fn step(&mut self, batches: &[Batch]) -> Result<Report> {
         batches.iter().try_for_each(|batch| batch.check(&self.config))?;
+        self.pending = Pending::default();
         for batch in batches {
             self.accumulate(batch, batches.len())?;
         }
@@ -243,14 +247,12 @@ impl Trainer {
     /// If the device has failed.
     pub fn squares(&mut self) -> Result<Vec<f32>> {
         self.grads.settle(&self.stream, &self.params)?;
-        let count = self.own.len() / ALIGN;
-        if count == 0 {
+        if self.own.is_empty() {
             return Ok(Vec::new());
         }
-        let mut parts = Tensor::zeros(&self.stream, DType::F32, &[count, 2])?;
         let own = self.grads.flat().block(0..1, self.own.clone())?;
-        ops::square_sum(&self.stream, parts.view_mut(), own)?;
-        let parts = parts.view().read::<f32>()?;
+        ops::square_sum(&self.stream, self.squares.view_mut(), own)?;
+        let parts = self.squares.view().read::<f32>()?;
         let sum = |p: &[f32]| if p[1] == 0.0 { p[0] } else { f32::NAN };
         Ok(parts.chunks_exact(2).map(sum).collect())
     }

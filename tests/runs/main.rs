@@ -1,6 +1,8 @@
 //! Whole training runs of a tiny model, as a user starts them and as ranks of one process: what
 //! they write, that they go on to the bit, and what they refuse.
 
+mod checkpoints;
+mod config;
 mod killed;
 mod ranks;
 mod refused;

@@ -2,7 +2,8 @@
 //! on threads, shards or interruptions, and that bad steps change nothing.
 
 use crate::golden_folder::relative_l2;
-use crate::runs::{batch, gradients, model, options, sharded, trainer};
+use crate::runs::{batch, gradients, model, on, options, sharded, trainer};
+use medflamingo::device::{Chip, Stream};
 use medflamingo::train::{
     ALIGN, Batch, NO_LABEL, Outliers, Precision, Shard, Skipped, Trained, Trainer,
 };
@@ -134,6 +135,29 @@ fn bf16_gradients_are_near_those_of_f32() {
         let error = relative_l2(&rounded[p.range.clone()], &exact[p.range.clone()]);
         assert!(error < 0.15, "{}: {error}", p.name);
     }
+}
+
+/// The whole step on the real kernels, under the emulator.
+#[test]
+fn emulated_kernels_give_the_hosts_gradients() {
+    let model = model("llama-tiny");
+    let mut how = options(Trained::default());
+    how.optimizer.bits = 8;
+    let mut host = trainer(&model, "f32", how.clone(), 2);
+    let mut one = batch(&model, &host, 1);
+    one.sequences.truncate(1);
+    let expected = gradients(&mut host, std::slice::from_ref(&one));
+    let stream = Stream::emulated(Chip::A100).unwrap();
+    let mut emulated = on(&model, "f32", how, stream, Shard::WHOLE);
+    let found = gradients(&mut emulated, &[one]);
+    let error = relative_l2(&found, &expected);
+    assert!(error < 1e-5, "{error:e}");
+    for trainer in [&mut host, &mut emulated] {
+        let (squares, loss) = (trainer.squares().unwrap(), trainer.loss());
+        assert_eq!(trainer.update(&squares, 1.0, loss).unwrap().skipped, None);
+    }
+    let [a, b] = [&emulated, &host].map(|t| t.flat().to_f32().unwrap());
+    assert!(relative_l2(&a, &b) < 1e-4);
 }
 
 /// A saved state, under its names.

@@ -22,8 +22,18 @@ pub fn sharded(
     threads: usize,
     shard: Shard,
 ) -> Trainer {
+    on(model, dtype, options, Stream::host(threads), shard)
+}
+
+/// As [`sharded`], wherever launches run.
+pub fn on(
+    model: &Model,
+    dtype: &str,
+    options: TrainOptions,
+    stream: Stream,
+    shard: Shard,
+) -> Trainer {
     let mut folder = ModelFolder::open(&model.convert(dtype)).unwrap();
-    let stream = Stream::host(threads);
     Trainer::new(stream, &mut folder.weights, &folder.config, options, shard).unwrap()
 }
 

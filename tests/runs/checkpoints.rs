@@ -2,8 +2,10 @@
 //! new one, and either holds.
 
 use super::*;
-use crate::device::Stream;
-use crate::tensor::Tensor;
+use medflamingo::Result;
+use medflamingo::run::checkpoint::TRAINABLE;
+use medflamingo::run::{Content, Saved};
+use medflamingo::tensor::Tensor;
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

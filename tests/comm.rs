@@ -1,11 +1,14 @@
 //! Ranks as threads and as connections: the same sums whatever their number, and an end when one of
 //! them is gone or stuck.
 
-use super::*;
-use crate::ops::{AdamwStep, Codebooks, Moments8, SecondMomentMap, adamw8};
-use crate::tensor::Tensor;
+use medflamingo::comm::{Comm, Launch};
+use medflamingo::device::Stream;
+use medflamingo::ops::{AdamwStep, Codebooks, Moments8, Out, SecondMomentMap, adamw8};
+use medflamingo::tensor::Tensor;
+use medflamingo::{DType, Error};
 use std::net::TcpListener;
-use std::time::Instant;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 /// What each of `world` ranks returns.
 fn each<T: Send>(world: usize, body: impl Fn(Comm) -> T + Sync) -> Vec<T> {

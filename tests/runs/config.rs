@@ -1,7 +1,10 @@
 //! What is read, what is filled in, and what is refused.
 
-use super::*;
-use crate::train::data::{LabelRules, Rules};
+use medflamingo::Result;
+use medflamingo::run::RunConfig;
+use medflamingo::train::data::{LabelRules, Rules};
+use serde_json::Value;
+use std::path::Path;
 
 const SMALL: &str = r#"
 [run]
@@ -40,7 +43,7 @@ fn what_is_not_given_is_upstreams_and_written_back() {
 /// The example has every key that there is, and what it calls a default is one.
 #[test]
 fn the_example_has_every_key() {
-    let text = include_str!("../../../examples/train.toml");
+    let text = include_str!("../../examples/train.toml");
     let example = parse(text).unwrap();
     fn keys(value: &Value, all: &mut Vec<String>) {
         match value {
@@ -59,9 +62,10 @@ fn the_example_has_every_key() {
     }
     let mut bare = parse(&text.replace("warmup_steps = 1875", "warmup_steps = 1")).unwrap();
     let is_kept = |line: &&str| {
-        let default = !line.contains("no default") && !line.contains("default ");
-        let wanted = ["file =", "images =", "shards =", "folder =", "prompt =", "["];
-        !default || wanted.iter().any(|w| line.starts_with(w))
+        let is_default = !line.contains("default ") && !line.contains("no default");
+        let wanted =
+            ["name =", "form =", "file =", "images =", "shards =", "folder =", "prompt =", "["];
+        !is_default || wanted.iter().any(|w| line.starts_with(w))
     };
     let short: Vec<&str> = text.lines().filter(is_kept).collect();
     let short = parse(&short.join("\n").replace("= 1875", "= 1")).unwrap();
