@@ -2,8 +2,8 @@
  *
  *  Idea      angle = position * base^(-2i / rotary);  (a, b) = (a cos - b sin, b cos + a sin)
  *            for the pair (i, i + rotary/2) of every query and key head; -sin for the inverse.
- *  Geometry  grid (256 pairs (row, i), groups of 8 heads): the angle is computed once a group, whose
- *            loads are all asked for before the first is used.
+ *  Geometry  grid (256 pairs (row, i), groups of 8 heads): the angle is computed once a group, and
+ *            all its loads are asked for before the first is used.
  *  Traffic   the rotated cells of q and k, read and written once.
  *  Rejected  a table of sines: its reads cost what computing them costs, once per row. All heads by
  *            one thread: 64 trips to memory one after another, 30 us for 484 rows (H200). */

@@ -3,9 +3,10 @@
  *  `KERNEL(entry, Params, threads[, blocks per SM]) { ... }` defines an entry whose body sees the
  *  params as `p`. `KERNEL_TMA` entries also see `maps`, the tensor maps that the launch's geometry
  *  asked for. On Hopper a launch may begin while the one before it ends: entries wait for that
- *  before their body, those written with `KERNEL_EARLY` in it (`ptx::wait_for_launch_before`), after
- *  they have asked for what no launch writes: weights. `SHARED(Struct, name)` is the block's dynamic shared memory; `sizeof(Struct)` is what
- *  the geometry states. No `<<<>>>`, no runtime API, no C++ containers. */
+ *  before their body, those of `KERNEL_EARLY` in it (`ptx::wait_for_launch_before`), after
+ *  they have asked for what no launch writes: weights. `SHARED(Struct, name)` is the block's
+ *  dynamic shared memory; `sizeof(Struct)` is what the geometry states. No `<<<>>>`, no runtime API,
+ *  no C++ containers. */
 #pragma once
 #include <stdint.h>
 

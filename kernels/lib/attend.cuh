@@ -1,8 +1,9 @@
 /** softmax(scale * Q K^T + ...) V for one head, twice: tiles on tensor cores, and one warp per row.
  *
  *  `Keys` says what the rows are attended to: `count`; `k(j)` and `v(j)`, where key j's features
- *  begin, and `both(j, k, v)`, which finds them once; and `row(r)`, what row r sees of them: `needs(begin, end)`, false if none of those, and
- *  `score(j, x)`, the scaled score x in units of log 2 after bias and mask. */
+ *  begin, and `both(j, k, v)`, which finds them once; and `row(r)`, what row r sees of them:
+ *  `needs(begin, end)`, false if none of those, and `score(j, x)`, the scaled score x in units of
+ *  log 2 after bias and mask. */
 #pragma once
 #include "mma.cuh"
 #include "reduce.cuh"

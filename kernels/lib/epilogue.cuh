@@ -66,8 +66,8 @@ template <typename T> struct Epilogue {
   };
 
   /** 16 rows by N columns from (row0, col0) on; `sums[e]` is the lane's cell e % 4 of columns
-   *  8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage of its own. The code is
-   *  one loop: as much of it as there are sums would not stay in the instruction cache. */
+   *  8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage of its own. One loop:
+   *  as much code as there are sums would not stay in the instruction cache. */
   template <int N>
   __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0,
                                                const float (&sums)[N / 2]) const {

@@ -156,8 +156,8 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
 };
 
 /** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; up to 4 TILES
- *  STEPS loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30, and
- *  n < 2^31. */
+ *  STEPS loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30,
+ *  and n < 2^31. */
 template <typename T, int TILES, int COLS, int STEPS, typename Weights>
 __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t ldb) {
   using Shared = FewRowsShared<TILES, COLS>;

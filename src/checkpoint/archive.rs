@@ -1,9 +1,9 @@
 //! The directory of a zip archive, read strictly from a mapping.
 //!
-//! Only what `torch.save`, TorchScript and makers of EPUB books write is accepted: one end record at the very end, a
-//! central directory directly before it, unique names, local headers that say what the directory
-//! says, and members that do not overlap. Two readers can then not disagree about the content.
-//! Nothing is unpacked: names are keys only.
+//! Only what `torch.save`, TorchScript and makers of EPUB books write is accepted: one end record
+//! at the very end, a central directory directly before it, unique names, local headers that say
+//! what the directory says, and members that do not overlap. Two readers can then not disagree
+//! about the content. Nothing is unpacked: names are keys only.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;

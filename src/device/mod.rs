@@ -326,9 +326,9 @@ impl Stream {
 
     /// Runs `body`, whose launches may repeat: on a card they become one launch of a graph, made
     /// when they are first seen. Its writes to device memory come before all its launches; reads
-    /// and copies in it first run what came before them. On Hopper its launches overlap, and products
-    /// of few rows read B, and `attention_decode` older keys, before the launch before them has
-    /// ended: no launch of a step may write weights, or keys that another one reads.
+    /// and copies in it first run what came before them. On Hopper its launches overlap, and
+    /// products of few rows read B, and `attention_decode` older keys, before the launch before
+    /// them has ended: no launch of a step may write weights, or keys that another one reads.
     ///
     /// # Errors
     /// Those of `body`, whose launches then may not have run.
