@@ -5,8 +5,8 @@
  *  asked for. On Hopper a launch may begin while the one before it ends: entries wait for that
  *  before their body, those of `KERNEL_EARLY` in it (`ptx::wait_for_launch_before`), after
  *  they have asked for what no launch writes: weights. `SHARED(Struct, name)` is the block's
- *  dynamic shared memory; `sizeof(Struct)` is what the geometry states. No `<<<>>>`, no runtime API,
- *  no C++ containers. */
+ *  dynamic shared memory; `sizeof(Struct)` is what the geometry states. No `<<<>>>`, no runtime
+ *  API, no C++ containers. */
 #pragma once
 #include <stdint.h>
 
