@@ -114,7 +114,7 @@ fn one_two_four_and_eight_ranks_train_to_the_same_bits() {
         let mut absmax = [zeros(DType::F32, scales), zeros(DType::F32, scales)];
         for step in 1..=3 {
             for turn in 0..8 / comm.world() {
-                let micro = (step * 8 + turn * comm.world() + comm.rank()) as usize;
+                let micro = step * 8 + turn * comm.world() + comm.rank();
                 let g = Tensor::upload(&stream, &values(micro, N), &[N]).unwrap();
                 let mode = if turn == 0 { Out::Overwrite } else { Out::Accumulate };
                 comm.reduce_scatter(&stream, sum.view_mut(), mode, g.view(), &parts).unwrap();

@@ -160,7 +160,7 @@ impl Watcher {
         self.bar.set_message(text.clone());
         // Some fifty lines of a run whose output nobody watches.
         let every = (self.steps / 50).max(1);
-        if !self.is_terminal && (report.step % every == 0 || report.step == self.steps) {
+        if !self.is_terminal && (report.step.is_multiple_of(every) || report.step == self.steps) {
             self.say(&format!("step {}/{}  {text}", report.step, self.steps));
         }
     }

@@ -151,7 +151,7 @@ fn prepare<'a>(
     let mut sources = Vec::new();
     for (i, source) in config.sources.iter().enumerate() {
         let options = source.stream(config.run.seed, i, rank, world);
-        let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess.clone());
+        let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess);
         let opened = Stream::open(source.source(), source.rules(), tokenizer, preprocess, options);
         sources.push(opened.map_err(|e| e.within(format!("[[source]] {}", source.name)))?);
     }

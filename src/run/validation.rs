@@ -34,7 +34,7 @@ pub fn run(
             epochs: Some(1),
             ..source.stream(config.run.seed, 0, comm.rank(), comm.world())
         };
-        let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess.clone());
+        let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess);
         let stream = Stream::open(source.source(), source.rules(), tokenizer, preprocess, options);
         let mut stream = stream.map_err(|e| e.within(format!("[[validation]] {}", source.name)))?;
         let mut left = config.run.validation_sequences.div_ceil(comm.world());

@@ -72,7 +72,7 @@ fn the_plan_is_what_a_trainer_holds() {
             source.source(),
             source.rules(),
             folder.tokenizer.clone(),
-            folder.preprocess.clone(),
+            folder.preprocess,
             source.stream(1, 0, 0, 1),
         )
         .unwrap();
