@@ -3,7 +3,6 @@
 mod books;
 mod hostile;
 mod order;
-mod phantom;
 mod samples;
 
 use medflamingo::image::Preprocess;

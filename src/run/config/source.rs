@@ -1,7 +1,6 @@
 //! One source of samples, as a configuration has it.
 
 use super::defaults;
-use crate::phantom::Kind;
 use crate::train::data::{Form, LabelRules, Matching, Rules, Source, StreamOptions};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -22,9 +21,6 @@ pub struct SourceOptions {
     pub file: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
-    /// Kinds of phantom pages with weights: `caption=2, questions=1`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pages: Option<String>,
     /// Sequences in a micro-batch.
     #[serde(default = "defaults::one")]
     pub batch: usize,
@@ -74,8 +70,6 @@ pub enum SourceForm {
     Lines,
     /// Shards of documents with pictures in them.
     Interleaved,
-    /// Pages of synthetic studies, made as they are read.
-    Phantom,
 }
 
 impl SourceOptions {
@@ -102,7 +96,6 @@ impl SourceOptions {
     fn defaults(&self) -> Rules {
         match self.form {
             SourceForm::Interleaved => Rules::interleaved(self.labels),
-            SourceForm::Phantom => Rules::pages(self.labels),
             _ => Rules::pairs(self.labels),
         }
     }
@@ -140,17 +133,11 @@ impl SourceOptions {
             SourceForm::Lines => {
                 self.file.is_some() && self.images.is_some() && self.shards.is_empty()
             }
-            SourceForm::Phantom => {
-                let pages = self.pages.as_deref().unwrap_or_default();
-                Kind::mix(pages).map_err(|e| e.within("pages"))?;
-                self.shards.is_empty() && !has_lines
-            }
             _ => !self.shards.is_empty() && !has_lines,
-        } && (self.pages.is_some() == (self.form == SourceForm::Phantom));
+        };
         if !is_complete {
             let expected = match self.form {
                 SourceForm::Lines => "file and images, no shards (form lines)",
-                SourceForm::Phantom => "pages and nothing else (form phantom)",
                 _ => "shards, no file or images (forms pairs and interleaved)",
             };
             return Err(Error::invalid("place of the data", expected, "another choice of keys"));
@@ -166,9 +153,6 @@ impl SourceOptions {
                 Source::Lines { file: file.clone(), images: images.clone() }
             }
             (SourceForm::Interleaved, ..) => Source::Interleaved { shards },
-            (SourceForm::Phantom, ..) => {
-                Source::Phantom { pages: self.pages.clone().unwrap_or_default() }
-            }
             _ => Source::Pairs { shards },
         }
     }
@@ -179,7 +163,6 @@ impl SourceOptions {
         Rules {
             form: match self.form {
                 SourceForm::Interleaved => Form::Interleaved,
-                SourceForm::Phantom => Form::Pages,
                 _ => Form::Pairs,
             },
             labels: self.labels,

@@ -8,23 +8,17 @@ use crate::train::batch::NO_LABEL;
 ///
 /// Pairs: all but `<image>`. Interleaved: what lies between an `<image>` and the next
 /// `<|endofchunk|>`, that one included; so the end token after the last one is not predicted.
-/// Pages: the same if they have images, else all.
 pub fn label(ids: &[u32], specials: &Specials, form: Form, rules: LabelRules) -> Vec<i32> {
     let mut labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     let (image, end) = (specials.image as i32, specials.end_of_chunk as i32);
     let has_first_masked = match form {
         Form::Pairs => rules == LabelRules::V1,
-        Form::Interleaved | Form::Pages => rules != LabelRules::V2,
+        Form::Interleaved => rules != LabelRules::V2,
     };
     if let Some(first) = labels.first_mut().filter(|_| has_first_masked) {
         *first = NO_LABEL;
     }
-    let has_chunks = match form {
-        Form::Pairs => false,
-        Form::Interleaved => true,
-        Form::Pages => labels.contains(&image),
-    };
-    if has_chunks {
+    if form == Form::Interleaved {
         // With the first label masked, a sequence that begins with `<image>` loses all up to its
         // second: the old releases look for the marker among the labels.
         mask_to(image, &mut labels);

@@ -5,7 +5,6 @@
 //! | `tar` | the bytes of a shard, read in place and written |
 //! | `shards` | which shards there are, where the records of one begin |
 //! | `order` | the one global order of an epoch, and which of it is this rank's |
-//! | `supply` | records from shards, or pages that are made when due |
 //! | `record` | what a record says: a caption, an MMC4 document, a segment of a book |
 //! | `matching` | which sentence an image belongs to |
 //! | `builder`, `labels` | ids, labels and pixels of a document |
@@ -15,8 +14,8 @@
 //! **One order.** The records of all shards have one order, which depends on the seed and on
 //! nothing else: a permutation of the shards for each epoch, and a bounded buffer of *places* from
 //! which the next is drawn. Rank r of W takes every W-th record, beginning with the r-th: ranks are
-//! disjoint, together complete, and a global batch is the same for every W. Bytes are read only
-//! when a record is due, by the worker that decodes it, so the order costs headers, not pictures.
+//! disjoint, together complete, and a global batch is the same for every W. Bytes are read only when
+//! a record is due, by the worker that decodes it, so the order costs headers, not pictures.
 //!
 //! **Nothing is unpacked.** Names inside archives are keys. Every size is checked against what is
 //! there and against a limit before it is allocated. A sample that cannot be used is counted by
@@ -35,7 +34,6 @@ mod record;
 mod rules;
 mod shards;
 mod stream;
-mod supply;
 mod tally;
 pub mod tar;
 

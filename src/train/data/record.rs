@@ -54,7 +54,6 @@ pub(super) fn read(
         Source::Pairs { .. } => pair(&record.members, read),
         Source::Lines { images, .. } => line(&record.members, images, read),
         Source::Interleaved { .. } => document(&record.members, read, rules),
-        Source::Phantom { .. } => refuse(Reason::Io, "a record of pages that are made"),
     };
     content.map_err(|mut e| {
         if !e.detail.starts_with(&shards.place(record)) {
@@ -436,7 +435,6 @@ impl Source {
         match self {
             Source::Pairs { .. } | Source::Lines { .. } => Form::Pairs,
             Source::Interleaved { .. } => Form::Interleaved,
-            Source::Phantom { .. } => Form::Pages,
         }
     }
 }

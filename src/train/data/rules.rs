@@ -10,8 +10,6 @@ pub enum Form {
     Pairs,
     /// What lies between an image and its `<|endofchunk|>` is predicted.
     Interleaved,
-    /// As interleaved; without images, all of it.
-    Pages,
 }
 
 /// Whose masking of labels; they differ in interleaved sequences that begin with `<image>`.
@@ -78,11 +76,6 @@ impl Rules {
             min_images: 1,
             ..Rules::interleaved(labels)
         }
-    }
-
-    /// The rules for pages that were made to be used whole.
-    pub fn pages(labels: LabelRules) -> Self {
-        Rules { form: Form::Pages, max_images: 64, min_images: 0, ..Rules::interleaved(labels) }
     }
 
     /// The rules for interleaved documents.

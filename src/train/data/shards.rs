@@ -31,9 +31,6 @@ pub enum Source {
     Lines { file: PathBuf, images: PathBuf },
     /// Shards of MMC4 documents, of its ChatGPT sequences, or of segments of books.
     Interleaved { shards: Vec<String> },
-    /// Pages of phantom studies, made as they are read and without end: kinds with weights, as in
-    /// [`Kind::mix`](crate::phantom::Kind::mix).
-    Phantom { pages: String },
 }
 
 /// A tar file, or some lines of a JSONL file.
@@ -75,8 +72,6 @@ impl Shards {
         let list = match source {
             Source::Pairs { shards } | Source::Interleaved { shards } => tars(shards)?,
             Source::Lines { file, .. } => lines(file)?,
-            // Nothing on disk.
-            Source::Phantom { .. } => Vec::new(),
         };
         if list.is_empty() || list.len() > MAX_EXPANSION {
             let expected = format!("1 to {MAX_EXPANSION} shards");

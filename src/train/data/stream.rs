@@ -3,9 +3,9 @@
 use super::builder::Builder;
 use super::order::{Item, Order, Rule, Snapshot};
 use super::queue::{Queue, Step, Taken};
+use super::record::read;
 use super::rules::Rules;
-use super::shards::Source;
-use super::supply::{Job, Supply};
+use super::shards::{Record, Shards, Source};
 use super::tally::{Refusal, Tally};
 use crate::image::Preprocess;
 use crate::text::Tokenizer;
@@ -112,9 +112,16 @@ enum Outcome {
     EpochEnd,
 }
 
+struct Job {
+    record: Record,
+    number: u64,
+    before: Option<Arc<Snapshot>>,
+}
+
 /// Goes through one source; see the module for the order.
 pub struct Stream {
-    supply: Supply,
+    shards: Arc<Shards>,
+    source: Arc<Source>,
     builder: Arc<Builder>,
     options: StreamOptions,
     queue: Option<Queue<Job, Delivery>>,
@@ -145,11 +152,12 @@ impl Stream {
             let expected = format!("{:?}, as the source has", source.form());
             return Err(Error::invalid("rules.form", expected, found));
         }
-        let supply = Supply::open(source, &options)?;
+        let shards = Arc::new(Shards::open(&source)?);
         let (seed, number) = (options.seed, options.source);
         let builder = Builder { tokenizer, preprocess, rules, seed, source: number };
         Ok(Stream {
-            supply,
+            shards,
+            source: Arc::new(source),
             builder: Arc::new(builder),
             options,
             queue: None,
@@ -231,7 +239,7 @@ impl Stream {
     pub fn state(&self) -> Value {
         json!({
             "format": STATE_FORMAT,
-            "shards": self.supply.fingerprint(),
+            "shards": self.shards.fingerprint(),
             "seed": self.options.seed,
             "rank": self.options.rank,
             "world": self.options.world,
@@ -264,9 +272,7 @@ impl Stream {
         let (since, kept) = (number("since")?, number("kept_in_epoch")?);
         let tally = Tally::from_json(&state["tally"]).ok_or_else(|| damaged("tally"))?;
         // The shards are looked at now, so that a wrong state is no surprise hours later.
-        if let Supply::Disk { shards, .. } = &self.supply {
-            Order::resume(shards.clone(), self.options.rule(), &snapshot)?;
-        }
+        Order::resume(self.shards.clone(), self.options.rule(), &snapshot)?;
         self.queue = None;
         (self.snapshot, self.since) = (Arc::new(snapshot), since);
         (self.tally, self.kept_in_epoch) = (tally, kept);
@@ -304,59 +310,40 @@ impl Stream {
 
     /// Starts the threads at the state.
     fn start(&self) -> Result<Queue<Job, Delivery>> {
-        let mut feed = self.feed()?;
-        let (supply, builder) = (self.supply.clone(), self.builder.clone());
-        let work = move |job: Job| {
-            let (content, place) = supply.read(&job, &builder.rules);
-            let sample = content.and_then(|content| {
-                builder.build(content, job.number).map_err(|mut e| {
-                    e.detail = format!("{place}: {}", e.detail);
-                    e
-                })
-            });
-            let outcome = sample.map_or_else(Outcome::Refused, Outcome::Sample);
-            Delivery { outcome, before: job.before }
-        };
-        Queue::start(self.options.threads, self.options.ahead, move || feed(), work)
-            .map_err(|e| Error::device("host", format!("no thread for data: {e}")))
-    }
-
-    /// What comes next, from the state on.
-    fn feed(&self) -> Result<Box<Feed>> {
-        let Supply::Disk { shards, .. } = &self.supply else {
-            // Item i of this rank is page i * world + rank: the state is how many were taken.
-            let (mut item, rank, world) =
-                (self.since, self.options.rank as u64, self.options.world as u64);
-            return Ok(Box::new(move || {
-                let number = item * world + rank;
-                item += 1;
-                Some(Step::Work(Job { record: None, number, before: None }))
-            }));
-        };
         let rule = self.options.rule();
-        let mut order = Order::resume(shards.clone(), rule, &self.snapshot)?;
+        let mut order = Order::resume(self.shards.clone(), rule, &self.snapshot)?;
         for _ in 0..self.since {
             order.next();
         }
         let mut number = 0u64;
-        Ok(Box::new(move || {
+        let feed = move || {
             let is_due = number.is_multiple_of(SNAPSHOT);
             let before = if is_due { order.snapshot().map(Arc::new) } else { None };
             // One that could not be taken is taken at the next chance.
             number += u64::from(!is_due || before.is_some());
             let step = match order.next()? {
-                Item::Record(record, number) => {
-                    Step::Work(Job { record: Some(record), number, before })
-                }
+                Item::Record(record, number) => Step::Work(Job { record, number, before }),
                 Item::Lost(refusal) => {
                     Step::Done(Delivery { outcome: Outcome::Refused(refusal), before })
                 }
                 Item::EpochEnd => Step::Done(Delivery { outcome: Outcome::EpochEnd, before }),
             };
             Some(step)
-        }))
+        };
+        let (source, shards) = (self.source.clone(), self.shards.clone());
+        let builder = self.builder.clone();
+        let work = move |job: Job| {
+            let content = read(&source, &shards, &job.record, &builder.rules);
+            let sample = content.and_then(|content| {
+                builder.build(content, job.number).map_err(|mut e| {
+                    e.detail = format!("{}: {}", shards.place(&job.record), e.detail);
+                    e
+                })
+            });
+            let outcome = sample.map_or_else(Outcome::Refused, Outcome::Sample);
+            Delivery { outcome, before: job.before }
+        };
+        Queue::start(self.options.threads, self.options.ahead, feed, work)
+            .map_err(|e| Error::device("host", format!("no thread for data: {e}")))
     }
 }
-
-/// Gives the workers their next record, or a result that needs none.
-type Feed = dyn FnMut() -> Option<Step<Job, Delivery>> + Send;
