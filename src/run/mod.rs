@@ -11,6 +11,7 @@
 pub mod checkpoint;
 mod config;
 mod disk;
+mod feed;
 mod folder;
 mod metrics;
 pub mod plan;

@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::comm::Comm;
 use crate::model::Config;
 use crate::tensor::{Tensor, ViewMut};
-use crate::train::data::Stream;
+use crate::train::data::Feed;
 use crate::train::{Progress, Trainer};
 use crate::weights::{ROW_IDS, ROWS};
 use crate::{DType, Error, Result};
@@ -47,7 +47,7 @@ pub fn content<'a>(
     identity: &Identity,
     trainer: &'a Trainer,
     rows: &'a [(String, Tensor)],
-    sources: &[Stream],
+    sources: &[Feed],
 ) -> Result<Content<'a>> {
     let mut trainable: Vec<Named<'a>> = Vec::new();
     for p in trainer.parameters() {
@@ -67,7 +67,7 @@ pub fn content<'a>(
             "model": identity.model,
             "model_folder": identity.model_folder,
             "progress": progress,
-            "sources": sources.iter().map(Stream::state).collect::<Vec<_>>(),
+            "sources": sources.iter().map(Feed::state).collect::<Vec<_>>(),
         }),
     })
 }
@@ -120,7 +120,7 @@ pub fn restore(
     state: &Value,
     rank: usize,
     trainer: &mut Trainer,
-    sources: &mut [Stream],
+    sources: &mut [Feed],
 ) -> Result<()> {
     let trainable = saved.trainable()?;
     let parameters = trainer.parameters().to_vec();

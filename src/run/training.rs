@@ -6,6 +6,7 @@
 use super::checkpoint::{Checkpoints, FOLDER};
 use super::config::RunConfig;
 use super::disk::Disk;
+use super::feed;
 use super::folder::{RunFolder, model_identity};
 use super::metrics::Metrics;
 use super::samples::{self, Sample};
@@ -16,8 +17,9 @@ use crate::comm::Comm;
 use crate::device::Stream as Queue;
 use crate::engine::ModelFolder;
 use crate::ops::Out;
+use crate::phantom::Split;
 use crate::tensor::Tensor;
-use crate::train::data::Stream;
+use crate::train::data::Feed;
 use crate::train::{Batch, Report, Shard, Skipped, SourceLoss, Trainer};
 use crate::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -74,7 +76,7 @@ struct Run<'a> {
     config: RunConfig,
     comm: Comm,
     trainer: Trainer,
-    sources: Vec<Stream>,
+    sources: Vec<Feed>,
     names: Vec<String>,
     model: ModelFolder,
     samples: Vec<Sample>,
@@ -150,9 +152,14 @@ fn prepare<'a>(
     let (rank, world) = (comm.rank(), comm.world());
     let mut sources = Vec::new();
     for (i, source) in config.sources.iter().enumerate() {
+<<<<<<< ours
         let options = source.stream(config.run.seed, i, rank, world);
         let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess);
         let opened = Stream::open(source.source(), source.rules(), tokenizer, preprocess, options);
+=======
+        let (seed, ranks) = ((config.run.seed, i), (rank, world));
+        let opened = feed::open(source, Split::Train, seed, ranks, &model);
+>>>>>>> theirs
         sources.push(opened.map_err(|e| e.within(format!("[[source]] {}", source.name)))?);
     }
     let samples = samples::read(&config.samples, &model)?;

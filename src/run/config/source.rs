@@ -1,6 +1,7 @@
 //! One source of samples, as a configuration has it.
 
 use super::defaults;
+use crate::phantom::Kind;
 use crate::train::data::{Form, LabelRules, Matching, Rules, Source, StreamOptions};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub struct SourceOptions {
     pub file: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
+    /// Kinds of pages of phantom studies, with weights: `shots, words=3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<String>,
     /// Sequences in a micro-batch.
     #[serde(default = "defaults::one")]
     pub batch: usize,
@@ -70,12 +74,18 @@ pub enum SourceForm {
     Lines,
     /// Shards of documents with pictures in them.
     Interleaved,
+    /// Pages of phantom studies, drawn when they are due.
+    Phantom,
 }
 
 impl SourceOptions {
     /// Fills in what is not given.
     pub(super) fn complete(&mut self) {
         let (rules, stream) = (self.defaults(), StreamOptions::default());
+        self.threads.get_or_insert(stream.threads);
+        if self.form == SourceForm::Phantom {
+            return;
+        }
         self.max_tokens.get_or_insert(rules.max_tokens);
         self.max_images.get_or_insert(rules.max_images);
         self.min_images.get_or_insert(rules.min_images);
@@ -88,14 +98,13 @@ impl SourceOptions {
             self.keeps_image_order.get_or_insert(rules.keeps_image_order);
         }
         self.buffer.get_or_insert(stream.buffer);
-        self.threads.get_or_insert(stream.threads);
         self.ahead.get_or_insert(stream.ahead);
         self.max_bad_share.get_or_insert(stream.max_bad_share);
     }
 
     fn defaults(&self) -> Rules {
         match self.form {
-            SourceForm::Interleaved => Rules::interleaved(self.labels),
+            SourceForm::Interleaved | SourceForm::Phantom => Rules::interleaved(self.labels),
             _ => Rules::pairs(self.labels),
         }
     }
@@ -129,20 +138,24 @@ impl SourceOptions {
             return Err(Error::invalid("weight", "0 or a positive number", self.weight));
         }
         let has_lines = self.file.is_some() || self.images.is_some();
-        let is_complete = match self.form {
-            SourceForm::Lines => {
-                self.file.is_some() && self.images.is_some() && self.shards.is_empty()
+        let (has_shards, has_pages) = (!self.shards.is_empty(), self.pages.is_some());
+        let (is_complete, expected) = match self.form {
+            SourceForm::Lines => (
+                self.file.is_some() && self.images.is_some() && !has_shards && !has_pages,
+                "file and images, no shards (form lines)",
+            ),
+            SourceForm::Phantom => {
+                (has_pages && !has_shards && !has_lines, "pages, and nothing else (form phantom)")
             }
-            _ => !self.shards.is_empty() && !has_lines,
+            _ => (
+                has_shards && !has_lines && !has_pages,
+                "shards, no file or images (forms pairs and interleaved)",
+            ),
         };
         if !is_complete {
-            let expected = match self.form {
-                SourceForm::Lines => "file and images, no shards (form lines)",
-                _ => "shards, no file or images (forms pairs and interleaved)",
-            };
             return Err(Error::invalid("place of the data", expected, "another choice of keys"));
         }
-        Ok(())
+        self.pages.iter().try_for_each(|pages| Kind::mix(pages).map(drop))
     }
 
     /// Where the data is.
@@ -162,7 +175,7 @@ impl SourceOptions {
         let d = self.defaults();
         Rules {
             form: match self.form {
-                SourceForm::Interleaved => Form::Interleaved,
+                SourceForm::Interleaved | SourceForm::Phantom => Form::Interleaved,
                 _ => Form::Pairs,
             },
             labels: self.labels,
