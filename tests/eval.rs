@@ -47,6 +47,13 @@ fn a_model_that_has_learned_nothing_is_at_chance_whatever_is_taken_away() {
     }
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["coined"][3]["control"], "no shots");
+    let text = report.to_string();
+    assert!(text.contains("27 questions of each sort, 2 shots, seed 20261126"), "{text}");
+    // With notes there is no picture to be seen, and nothing else changes.
+    let options = eval::Options { questions: 9, is_described: true, ..options };
+    let report = eval::examine(&engine, &options, &mut |_, _| ()).unwrap();
+    assert!(report.to_string().contains("notes instead of pictures"));
+    assert!(report.coined.iter().all(|row| row.ranked.count == 9));
 }
 
 /// The ranking's log-probabilities are those that generation reports, whatever is asked beside it.

@@ -2,6 +2,7 @@
 
 mod books;
 mod convert;
+mod exam;
 mod export;
 mod inspect;
 mod kernels;
@@ -30,6 +31,7 @@ struct Cli {
 enum Command {
     Books(books::Books),
     Convert(convert::Convert),
+    Exam(exam::Exam),
     Export(export::Export),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Exam(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),

@@ -67,8 +67,9 @@ impl<'a> Examiner<'a> {
     /// # Errors
     /// Too little memory for their keys and values.
     pub fn new(engine: &'a Engine, shots: usize) -> Result<Self> {
-        // A chunk has at most 24 tokens; every question and its forks hold pages of their own.
-        let tokens = TOGETHER * ((shots + 1) * 24 + 32 + 4 * 32);
+        // A chunk has at most 72 tokens, with a note; every question and its forks hold pages of
+        // their own.
+        let tokens = TOGETHER * ((shots + 1) * 72 + 32 + 4 * 32);
         Ok(Examiner {
             engine,
             arena: Arena::new(engine.stream(), 0)?,

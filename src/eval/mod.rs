@@ -17,6 +17,7 @@ use crate::Result;
 use crate::engine::Engine;
 use crate::phantom::{Control, Exam, Item};
 use serde::Serialize;
+use std::fmt;
 
 /// How to examine.
 #[derive(Clone, Debug, Serialize)]
@@ -26,11 +27,13 @@ pub struct Options {
     pub questions: usize,
     /// Shots before each question.
     pub shots: usize,
+    /// With notes in the place of pictures: what the language model alone can do.
+    pub is_described: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { seed: 20_261_126, questions: 306, shots: 4 }
+        Options { seed: 20_261_126, questions: 306, shots: 4, is_described: false }
     }
 }
 
@@ -72,7 +75,10 @@ pub fn examine(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
     let started = std::time::Instant::now();
-    let exam = Exam::new(options.seed, options.questions, options.shots)?;
+    let mut exam = Exam::new(options.seed, options.questions, options.shots)?;
+    if options.is_described {
+        exam = exam.described(options.seed);
+    }
     let mut examiner = Examiner::new(engine, options.shots)?;
     let total = (exam.known.len() + exam.coined.len()) * Control::ALL.len();
     let mut done = 0;
@@ -95,6 +101,41 @@ pub fn examine(
     let (known, coined) = (table(&exam.known)?, table(&exam.coined)?);
     let seconds = started.elapsed().as_secs_f64();
     Ok(Report { options: options.clone(), known, coined, seconds })
+}
+
+impl Row {
+    /// What this control should give, in words; nothing for the normal questions.
+    pub fn expectation(&self) -> String {
+        match self.expected {
+            Some(share) => format!("{:.1} %", 100.0 * share),
+            None if self.control == Control::Normal.name() => String::new(),
+            None => "as normal".into(),
+        }
+    }
+}
+
+/// For a terminal.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options { seed, questions, shots, is_described } = self.options;
+        let sight = if is_described { "notes instead of pictures, " } else { "" };
+        writeln!(
+            f,
+            "{questions} questions of each sort, {shots} shots, {sight}seed {seed}: share of right \
+             answers, 95 % intervals"
+        )?;
+        for (title, rows) in [("known words", &self.known), ("made-up words", &self.coined)] {
+            let heads = ("ranked answers", "greedy text", "expected");
+            writeln!(f, "\n  {title:24}{:24}{:24}{:>10}", heads.0, heads.1, heads.2)?;
+            for row in rows {
+                let (ranked, greedy) = (row.ranked.to_string(), row.greedy.to_string());
+                let outside = if row.holds { "" } else { "  outside the interval" };
+                let expected = row.expectation();
+                writeln!(f, "  {:24}{ranked:24}{greedy:24}{expected:>10}{outside}", row.control)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn rows(items: &[Item], tallies: &[(usize, usize)]) -> Vec<Row> {

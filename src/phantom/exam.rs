@@ -1,8 +1,8 @@
 //! Examinations: questions whose right answer is known, and the same with something taken away.
 
 use super::dice::Dice;
-use super::episode::{coined_with, known};
-use super::page::Page;
+use super::episode::{coined_with, described, known};
+use super::page::{Page, Piece};
 use super::study::{Property, Study};
 use super::words::{self, Question};
 use crate::image::{Mode, Picture};
@@ -46,8 +46,8 @@ pub struct Item {
     /// Shots, then the question; the last piece holds the answer, which the prompt leaves out.
     page: Page,
     question: Question,
-    /// The study whose picture takes the place of the last one.
-    other: (Study, u64),
+    /// What takes the place of the last picture.
+    other: Piece,
     /// Where the picture of each shot comes from when they are shuffled.
     order: Vec<usize>,
     is_coined: bool,
@@ -67,7 +67,9 @@ impl Item {
         values.sort_unstable();
         values.dedup();
         let value = *dice.pick(&values);
-        let other = (Study::draw_with(dice, property, value), dice.seed());
+        let study = Study::draw_with(dice, property, value);
+        let (look, text) = (dice.seed(), String::new());
+        let other = Piece { study, look, note: None, text, question: None };
         let mut order: Vec<usize> = (0..page.pieces.len() - 1).collect();
         dice.shuffle(&mut order);
         Ok(Item { page, question, other, order, is_coined })
@@ -96,20 +98,34 @@ impl Item {
             return Err(Error::invalid("examination", "a question", "an empty page"));
         };
         let (mut text, mut pictures) = (String::new(), Vec::new());
+        let mut see = |text: &mut String, piece: &Piece| -> Result<()> {
+            match &piece.note {
+                Some(note) => *text += &format!("{note} "),
+                None => {
+                    *text += IMAGE;
+                    pictures.push(piece.picture()?);
+                }
+            }
+            Ok(())
+        };
         if control != Control::NoShots {
             text += &self.page.preamble;
             for (i, shot) in shots.iter().enumerate() {
                 let from = if control == Control::Shuffled { self.order[i] } else { i };
-                pictures.push(shots[from].picture()?);
-                text += &format!("{IMAGE}{}{END_OF_CHUNK}", shot.text);
+                see(&mut text, &shots[from])?;
+                text += &format!("{}{END_OF_CHUNK}", shot.text);
             }
         }
-        text += &format!("{IMAGE}{}", self.question.ask(says_why));
-        pictures.push(match control {
-            Control::Swapped => super::draw::picture(&self.other.0, self.other.1)?,
-            Control::Blank => blank()?,
-            _ => last.picture()?,
-        });
+        match control {
+            Control::Swapped => see(&mut text, &self.other)?,
+            Control::Blank if last.note.is_none() => {
+                text += IMAGE;
+                pictures.push(blank()?);
+            }
+            Control::Blank => (),
+            _ => see(&mut text, last)?,
+        }
+        text += &self.question.ask(says_why);
         Ok((text, pictures))
     }
 
@@ -161,6 +177,20 @@ impl Exam {
         });
         Ok(Exam { known: known.collect::<Result<_>>()?, coined: coined.collect::<Result<_>>()? })
     }
+
+    /// The same questions with notes in the place of pictures: what the language model alone can do.
+    pub fn described(mut self, seed: u64) -> Self {
+        let items = self.known.iter_mut().chain(&mut self.coined);
+        for (i, item) in items.enumerate() {
+            let mut dice = Dice::new(seed, "notes of an examination", i as u64);
+            let (preamble, mut pieces) = (String::new(), item.page.pieces.clone());
+            pieces.push(item.other.clone());
+            let mut page = described(Page { preamble, pieces }, &mut dice);
+            item.other.note = page.pieces.pop().and_then(|piece| piece.note);
+            item.page.pieces = page.pieces;
+        }
+        self
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +224,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn notes_take_the_place_of_all_pictures() {
+        let exam = Exam::new(1, 18, 2).unwrap().described(4);
+        for item in exam.known.iter().chain(&exam.coined) {
+            let said = |control| {
+                let (text, pictures) = item.prompt(control, false).unwrap();
+                assert!(pictures.is_empty() && !text.contains(IMAGE) && text.ends_with("Answer:"));
+                text
+            };
+            let (normal, property) = (said(Control::Normal), item.question.property);
+            if property != Property::Line {
+                assert!(normal.contains(item.page.pieces[2].study.word(property)), "{normal}");
+            }
+            assert!(said(Control::Swapped) != normal && said(Control::Blank) != normal);
+            assert!(normal.ends_with(&said(Control::NoShots)));
+        }
+    }
+
     /// Whoever knows a prompt's text but not its pictures, or the shots' pictures in another order,
     /// is right as often as chance says: best constant place, last shot's word, first shot's word.
     #[test]
@@ -222,7 +270,7 @@ mod tests {
         for items in [&exam.known, &exam.coined] {
             let (mut right, mut expected) = (0, 0.0);
             for item in items {
-                let (q, other) = (&item.question, &item.other.0);
+                let (q, other) = (&item.question, &item.other.study);
                 let value = other.get(q.property);
                 let shot = item.page.pieces.iter().find(|p| p.study.get(q.property) == value);
                 let answer = match () {

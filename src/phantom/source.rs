@@ -89,8 +89,9 @@ impl Kind {
             Kind::Shots => episode::shots(dice),
             Kind::Words => episode::coined(dice, is_held_out),
             Kind::Reports => {
-                let kinds = [Kind::Questions, Kind::Interleaved, Kind::Shots, Kind::Words];
-                let kind = kinds[dice.weighted([1, 1, 2, 4].into_iter())];
+                let kinds =
+                    [Kind::Caption, Kind::Questions, Kind::Interleaved, Kind::Shots, Kind::Words];
+                let kind = kinds[dice.weighted([1, 1, 1, 2, 4].into_iter())];
                 let page = kind.page(dice, split);
                 episode::described(page, dice)
             }

@@ -24,8 +24,8 @@ pub fn open(
         // Sources of a run draw different studies.
         let seed = seed.wrapping_add(number as u64 * 1_000_003);
         let address = (seed, rank as u64, world as u64);
-        let labels = (source.labels, number);
-        let pages = PhantomStream::open(kinds, split, address, tokenizer, preprocess, labels)?;
+        let pages = PhantomStream::open(kinds, split, address, tokenizer, preprocess, number)?;
+        let pages = pages.with_questions(source.predicts_questions.unwrap_or(true));
         return Ok(Feed::Phantom(Box::new(pages.with_threads(options.threads))));
     }
     if split == Split::Validation {

@@ -1,6 +1,6 @@
 //! The demo as one HTML file with everything in it.
 
-use super::phantom::{NOTICE, Results, Shown, expected, timing};
+use super::phantom::{NOTICE, Results, Shown, timing};
 use medflamingo::Result;
 use medflamingo::engine::TokenLogprob;
 use medflamingo::eval::{Look, Rate, Report, Row};
@@ -166,7 +166,7 @@ fn line(row: &Row) -> String {
         row.ranked,
         interval(&row.ranked, row.expected),
         row.greedy,
-        expected(row)
+        row.expectation()
     )
 }
 

@@ -4,7 +4,7 @@
 use super::super::{print_json, print_text};
 use super::page;
 use medflamingo::engine::{Answer, Control, Engine, EngineOptions, Event, GenerateOptions};
-use medflamingo::eval::{self, Gaze, Look, Report, Row};
+use medflamingo::eval::{self, Gaze, Look, Report};
 use medflamingo::image::Picture;
 use medflamingo::phantom::{self, Exam, Item};
 use medflamingo::{Error, Result};
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.is_json {
         return print_json(&results);
     }
-    results.report.iter().for_each(|report| print_text(&table(report)));
+    results.report.iter().for_each(|report| print_text(&report.to_string()));
     print_text(&format!(
         "\nfirst token after {:.2} s, all of it {:.1} s on {}\npage: {}\n\n{NOTICE}\n",
         results.first_token_seconds,
@@ -193,38 +193,4 @@ fn examine(engine: &Engine, questions: usize) -> Result<Report> {
     });
     bar.finish_and_clear();
     report
-}
-
-/// The examination for a terminal.
-fn table(report: &Report) -> String {
-    let mut text = format!(
-        "{} questions of each sort, {} shots, seed {}: share of right answers, 95 % intervals\n",
-        report.options.questions, report.options.shots, report.options.seed
-    );
-    for (title, rows) in [("known words", &report.known), ("made-up words", &report.coined)] {
-        text += &format!(
-            "\n  {title:24}{:24}{:24}{:>10}\n",
-            "ranked answers", "greedy text", "expected"
-        );
-        for row in rows {
-            text += &format!(
-                "  {:24}{:24}{:24}{:>10}{}\n",
-                row.control,
-                row.ranked.to_string(),
-                row.greedy.to_string(),
-                expected(row),
-                if row.holds { "" } else { "  outside the interval" }
-            );
-        }
-    }
-    text
-}
-
-/// What a control should give, in words.
-pub fn expected(row: &Row) -> String {
-    match row.expected {
-        Some(share) => format!("{:.1} %", 100.0 * share),
-        None if row.control == phantom::Control::Normal.name() => String::new(),
-        None => "as normal".into(),
-    }
 }

@@ -25,6 +25,9 @@ pub struct SourceOptions {
     /// Kinds of pages of phantom studies, with weights: `shots, words=3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages: Option<String>,
+    /// Phantom studies: false leaves the questions out of the loss; answers and captions stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicts_questions: Option<bool>,
     /// Sequences in a micro-batch.
     #[serde(default = "defaults::one")]
     pub batch: usize,
@@ -84,6 +87,7 @@ impl SourceOptions {
         let (rules, stream) = (self.defaults(), StreamOptions::default());
         self.threads.get_or_insert(stream.threads);
         if self.form == SourceForm::Phantom {
+            self.predicts_questions.get_or_insert(true);
             return;
         }
         self.max_tokens.get_or_insert(rules.max_tokens);

@@ -1,12 +1,16 @@
 //! Samples of phantom studies, drawn when they are due: training data that needs no disk.
+//!
+//! Labels are upstream's for interleaved pages (`labels`, V2): what lies between an image and its
+//! end of chunk. A note in the place of a picture is not predicted either: its words are drawn at
+//! random, and what cannot be known would drown what can be learned. Questions are drawn as well;
+//! a source may leave them out.
 
-use super::labels::label;
-use super::rules::{Form, LabelRules};
 use super::stream::Stream;
 use super::tally::Tally;
 use crate::image::{Preprocess, preprocess};
 use crate::phantom::{Kind, Page, Pages, Split};
 use crate::text::Tokenizer;
+use crate::train::batch::NO_LABEL;
 use crate::train::{Batch, Sample};
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -22,7 +26,9 @@ pub struct PhantomStream {
     kinds: String,
     tokenizer: Tokenizer,
     preprocess: Preprocess,
-    labels: LabelRules,
+    /// `Question`, with and without a space, `Answer`, `:`.
+    marks: [u32; 4],
+    predicts_questions: bool,
     source: usize,
     threads: usize,
     tally: Tally,
@@ -40,7 +46,7 @@ impl PhantomStream {
         (seed, rank, ranks): (u64, u64, u64),
         tokenizer: Tokenizer,
         preprocess: Preprocess,
-        (labels, source): (LabelRules, usize),
+        source: usize,
     ) -> Result<Self> {
         if preprocess.size != crate::phantom::SIDE
             || tokenizer.vocab_size() != crate::phantom::TOKENS
@@ -51,13 +57,33 @@ impl PhantomStream {
                 .advise("make one with `medflamingo-tools synth --preset phantom --untrained`"));
         }
         let pages = Pages::new(seed, split, Kind::mix(kinds)?)?.of_rank(rank, ranks)?;
-        let (kinds, tally, threads) = (kinds.to_string(), Tally::default(), 1);
-        Ok(PhantomStream { pages, kinds, tokenizer, preprocess, labels, source, threads, tally })
+        let mark = |text: &str| {
+            let ids = tokenizer.encode_text(text)?;
+            ids.first().copied().ok_or_else(|| Error::invalid("tokenizer", text, "nothing"))
+        };
+        let marks = [mark("Question")?, mark(" Question")?, mark(" Answer")?, mark(":")?];
+        Ok(PhantomStream {
+            pages,
+            kinds: kinds.to_string(),
+            tokenizer,
+            preprocess,
+            marks,
+            predicts_questions: true,
+            source,
+            threads: 1,
+            tally: Tally::default(),
+        })
     }
 
     /// Draws with `threads` threads; the samples do not depend on it.
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Whether questions are predicted, or answers and captions alone.
+    pub fn with_questions(mut self, predicts_questions: bool) -> Self {
+        self.predicts_questions = predicts_questions;
         self
     }
 
@@ -89,14 +115,42 @@ impl PhantomStream {
     }
 
     fn build(&self, page: &Page) -> Result<Sample> {
-        let ids = self.tokenizer.encode_prompt(&page.text())?;
-        let pictures = page.pictures()?;
-        // Without pictures it is text to learn the language from: all of it is predicted.
-        let form = if pictures.is_empty() { Form::Pairs } else { Form::Interleaved };
-        let labels = label(&ids, &self.tokenizer.specials(), form, self.labels);
-        let pixels = |picture| Ok(Arc::new(preprocess(picture, &self.preprocess)?.data));
-        let images = pictures.iter().map(pixels).collect::<Result<_>>()?;
+        let specials = self.tokenizer.specials();
+        let mut ids: Vec<u32> = self.tokenizer.leading().into_iter().collect();
+        ids.extend(self.tokenizer.encode_text(&page.preamble)?);
+        let mut labels = vec![NO_LABEL; ids.len()];
+        let mut images = Vec::new();
+        for piece in &page.pieces {
+            let text = match &piece.note {
+                Some(note) => {
+                    ids.extend(self.tokenizer.encode_text(note)?);
+                    format!(" {}", piece.text)
+                }
+                None => {
+                    ids.push(specials.image);
+                    let pixels = preprocess(&piece.picture()?, &self.preprocess)?;
+                    images.push(Arc::new(pixels.data));
+                    piece.text.clone()
+                }
+            };
+            labels.resize(ids.len(), NO_LABEL);
+            ids.extend(self.tokenizer.encode_text(&text)?);
+            ids.push(specials.end_of_chunk);
+            self.label(&ids, &mut labels);
+        }
         Ok(Sample { ids, labels, images, source: self.source })
+    }
+
+    /// Labels what has been added to `ids`.
+    fn label(&self, ids: &[u32], labels: &mut Vec<i32>) {
+        let [opening, spaced, answer, colon] = self.marks;
+        let mut is_question = false;
+        for i in labels.len()..ids.len() {
+            is_question |= ids[i] == opening || ids[i] == spaced;
+            let is_left_out = is_question && !self.predicts_questions;
+            labels.push(if is_left_out { NO_LABEL } else { ids[i] as i32 });
+            is_question &= !(ids[i] == colon && i > 0 && ids[i - 1] == answer);
+        }
     }
 
     fn state(&self) -> Value {
@@ -179,32 +233,51 @@ impl Feed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::labels::label;
+    use super::super::rules::{Form, LabelRules};
     use super::*;
     use crate::model::preset;
-    use crate::train::batch::NO_LABEL;
 
     fn open(kinds: &str, rank: u64, ranks: u64) -> PhantomStream {
         let tokenizer = crate::phantom::prepared().unwrap().tokenizer;
         let preprocess = Preprocess::clip(crate::phantom::SIDE);
-        let address = (1, rank, ranks);
-        PhantomStream::open(kinds, Split::Train, address, tokenizer, preprocess, Default::default())
+        PhantomStream::open(kinds, Split::Train, (1, rank, ranks), tokenizer, preprocess, 0)
             .unwrap()
     }
 
+    /// Ids are those of the whole text, labels of pages with pictures those of upstream's rules.
     #[test]
     fn samples_are_what_the_phantom_model_reads() {
         let config = preset("phantom").unwrap();
-        let mut feed = Feed::Phantom(Box::new(open("caption,shots,words=2,reports", 0, 1)));
-        let batch = feed.batch(24).unwrap().unwrap();
+        let mut pages = open("caption,questions,interleaved,shots,words=2,reports=3", 0, 1);
+        let (source, tokenizer) = (pages.pages.clone(), pages.tokenizer.clone());
+        let batch = Batch { sequences: pages.samples(60).unwrap() };
         batch.check(&config).unwrap();
-        for sample in &batch.sequences {
+        for (i, sample) in batch.sequences.iter().enumerate() {
+            let text = source.page(i as u64).text();
+            assert_eq!(sample.ids, tokenizer.encode_prompt(&text).unwrap(), "{text}");
+            if !sample.images.is_empty() {
+                let specials = tokenizer.specials();
+                let upstream = label(&sample.ids, &specials, Form::Interleaved, LabelRules::V2);
+                assert_eq!(sample.labels, upstream, "{text}");
+            }
             let labelled = sample.labels.iter().filter(|l| **l != NO_LABEL).count();
-            let masked = sample.ids.len() - labelled;
-            // The leading id, the preamble and the markers; of text alone, nothing.
-            let is_text = sample.images.is_empty();
-            assert!(if is_text { masked == 0 } else { masked > sample.images.len() });
+            assert!(labelled > 3 && labelled < sample.ids.len());
         }
-        assert_eq!(feed.tally().kept(), 24);
+    }
+
+    #[test]
+    fn without_questions_only_replies_and_captions_are_predicted() {
+        let mut pages = open("shots,words,reports", 0, 1).with_questions(false);
+        let tokenizer = pages.tokenizer.clone();
+        for sample in pages.samples(30).unwrap() {
+            let pairs = sample.ids.iter().zip(&sample.labels);
+            let predicted = pairs.filter(|(_, l)| **l != NO_LABEL).map(|(id, _)| *id);
+            let said = tokenizer.decode(&predicted.collect::<Vec<_>>(), false);
+            assert!(!said.contains("Question") && !said.contains("Note"), "{said}");
+            let chunks = sample.ids.iter().filter(|id| **id == tokenizer.specials().end_of_chunk);
+            assert_eq!(said.matches("<|endofchunk|>").count(), chunks.count());
+        }
     }
 
     #[test]
@@ -212,6 +285,7 @@ mod tests {
         let mut feed = Feed::Phantom(Box::new(open("shots", 1, 2)));
         drop(feed.batch(3).unwrap());
         let state = feed.state();
+        assert_eq!(feed.tally().kept(), 3);
         let ids = |feed: &mut Feed| -> Vec<_> {
             let batch = feed.batch(2).unwrap().unwrap();
             batch.sequences.into_iter().map(|s| s.ids).collect()
