@@ -18,7 +18,7 @@ pub fn open(
     (rank, world): (usize, usize),
     model: &ModelFolder,
 ) -> Result<Feed> {
-    let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess.clone());
+    let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess);
     let mut options = source.stream(seed, number, rank, world);
     if let Some(kinds) = &source.pages {
         // Sources of a run draw different studies.

@@ -152,14 +152,8 @@ fn prepare<'a>(
     let (rank, world) = (comm.rank(), comm.world());
     let mut sources = Vec::new();
     for (i, source) in config.sources.iter().enumerate() {
-<<<<<<< ours
-        let options = source.stream(config.run.seed, i, rank, world);
-        let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess);
-        let opened = Stream::open(source.source(), source.rules(), tokenizer, preprocess, options);
-=======
         let (seed, ranks) = ((config.run.seed, i), (rank, world));
         let opened = feed::open(source, Split::Train, seed, ranks, &model);
->>>>>>> theirs
         sources.push(opened.map_err(|e| e.within(format!("[[source]] {}", source.name)))?);
     }
     let samples = samples::read(&config.samples, &model)?;

@@ -29,21 +29,9 @@ pub fn run(
 ) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for source in &config.validation {
-<<<<<<< ours
-        // In the order of the shards, once.
-        let options = StreamOptions {
-            shuffle: false,
-            epochs: Some(1),
-            ..source.stream(config.run.seed, 0, comm.rank(), comm.world())
-        };
-        let (tokenizer, preprocess) = (model.tokenizer.clone(), model.preprocess);
-        let stream = Stream::open(source.source(), source.rules(), tokenizer, preprocess, options);
-        let mut stream = stream.map_err(|e| e.within(format!("[[validation]] {}", source.name)))?;
-=======
         let (seed, ranks) = ((config.run.seed, 0), (comm.rank(), comm.world()));
         let opened = feed::open(source, Split::Validation, seed, ranks, model);
         let mut stream = opened.map_err(|e| e.within(format!("[[validation]] {}", source.name)))?;
->>>>>>> theirs
         let mut left = config.run.validation_sequences.div_ceil(comm.world());
         let (mut sum, mut targets) = (0.0, 0u64);
         while left > 0 {

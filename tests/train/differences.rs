@@ -59,12 +59,6 @@ fn short(mut batch: Batch) -> Batch {
     batch
 }
 
-/// One sequence with an image, one with two, one with none.
-fn short(mut batch: Batch) -> Batch {
-    batch.sequences.truncate(3);
-    batch
-}
-
 fn all_trainable(model: &Model, seed: u32) {
     let mut trainer = crate::runs::trainer(model, "f32", options(Trained::ALL), 2);
     let batch = short(batch(model, &trainer, seed));
