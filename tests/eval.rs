@@ -176,7 +176,8 @@ fn phantom_studies_are_trained_on() {
     };
     let text = source("text", "reports");
     let joint = source("pairs", "caption, questions") + &source("interleaved", "shots, words");
-    let language = "[train.trained]\nlanguage = true\n";
+    let language = "[train.trained]\nlanguage = true\nresampler = false\ngated_blocks = false\n\
+                    embedding_rows = false\n";
     for (name, parts, sources) in [("text", language, text), ("joint", "", joint)] {
         let file = folder.path().join(format!("{name}.toml"));
         let config = format!(

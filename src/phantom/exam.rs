@@ -178,7 +178,8 @@ impl Exam {
         Ok(Exam { known: known.collect::<Result<_>>()?, coined: coined.collect::<Result<_>>()? })
     }
 
-    /// The same questions with notes in the place of pictures: what the language model alone can do.
+    /// The same questions with notes in the place of pictures: what the language model alone can
+    /// do.
     pub fn described(mut self, seed: u64) -> Self {
         let items = self.known.iter_mut().chain(&mut self.coined);
         for (i, item) in items.enumerate() {

@@ -6,8 +6,8 @@ use crate::engine::ModelFolder;
 use crate::phantom::Split;
 use crate::train::data::{Feed, PhantomStream, Stream, StreamOptions};
 
-/// Opens `source`, the `number`-th of a run with `seed`, for rank `rank` of `world`. Validation goes
-/// through its data once, in order, and draws other phantom studies than training.
+/// Opens `source`, the `number`-th of a run with `seed`, for rank `rank` of `world`. Validation
+/// goes through its data once, in order, and draws other phantom studies than training.
 ///
 /// # Errors
 /// Data that is not there; a model that phantom studies are not for.

@@ -15,8 +15,8 @@
 //! **One order.** The records of all shards have one order, which depends on the seed and on
 //! nothing else: a permutation of the shards for each epoch, and a bounded buffer of *places* from
 //! which the next is drawn. Rank r of W takes every W-th record, beginning with the r-th: ranks are
-//! disjoint, together complete, and a global batch is the same for every W. Bytes are read only when
-//! a record is due, by the worker that decodes it, so the order costs headers, not pictures.
+//! disjoint, together complete, and a global batch is the same for every W. Bytes are read only
+//! when a record is due, by the worker that decodes it, so the order costs headers, not pictures.
 //!
 //! **Nothing is unpacked.** Names inside archives are keys. Every size is checked against what is
 //! there and against a limit before it is allocated. A sample that cannot be used is counted by
