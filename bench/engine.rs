@@ -1,7 +1,8 @@
 //! An engine on one model folder: opening, the first question, the second, and decoding against the
 //! reading of the same bytes.
 //!
-//! `cargo bench --bench engine -- --model DIR [--tokens N] [--reps N] [--threads N] [--json]`
+//! `cargo bench --bench engine -- --model DIR [--tokens N] [--reps N] [--threads N]
+//! [--batches 8,32] [--json]`
 //!
 //! The prompt is six shots and a question with seven generated images; what the words mean does not
 //! matter here. Decoding and reading alternate, repetition by repetition, because the machine may
@@ -26,12 +27,19 @@ struct Options {
     tokens: usize,
     reps: usize,
     threads: usize,
+    batches: Vec<usize>,
     json: bool,
 }
 
 fn options() -> Options {
-    let mut options =
-        Options { model: PathBuf::new(), tokens: 16, reps: 7, threads: 0, json: false };
+    let mut options = Options {
+        model: PathBuf::new(),
+        tokens: 16,
+        reps: 7,
+        threads: 0,
+        batches: Vec::new(),
+        json: false,
+    };
     let mut arguments = std::env::args().skip(1);
     let number = |text: Option<String>| text.and_then(|t| t.parse().ok()).expect("a number");
     while let Some(argument) = arguments.next() {
@@ -40,6 +48,10 @@ fn options() -> Options {
             "--tokens" => options.tokens = number(arguments.next()),
             "--reps" => options.reps = number(arguments.next()),
             "--threads" => options.threads = number(arguments.next()),
+            "--batches" => {
+                let list = arguments.next().expect("--batches 8,32");
+                options.batches = list.split(',').map(|n| number(Some(n.into()))).collect();
+            }
             "--json" => options.json = true,
             "--bench" => {}
             other => panic!("unknown argument {other}; see the first lines of bench/engine.rs"),
@@ -66,12 +78,17 @@ fn main() -> Result<()> {
     let questions = questions(&mut engine, options.reps)?;
     let decode = decode(&mut engine, &options)?;
     let memory = engine.memory();
+    let device = engine.device();
+    drop(engine);
+    let batches = options.batches.iter().map(|&size| batch(&options, size));
+    let batches = batches.collect::<Result<Vec<_>>>()?;
     let report = json!({
         "model": options.model.file_name().map(|n| n.to_string_lossy()),
-        "device": engine.device(),
+        "device": device,
         "open_ms": median(&open),
         "questions": questions,
         "decode": decode,
+        "batches": batches,
         "anonymous_mib": memory.anonymous as f64 / 1048576.0,
         "kv_pages_mib": memory.kv_pages as f64 / 1048576.0,
         "weights_mib": memory.weights as f64 / 1048576.0,
@@ -146,6 +163,44 @@ fn questions(engine: &mut Engine, reps: usize) -> Result<serde_json::Value> {
         (name.to_string(), row)
     });
     Ok(rows.collect::<serde_json::Map<_, _>>().into())
+}
+
+/// Decoding of `size` sequences together, which share no page of keys.
+fn batch(options: &Options, size: usize) -> Result<serde_json::Value> {
+    let how = EngineOptions {
+        threads: options.threads,
+        concurrent: size,
+        kv_tokens: Some(size * 1024),
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::open(&options.model, &how)?;
+    let side = engine.model().config().vision.image_size;
+    // Prompts are read a few at a time: the first sequence is still there when the last begins.
+    let tokens = options.tokens.max(4 * size) + 1;
+    let generate = GenerateOptions {
+        max_new_tokens: tokens,
+        min_new_tokens: tokens,
+        ..GenerateOptions::default()
+    };
+    let mut steps = Vec::new();
+    for rep in 0..=options.reps {
+        let request = |i: usize| {
+            let text = format!("{rep} {i}. {INSTRUCTION}{}{QUESTION}", SHOT.repeat(6));
+            let images = (0..7).map(|seed| picture(side, seed)).collect();
+            engine.request(&text, images, generate.clone())
+        };
+        let requests = (0..size).map(request).collect::<Result<Vec<_>>>()?;
+        let answers = engine.generate_batch(requests, &mut |_, _| Control::Continue);
+        let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
+        // The first repetition warms up. The first half of the last sequence is decoded together
+        // with all others.
+        if rep > 0 {
+            let times = &answers[size - 1].timings_ms.decode;
+            steps.extend_from_slice(&times[..times.len() / 2]);
+        }
+    }
+    let step = median(&steps);
+    Ok(json!({"sequences": size, "ms_per_step": step, "tokens_per_s": size as f64 * 1e3 / step}))
 }
 
 /// Decoding and reading of the same bytes, in turns.

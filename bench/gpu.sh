@@ -184,7 +184,7 @@ run() {
     for weights in bf16 int8 int4; do
         [ "$weights" = bf16 ] || model=$tmp/$weights
         step decode "T7 decode and prefill, T9 opening, ours, $weights" 70 "engine-$weights.json" \
-            "$programs/bench-engine" --model "$model" --reps 3 --json
+            "$programs/bench-engine" --model "$model" --reps 3 --batches 8,32 --json
     done
     model=${MEDFLAMINGO_MODEL:-$tmp/9b}
     step eager "T7 decode and prefill, eager PyTorch" 60 eager.json "$python" \
