@@ -5,44 +5,75 @@
 #
 #   bench/gpu.sh pack            on a machine with cargo: programs into target/gpu, to be carried
 #   bench/gpu.sh run [FOLDER]    on the machine with the card; results in FOLDER
+#   bench/gpu.sh steps           names of the steps; STEPS="correctness kernels" runs only those
 #   bench/gpu.sh --dry-run       tries what can be tried without a card, and says what cannot
 #
 # FOLDER is bench/results/gpu unless given. MEDFLAMINGO_MODEL names a model folder for the rows from
 # end to end; without it a 9B folder of random weights is written to TMPDIR (16.4 GB, and 13 GB
-# quantised). PYTHON names the interpreter that has PyTorch.
+# quantised) while correctness is checked. PYTHON names the interpreter that has PyTorch, BUDGET
+# another number of seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
-budget=540
+programs=$pack/programs
+budget=${BUDGET:-540}
 python=${PYTHON:-python3}
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
 fail() { echo "bench/gpu.sh: $1" >&2; exit 2; }
 
-# The executable that cargo builds of a test or bench.
+# The executable that cargo builds of a test or bench; cargo names those of binaries too.
 executable() { # test|bench name
-    cargo "$1" --release --no-run --message-format=json "--$1" "$2" 2>/dev/null |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
+    local release=()
+    [ "$1" = bench ] || release=(--release)
+    cargo "$1" "${release[@]}" --no-run --message-format=json "--$1" "$2" 2>/dev/null |
+        python3 -c 'import json, sys
+for line in filter(lambda line: line.startswith("{"), sys.stdin):
+    message = json.loads(line)
+    target = message.get("target", {})
+    if message.get("executable") and (target["kind"], target["name"]) == ([sys.argv[1]], sys.argv[2]):
+        print(message["executable"])' "$1" "$2"
 }
 
+# One archive: the programs are much alike.
 pack() {
     command -v cargo > /dev/null ||
         fail "no cargo here and nothing packed: run 'bench/gpu.sh pack' where Rust is, carry $pack"
-    mkdir -p "$pack"
+    rm -rf "$pack"
+    mkdir -p "$programs"
+    local to=$programs
     cargo build --release
-    cp target/release/medflamingo target/release/medflamingo-tools "$pack/"
-    cp "$(executable test kernels)" "$pack/test-kernels"
-    cp "$(executable bench kernels)" "$pack/bench-kernels"
-    cp "$(executable bench engine)" "$pack/bench-engine"
-    strip "$pack"/medflamingo "$pack"/medflamingo-tools "$pack"/test-* "$pack"/bench-*
-    git rev-parse HEAD > "$pack/commit"
+    cp target/release/medflamingo target/release/medflamingo-tools "$to/"
+    cp "$(executable test kernels)" "$to/test-kernels"
+    cp "$(executable test golden)" "$to/test-golden"
+    cp "$(executable bench kernels)" "$to/bench-kernels"
+    cp "$(executable bench engine)" "$to/bench-engine"
+    cp "$(executable bench tiles)" "$to/bench-tiles"
+    strip "$to"/*
+    git rev-parse HEAD > "$to/commit"
+    (cd "$to" && python3 -c 'import lzma, sys, tarfile
+big = [{"id": lzma.FILTER_LZMA2, "preset": 4, "dict_size": 128 << 20}]
+with lzma.open(sys.argv[1], "wb", filters=big) as f, tarfile.open(fileobj=f, mode="w") as t:
+    t.add(".")' ../programs.tar.xz)
+    rm -r "$to"
     du -sh "$pack"
 }
 
+unpack() {
+    [ -e "$pack/programs.tar.xz" ] || pack
+    # From a step of `run` too, while programs run.
+    [ ! "$programs/commit" -nt "$pack/programs.tar.xz" ] || return 0
+    mkdir -p "$programs"
+    "$python" -m tarfile -e "$pack/programs.tar.xz" "$programs"
+    chmod +x "$programs"/*
+    touch "$programs/commit"
+}
+
 # Runs a step within what is left of the nine minutes; its failure is a line of the report.
-step() { # name seconds output command...
-    local name=$1 most=$2 output=$3 left=$((budget - SECONDS)) status=0 word
-    shift 3
+step() { # id name seconds output command...
+    local id=$1 name=$2 most=$3 output=$4 left=$((budget - SECONDS)) status=0 word
+    shift 4
+    case " ${STEPS:-$id} " in *" $id "*) ;; *) return 0 ;; esac
     if [ "$left" -lt 5 ]; then
         echo "| $name | not run: out of time |" >> "$folder/steps.md"
         return
@@ -56,7 +87,7 @@ step() { # name seconds output command...
         *) word="failed ($status): $(tail -1 "$folder/$output.log" | tr '|' '/' | cut -c1-160)" ;;
     esac
     echo "| $name | $word, $((SECONDS - begin)) s |" >> "$folder/steps.md"
-    echo "$name: $word" >&2
+    echo "$name: $word, $((SECONDS - begin)) s" >&2
     if [ "$status" != 0 ]; then
         failed=1
         [ "${output##*.}" != json ] || rm -f "$folder/$output"
@@ -71,7 +102,7 @@ begin() { # folder machine
     printf '| step | result |\n|---|---|\n' > "$folder/steps.md"
     {
         echo "$2"
-        echo "commit $(cat "$pack/commit" 2>/dev/null || git rev-parse HEAD), $(date -u +%Y-%m-%d)"
+        echo "commit $(cat "$programs/commit" 2>/dev/null || git rev-parse HEAD), $(date -u +%Y-%m-%d)"
     } > "$folder/machine.txt"
 }
 
@@ -85,63 +116,81 @@ finish() {
 # The same tokens on both devices, of a small model in f32.
 same_tokens() { # folder
     local device
-    "$pack/medflamingo-tools" synth --preset tiny --dtype f32 --output "$1/tiny" > /dev/null
+    "$programs/medflamingo-tools" synth --preset tiny --dtype f32 --output "$1/tiny" > /dev/null
     for device in cpu cuda; do
-        "$pack/medflamingo" generate --model "$1/tiny" --device "$device" --max-new-tokens 24 \
-            --min-new-tokens 24 --prompt 'Question: Is it round? Answer:' --json |
-            "$python" -c 'import json, sys; print(json.load(sys.stdin)["token_ids"])' > "$1/$device"
+        "$programs/medflamingo" generate --model "$1/tiny" --device "$device" \
+            --max-new-tokens 24 --min-new-tokens 24 --prompt 'Question: Is it round? Answer:' \
+            --json | "$python" -c 'import json, sys; print(json.load(sys.stdin)["token_ids"])' \
+            > "$1/$device"
     done
     cmp "$1/cpu" "$1/cuda"
 }
 
-end_to_end() { # model name
-    step "T7 decode and prefill, T9 opening, ours, $2" 70 "engine-$2.json" \
-        "$pack/bench-engine" --model "$1" --reps 3 --json
+# Folders of the 9B shape, while kernels run. `$1/made` says when.
+models() { # folder
+    local model=${MEDFLAMINGO_MODEL:-$1/9b} weights
+    [ -d "$model" ] ||
+        "$programs/medflamingo-tools" synth --preset med-flamingo-9b --output "$model"
+    for weights in int8 int4; do
+        "$programs/medflamingo-tools" quantize "$model" --weights "$weights" \
+            --output "$1/$weights" &
+    done
+    wait
+    touch "$1/made"
 }
 
 run() {
     command -v nvidia-smi > /dev/null ||
         fail "no nvidia-smi: this needs a machine with an NVIDIA GPU; --dry-run does not"
-    [ -x "$pack/bench-kernels" ] || pack
-    local tmp
+    unpack
+    # Where tests write, if this checkout never ran any.
+    mkdir -p target/tmp
+    local tmp weights
     tmp=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder of now
     trap "rm -rf '$tmp'" EXIT
     begin "${1:-bench/results/gpu}" "$(nvidia-smi --format=csv,noheader \
         --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total)"
+    case " ${STEPS:-decode} " in
+        *" decode "*) models "$tmp" > "$folder/models.txt" 2>&1 & ;;
+        *) touch "$tmp/made" ;;
+    esac
 
-    step "kernels by this machine's nvcc" 100 build.txt kernels/build "$tmp/kernels"
+    step build "kernels by this machine's nvcc" 100 build.txt kernels/build "$tmp/kernels"
     if ls "$tmp"/kernels/*.fatbin > /dev/null 2>&1; then
         export MEDFLAMINGO_KERNELS=$tmp/kernels
     fi
-    local tests=(env MEDFLAMINGO_TEST_DEVICE=cuda "$pack/test-kernels")
+    local tests=(env MEDFLAMINGO_TEST_DEVICE=cuda "$programs/test-kernels")
     local oracles=("${tests[@]}" oracle gemm adamw8)
-    step "kernels: oracle, twin, card" 75 correctness.txt "${tests[@]}"
-    step "a model: the same tokens as the host" 30 tokens.txt bench/gpu.sh same-tokens "$tmp"
-    step "compute-sanitizer memcheck" 45 memcheck.txt \
+    step correctness "kernels: oracle, twin, card" 90 correctness.txt "${tests[@]}"
+    step golden "PyTorch's recordings on the card" 60 golden.txt \
+        env MEDFLAMINGO_TEST_DEVICE=cuda "$programs/test-golden" --skip emulated
+    step tokens "a model: the same tokens as the host" 30 tokens.txt bench/gpu.sh same-tokens "$tmp"
+    step memcheck "compute-sanitizer memcheck" 45 memcheck.txt \
         compute-sanitizer --tool memcheck --error-exitcode 9 "${oracles[@]}"
-    step "compute-sanitizer racecheck" 45 racecheck.txt \
+    step racecheck "compute-sanitizer racecheck" 45 racecheck.txt \
         compute-sanitizer --tool racecheck --error-exitcode 9 "${oracles[@]}"
-    step "T0 ceilings, PyTorch" 20 ceilings.json "$python" bench/peers/gpu.py ceilings
-    step "T1-T6 kernels, ours" 90 ours.json "$pack/bench-kernels" --device cuda --full --json
-    step "T1-T6 kernels, peers" 90 peers.json "$python" bench/peers/gpu.py kernels \
+    step kernels "T0 ceilings, PyTorch" 20 ceilings.json "$python" bench/peers/gpu.py ceilings
+    step kernels "T1-T6 kernels, ours" 90 ours.json \
+        "$programs/bench-kernels" --device cuda --full --json
+    step peers "T1-T6 kernels, peers" 90 peers.json "$python" bench/peers/gpu.py kernels \
         "$folder/ours.json"
+    step tiles "tiles of products against each other" 60 tiles.txt \
+        "$programs/bench-tiles" --device cuda --all
 
-    local model=${MEDFLAMINGO_MODEL:-$tmp/9b} weights
-    if [ ! -d "$model" ]; then
-        step "9B folder of random weights" 60 synth.txt \
-            "$pack/medflamingo-tools" synth --preset med-flamingo-9b --output "$model"
-    fi
-    end_to_end "$model" bf16
-    step "T7 decode and prefill, eager PyTorch" 60 eager.json "$python" bench/peers/gpu.py \
-        end-to-end
-    step "T9 a file of weights through PyTorch" 30 load.json "$python" bench/peers/gpu.py load \
-        "$(find "$model" -name '*.safetensors' | sort | head -1)"
-    for weights in int8 int4; do
-        step "$weights folder" 60 "quantize-$weights.txt" "$pack/medflamingo-tools" quantize \
-            "$model" --weights "$weights" --output "$tmp/$weights"
-        end_to_end "$tmp/$weights" "$weights"
+    step decode "9B folders of random weights, the rest" 120 models.log \
+        bash -c "until [ -e '$tmp/made' ]; do sleep 0.2; done"
+    local model=${MEDFLAMINGO_MODEL:-$tmp/9b}
+    for weights in bf16 int8 int4; do
+        [ "$weights" = bf16 ] || model=$tmp/$weights
+        step decode "T7 decode and prefill, T9 opening, ours, $weights" 70 "engine-$weights.json" \
+            "$programs/bench-engine" --model "$model" --reps 3 --json
     done
+    model=${MEDFLAMINGO_MODEL:-$tmp/9b}
+    step eager "T7 decode and prefill, eager PyTorch" 60 eager.json "$python" \
+        bench/peers/gpu.py end-to-end
+    step load "T9 a file of weights through PyTorch" 30 load.json "$python" bench/peers/gpu.py load \
+        "$(find "$model" -name '*.safetensors' 2> /dev/null | sort | head -1)"
     finish
     exit "$failed"
 }
@@ -155,17 +204,17 @@ dry_run() {
         command -v "$program" > /dev/null || echo "not here: $program"
     done
     "$python" -c 'import torch' 2> /dev/null || echo "not here: PyTorch"
-    bench=$pack/bench-kernels
+    bench=$programs/bench-kernels
     [ -x "$bench" ] || bench=$(executable bench kernels)
     tmp=$(mktemp -d)
     # shellcheck disable=SC2064
     trap "rm -rf '$tmp'" EXIT
     begin "$tmp" "$(uname -sm), a dry run"
-    step "kernels, ours" 120 ours.json "$bench" --device cpu --quick --filter norm/ --json
+    step ours "kernels, ours" 120 ours.json "$bench" --device cpu --quick --filter norm/ --json
     if "$python" -c 'import torch' 2> /dev/null; then
-        step "kernels, peers" 120 peers.json "$python" bench/peers/gpu.py kernels \
+        step peers "kernels, peers" 120 peers.json "$python" bench/peers/gpu.py kernels \
             "$folder/ours.json" --device cpu
-        step "eager PyTorch" 120 eager.json "$python" bench/peers/gpu.py end-to-end \
+        step eager "eager PyTorch" 120 eager.json "$python" bench/peers/gpu.py end-to-end \
             --device cpu --tiny
     fi
     finish
@@ -176,6 +225,7 @@ dry_run() {
 case ${1:-run} in
     -h | --help) usage ;;
     pack) pack ;;
+    steps) sed -n 's/^ *step \([a-z]*\) .*/\1/p' "$0" | sort -u ;;
     run) run "${2:-}" ;;
     --dry-run) dry_run ;;
     same-tokens) same_tokens "$2" ;; # a step of `run`

@@ -1,11 +1,12 @@
-/*  `swiglu`, `swiglu_backward`
+/*  `swiglu`, `swiglu_backward`, `activation`, `activation_backward`
  *
- *  Idea      y = silu(gate) * up, cell by cell; its gradients likewise.
+ *  Idea      y = silu(gate) * up, or f(x), cell by cell; their gradients likewise.
  *  Geometry  256 threads a block, 16 bytes of y or dy a thread (`_plain`: one cell).
  *  Traffic   x once, y once; backward x, dy and dx once.
  *  Rejected  an epilogue of the product that makes [gate | up]: its halves lie far apart in n. */
 #include "activation.h"
 #include "lib/cells.cuh"
+#include "lib/epilogue.cuh"
 
 template <typename T, bool PACKED> __device__ void swiglu(const SwigluParams &p) {
   constexpr int SIZE = Move<T, PACKED>::SIZE;
@@ -75,3 +76,42 @@ template <typename T, bool PACKED> __device__ void swiglu_backward(const SwigluB
 SWIGLU_BACKWARD(f32, float)
 SWIGLU_BACKWARD(bf16, bf16)
 SWIGLU_BACKWARD(f16, f16)
+
+template <typename T, bool PACKED> __device__ void activation(const ActivationParams &p) {
+  constexpr int SIZE = Move<T, PACKED>::SIZE;
+  for_my_cells(p.cells, SIZE, [&](int64_t at) {
+    alignas(PACKED ? 16 : sizeof(T)) T x[SIZE];
+    copy_cells<T, PACKED>(x, static_cast<const T *>(p.x) + at);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) x[i] = narrow<T>(activate(widen(x[i]), p.activation));
+    copy_cells<T, PACKED>(static_cast<T *>(p.y) + at, x);
+  });
+}
+
+template <typename T, bool PACKED>
+__device__ void activation_backward(const ActivationBackwardParams &p) {
+  constexpr int SIZE = Move<T, PACKED>::SIZE;
+  for_my_cells(p.cells, SIZE, [&](int64_t at) {
+    alignas(PACKED ? 16 : sizeof(T)) T x[SIZE], dy[SIZE];
+    copy_cells<T, PACKED>(x, static_cast<const T *>(p.x) + at);
+    copy_cells<T, PACKED>(dy, static_cast<const T *>(p.dy) + at);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++)
+      dy[i] = narrow<T>(widen(dy[i]) * activation_slope(widen(x[i]), p.activation));
+    copy_cells<T, PACKED>(static_cast<T *>(p.dx) + at, dy);
+  });
+}
+
+#define ACTIVATION(name, T)                                                                        \
+  KERNEL(activation_##name, ActivationParams, CELL_THREADS) { activation<T, true>(p); }            \
+  KERNEL(activation_##name##_plain, ActivationParams, CELL_THREADS) { activation<T, false>(p); }   \
+  KERNEL(activation_backward_##name, ActivationBackwardParams, CELL_THREADS) {                     \
+    activation_backward<T, true>(p);                                                               \
+  }                                                                                                \
+  KERNEL(activation_backward_##name##_plain, ActivationBackwardParams, CELL_THREADS) {             \
+    activation_backward<T, false>(p);                                                              \
+  }
+
+ACTIVATION(f32, float)
+ACTIVATION(bf16, bf16)
+ACTIVATION(f16, f16)

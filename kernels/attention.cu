@@ -37,6 +37,9 @@ template <typename T> struct SegmentKeys {
   __device__ const T *v(int j) const {
     return j < k0_len ? v0 + j * stride0 : v1 + (j - k0_len) * stride1;
   }
+  __device__ __forceinline__ void both(int j, const T *&to_k, const T *&to_v) const {
+    to_k = k(j), to_v = v(j);
+  }
   __device__ EveryKey row(int) const { return {}; }
 };
 

@@ -109,12 +109,18 @@ template <typename T, int D> __device__ void attention_decode(const AttentionDec
 #pragma unroll
   for (int u = 0; u < STEPS; u++) {
     key[u] = begin + (u * DECODE_WARPS + warp()) * GROUPS + lane() / LANES;
-    // Without branches: lanes of no key or no feature read what others do. The new key is not in
-    // the pages yet.
+    // Without branches: lanes of no key or no feature read what others do, the new key's what its
+    // place in the pages held before.
     const int j = min(key[u], last), at = has_features ? feature : 0;
-    k[u] = *reinterpret_cast<const Pack<T> *>((j == last ? token.k : keys.k(j)) + at);
-    v[u] = *reinterpret_cast<const Pack<T> *>((j == last ? token.v : keys.v(j)) + at);
+    k[u] = *reinterpret_cast<const Pack<T> *>(keys.k(j) + at);
+    v[u] = *reinterpret_cast<const Pack<T> *>(keys.v(j) + at);
   }
+  // Older keys were there before the step began; the new token is the launch's before this one.
+  ptx::wait_for_launch_before();
+#pragma unroll
+  for (int u = 0; u < STEPS; u++)
+    if (key[u] >= last)
+      v[u] = *reinterpret_cast<const Pack<T> *>(token.v + (has_features ? feature : 0));
 
   const bool is_new_here = last < begin + PART;
   for (int i = threadIdx.x; i < (is_new_here ? 3 : 1) * p.head_dim; i += DECODE_THREADS) {
@@ -222,10 +228,10 @@ template <typename T> __device__ void attention_decode_plain(const AttentionDeco
 }
 
 #define ATTENTION_DECODE(name, T)                                                                  \
-  KERNEL(attention_decode_##name##_64, AttentionDecodeParams, DECODE_THREADS, 3) {                 \
+  KERNEL_EARLY(attention_decode_##name##_64, AttentionDecodeParams, DECODE_THREADS, 3) {           \
     attention_decode<T, 64>(p);                                                                    \
   }                                                                                                \
-  KERNEL(attention_decode_##name##_128, AttentionDecodeParams, DECODE_THREADS) {                   \
+  KERNEL_EARLY(attention_decode_##name##_128, AttentionDecodeParams, DECODE_THREADS) {             \
     attention_decode<T, 128>(p);                                                                   \
   }                                                                                                \
   KERNEL(attention_decode_##name##_plain, AttentionDecodeParams, DECODE_THREADS) {                 \

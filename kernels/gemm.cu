@@ -97,10 +97,22 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
   }
 
   const Epilogue<T> epilogue(p);
+  if constexpr (!ALIGNED) {
 #pragma unroll
-  for (int i = 0; i < MI; i++)
-    epilogue.template store_fragments<NI>(row0 + wm + i * 16 + l / 4, col0 + wn + l % 4 * 2,
-                                          [&](int j) { return acc[i][j]; });
+    for (int i = 0; i < MI; i++)
+      epilogue.template store_fragments<NI>(row0 + wm + i * 16 + l / 4, col0 + wn + l % 4 * 2,
+                                            [&](int j) { return acc[i][j]; });
+  } else {
+    // Everybody has left the tiles: their memory takes the sums on their way out.
+    __syncthreads();
+    using Stage = typename Epilogue<T>::Stage;
+    static_assert(sizeof(s.a) + sizeof(s.b) >= THREADS / WARP * sizeof(Stage), "one for each warp");
+    Stage &stage = reinterpret_cast<Stage *>(&s)[warp()];
+#pragma unroll
+    for (int i = 0; i < MI; i++)
+      epilogue.template store_staged<WN>(stage, row0 + wm + i * 16, col0 + wn,
+                                         reinterpret_cast<const float(&)[WN / 2]>(acc[i]));
+  }
 }
 
 /** f32: exact products, so multiply-adds instead of tensor cores. */

@@ -239,16 +239,16 @@ template <typename T> __device__ __forceinline__ void plain_int4(const GemmQuant
 }
 
 #define QUANTIZED(name, T)                                                                         \
-  KERNEL(gemm_quantized_##name##_int8_rows8, GemmQuantizedParams, FEW_THREADS, 2) {                \
+  KERNEL_EARLY(gemm_quantized_##name##_int8_rows8, GemmQuantizedParams, FEW_THREADS, 2) {          \
     few_rows<T, 1, 1, 4>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int8_rows16, GemmQuantizedParams, FEW_THREADS, 2) {               \
+  KERNEL_EARLY(gemm_quantized_##name##_int8_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
     few_rows<T, 2, 2, 1>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int4_rows8, GemmQuantizedParams, FEW_THREADS, 2) {                \
+  KERNEL_EARLY(gemm_quantized_##name##_int4_rows8, GemmQuantizedParams, FEW_THREADS, 2) {          \
     few_rows<T, 1, 1, 2>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int4_rows16, GemmQuantizedParams, FEW_THREADS, 2) {               \
+  KERNEL_EARLY(gemm_quantized_##name##_int4_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
     few_rows<T, 2, 2, 1>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
   KERNEL(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS) {                  \

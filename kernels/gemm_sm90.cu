@@ -6,9 +6,9 @@
  *                                  after the last step the epilogue, while the next tile is copied
  *            grid.z > 1 splits k, as in `gemm.cu`.
  *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
- *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 193
+ *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 211
  *            KiB; `_sm90_128x192`, `_sm90_128x128`: 5 and 6 stages. `_sm90_64x128`: 1 of 64x128,
- *            4 stages, 97 KiB: two blocks a multiprocessor, one's epilogue beside the other's
+ *            4 stages, 106 KiB: two blocks a multiprocessor, one's epilogue beside the other's
  *            products.
  *  Traffic   A (n / BN) times and B (m / BM) times, through L2; C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
@@ -23,6 +23,7 @@ constexpr int BK = 64;
 template <typename T, int BM, int BN, int STAGES> struct alignas(1024) GemmSm90Shared {
   T a[STAGES][BM * BK];
   T b[STAGES][BN * BK];
+  typename Epilogue<T>::Stage out[BM / 16]; /**< of each warp that multiplies */
   uint64_t full[STAGES], empty[STAGES];
   int is_last;
 };
@@ -133,9 +134,8 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
           [] { ptx::bar_sync(1, THREADS); });
       if (!is_whole) continue;
     }
-    epilogue.template store_fragments<BN / 8>(
-        (int64_t)row * BM + warp() * 16 + l / 4, (int64_t)col * BN + l % 4 * 2,
-        [&](int j) { return acc + j * 4; });
+    epilogue.template store_staged<BN>(s.out[warp()], (int64_t)row * BM + warp() * 16,
+                                       (int64_t)col * BN, acc);
   }
 #endif
 }

@@ -1,10 +1,13 @@
-/*  `patchify`, `vision_tokens`
+/*  `patchify`, `vision_tokens`, `vision_tokens_backward`
  *
  *  Idea      patchify: y[image, py, px][channel, y, x]
  *                      = pixels[image, channel, py*patch+y, px*patch+x]
  *            vision_tokens: y[i, 0] = cls + pos[0];  y[i, 1 + q] = x[i, q] + pos[1 + q]
- *  Geometry  256 threads a block, one cell of y a thread.
- *  Traffic   input once, y once; neighbours in y are neighbours in a line of pixels.
+ *            backward: dpos[t] = the sum of dy[i, t] over the images, and its share of dx
+ *  Geometry  256 threads a block, one cell of y a thread; backward 16 bytes of a token's columns
+ *            (`_plain`: one cell) in all images a thread.
+ *  Traffic   input once, y once; neighbours in y are neighbours in a line of pixels. Backward dy
+ *            once, dx once.
  *  Rejected  16-byte stores: a patch line of 14 is not a multiple, and this is 0.1 % of a
  *            request. */
 #include "lib/cells.cuh"
@@ -33,9 +36,42 @@ template <typename T> __device__ void vision_tokens(const VisionTokensParams &p)
   });
 }
 
+template <typename T, bool PACKED>
+__device__ void vision_tokens_backward(const VisionTokensBackwardParams &p) {
+  constexpr int SIZE = Move<T, PACKED>::SIZE;
+  const int64_t tokens = 1 + p.patches;
+  for_my_cells(tokens * p.cols, SIZE, [&](int64_t at) {
+    const int64_t c = at % p.cols, token = at / p.cols;
+    float sum[SIZE] = {};
+#pragma unroll 2
+    for (int64_t image = 0; image < p.images; image++) {
+      alignas(PACKED ? 16 : sizeof(T)) T dy[SIZE];
+      copy_cells<T, PACKED>(dy, static_cast<const T *>(p.dy) + image * tokens * p.cols + at);
+      if (p.dx && token > 0)
+        copy_cells<T, PACKED>(static_cast<T *>(p.dx) +
+                                  (image * p.patches + token - 1) * p.cols + c,
+                              dy);
+#pragma unroll
+      for (int i = 0; i < SIZE; i++) sum[i] += widen(dy[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) {
+      float *dpos = p.dpos + at + i, *dcls = p.dcls + c + i;
+      *dpos = (p.accumulate ? *dpos : 0.0f) + sum[i];
+      if (token == 0) *dcls = (p.accumulate ? *dcls : 0.0f) + sum[i];
+    }
+  });
+}
+
 #define PATCHIFY(name, T)                                                                          \
   KERNEL(patchify_##name, PatchifyParams, CELL_THREADS) { patchify<T>(p); }                        \
-  KERNEL(vision_tokens_##name, VisionTokensParams, CELL_THREADS) { vision_tokens<T>(p); }
+  KERNEL(vision_tokens_##name, VisionTokensParams, CELL_THREADS) { vision_tokens<T>(p); }          \
+  KERNEL(vision_tokens_backward_##name, VisionTokensBackwardParams, CELL_THREADS) {                \
+    vision_tokens_backward<T, true>(p);                                                            \
+  }                                                                                                \
+  KERNEL(vision_tokens_backward_##name##_plain, VisionTokensBackwardParams, CELL_THREADS) {        \
+    vision_tokens_backward<T, false>(p);                                                           \
+  }
 
 PATCHIFY(f32, float)
 PATCHIFY(bf16, bf16)

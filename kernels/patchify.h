@@ -27,3 +27,20 @@ typedef struct VisionTokensParams {
   const void *pos; /**< (1+patches, cols) T */
   int64_t images, patches, cols;
 } VisionTokensParams;
+
+/** `vision_tokens_backward`: the gradients of `vision_tokens`:
+ *  dx[i,p] = dy[i,1+p];  dpos[t] (+)= sum of dy[i,t] over i;  dcls (+)= sum of dy[i,0] over i.
+ *
+ *  Source    arXiv:2010.11929 eq. 1, differentiated
+ *  Entries   vision_tokens_backward_{f32,bf16,f16}
+ *  Limits    dx null if not wanted
+ *  Numerics  f32 sums in the order of the images; dx a copy */
+typedef struct VisionTokensBackwardParams {
+  void *dx;       /**< (images, patches, cols) T, or null */
+  float *dcls;    /**< (cols) */
+  float *dpos;    /**< (1+patches, cols) */
+  const void *dy; /**< (images, 1+patches, cols) T */
+  int64_t images, patches, cols;
+  int32_t accumulate;
+  int32_t reserved;
+} VisionTokensBackwardParams;

@@ -3,6 +3,7 @@
 
 /** `rope`: rotates the first `rotary` features of every query and key head by
  *  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.
+ *  By the opposite angle if is_inverse, which is what the gradient does.
  *
  *  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)
  *  Entries   rope_{f32,bf16,f16}
@@ -15,4 +16,6 @@ typedef struct RopeParams {
   int64_t row_stride; /**< elements */
   int32_t heads, head_dim, rotary;
   float base;
+  int32_t is_inverse;
+  int32_t reserved;
 } RopeParams;

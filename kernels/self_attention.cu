@@ -16,7 +16,8 @@
 template <typename T, int D> __device__ void self_attention_tiles(const SelfAttentionParams &p) {
   using Shared = AttendShared<T, D>;
   SHARED(Shared, s);
-  int tile = (int)blockIdx.x, sequence = 0, rows = 0;
+  // Blocks begin in the order of their numbers: those with the most keys first.
+  int tile = (int)(gridDim.x - 1 - blockIdx.x), sequence = 0, rows = 0;
   for (; sequence < p.sequences; sequence++) {
     rows = p.q_begin[sequence + 1] - p.q_begin[sequence];
     const int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;

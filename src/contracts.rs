@@ -49,6 +49,64 @@ const _: () = {
     ["Offset of field: SwigluBackwardParams::cols"]
         [::core::mem::offset_of!(SwigluBackwardParams, cols) - 32usize];
 };
+#[doc = " `activation`: y = f(x), f being 0 identity, 1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x), as in\n  the epilogue of `gemm`: for a forward pass that keeps x.\n\n  Source    arXiv:1606.08415 eq. 2; QuickGELU of open_clip\n  Entries   activation_{f32,bf16,f16}\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ActivationParams {
+    #[doc = "(cells) T, or x itself"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(cells) T"]
+    pub x: *const ::core::ffi::c_void,
+    pub cells: i64,
+    pub activation: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivationParams"][::core::mem::size_of::<ActivationParams>() - 32usize];
+    ["Alignment of ActivationParams"][::core::mem::align_of::<ActivationParams>() - 8usize];
+    ["Offset of field: ActivationParams::y"][::core::mem::offset_of!(ActivationParams, y) - 0usize];
+    ["Offset of field: ActivationParams::x"][::core::mem::offset_of!(ActivationParams, x) - 8usize];
+    ["Offset of field: ActivationParams::cells"]
+        [::core::mem::offset_of!(ActivationParams, cells) - 16usize];
+    ["Offset of field: ActivationParams::activation"]
+        [::core::mem::offset_of!(ActivationParams, activation) - 24usize];
+    ["Offset of field: ActivationParams::reserved"]
+        [::core::mem::offset_of!(ActivationParams, reserved) - 28usize];
+};
+#[doc = " `activation_backward`: dx = dy f'(x), with f as in `activation`: GELU' = Phi(x) + x phi(x),\n  QuickGELU' = s (1 + 1.702 x (1 - s)) with s = sigmoid(1.702 x).\n\n  Source    arXiv:1606.08415 eq. 2, differentiated\n  Entries   activation_backward_{f32,bf16,f16}\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ActivationBackwardParams {
+    #[doc = "(cells) T, or dy itself"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(cells) T"]
+    pub dy: *const ::core::ffi::c_void,
+    #[doc = "(cells) T, before f"]
+    pub x: *const ::core::ffi::c_void,
+    pub cells: i64,
+    pub activation: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivationBackwardParams"]
+        [::core::mem::size_of::<ActivationBackwardParams>() - 40usize];
+    ["Alignment of ActivationBackwardParams"]
+        [::core::mem::align_of::<ActivationBackwardParams>() - 8usize];
+    ["Offset of field: ActivationBackwardParams::dx"]
+        [::core::mem::offset_of!(ActivationBackwardParams, dx) - 0usize];
+    ["Offset of field: ActivationBackwardParams::dy"]
+        [::core::mem::offset_of!(ActivationBackwardParams, dy) - 8usize];
+    ["Offset of field: ActivationBackwardParams::x"]
+        [::core::mem::offset_of!(ActivationBackwardParams, x) - 16usize];
+    ["Offset of field: ActivationBackwardParams::cells"]
+        [::core::mem::offset_of!(ActivationBackwardParams, cells) - 24usize];
+    ["Offset of field: ActivationBackwardParams::activation"]
+        [::core::mem::offset_of!(ActivationBackwardParams, activation) - 32usize];
+    ["Offset of field: ActivationBackwardParams::reserved"]
+        [::core::mem::offset_of!(ActivationBackwardParams, reserved) - 36usize];
+};
 #[doc = " `adamw`: one step of AdamW with both moments in f32.\n\n  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p += step_size * m / (sqrt(v) + eps)\n  and then p *= keep, where g is scaled by grad_scale, and the step's number t has gone into\n  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and into\n  keep = 1 - lr weight_decay.\n  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.\n\n  Source    arXiv:1711.05101 alg. 2; order of update and decay as in bitsandbytes'\n            kOptimizer32bit2State\n  Entries   adamw_{f32,bf16,f16}: T of param\n  Limits    param, master, m, v and grad 16-byte aligned\n  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the\n            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically.\n            With `master`, p is the master in f32 and param its rounding."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -258,6 +316,224 @@ const _: () = {
     ["Offset of field: AttentionParams::reserved"]
         [::core::mem::offset_of!(AttentionParams, reserved) - 124usize];
 };
+#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of\n  attending, which is what the original's masked softmax does for a marker without an image."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct MediaSpan {
+    pub begin: i32,
+    pub end: i32,
+    pub uniform: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MediaSpan"][::core::mem::size_of::<MediaSpan>() - 12usize];
+    ["Alignment of MediaSpan"][::core::mem::align_of::<MediaSpan>() - 4usize];
+    ["Offset of field: MediaSpan::begin"][::core::mem::offset_of!(MediaSpan, begin) - 0usize];
+    ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
+    ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
+};
+#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossAttentionParams {
+    #[doc = "(rows, heads*head_dim) T"]
+    pub o: *mut ::core::ffi::c_void,
+    #[doc = "(rows, heads*head_dim) T"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "(images) pointers to (latents, 2*heads*head_dim) T of this layer"]
+    pub kv: *const *const ::core::ffi::c_void,
+    #[doc = "(rows)"]
+    pub spans: *const MediaSpan,
+    pub rows: i64,
+    pub images: i64,
+    pub latents: i32,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub scale: f32,
+    #[doc = "(row, image) pairs that are not masked; for `cost` only"]
+    pub visible: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 72usize];
+    ["Alignment of CrossAttentionParams"][::core::mem::align_of::<CrossAttentionParams>() - 8usize];
+    ["Offset of field: CrossAttentionParams::o"]
+        [::core::mem::offset_of!(CrossAttentionParams, o) - 0usize];
+    ["Offset of field: CrossAttentionParams::q"]
+        [::core::mem::offset_of!(CrossAttentionParams, q) - 8usize];
+    ["Offset of field: CrossAttentionParams::kv"]
+        [::core::mem::offset_of!(CrossAttentionParams, kv) - 16usize];
+    ["Offset of field: CrossAttentionParams::spans"]
+        [::core::mem::offset_of!(CrossAttentionParams, spans) - 24usize];
+    ["Offset of field: CrossAttentionParams::rows"]
+        [::core::mem::offset_of!(CrossAttentionParams, rows) - 32usize];
+    ["Offset of field: CrossAttentionParams::images"]
+        [::core::mem::offset_of!(CrossAttentionParams, images) - 40usize];
+    ["Offset of field: CrossAttentionParams::latents"]
+        [::core::mem::offset_of!(CrossAttentionParams, latents) - 48usize];
+    ["Offset of field: CrossAttentionParams::heads"]
+        [::core::mem::offset_of!(CrossAttentionParams, heads) - 52usize];
+    ["Offset of field: CrossAttentionParams::head_dim"]
+        [::core::mem::offset_of!(CrossAttentionParams, head_dim) - 56usize];
+    ["Offset of field: CrossAttentionParams::scale"]
+        [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
+    ["Offset of field: CrossAttentionParams::visible"]
+        [::core::mem::offset_of!(CrossAttentionParams, visible) - 64usize];
+};
+#[doc = " What a query's softmax came to: of the first launch, for the second."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttendedRow {
+    #[doc = "log of the sum of exponentials, in units that the device chooses"]
+    pub lse: f32,
+    #[doc = "sum over keys of P dP"]
+    pub delta: f32,
+    #[doc = "the keys that it sees, of its batch entry; hi not included"]
+    pub lo: i32,
+    #[doc = "the keys that it sees, of its batch entry; hi not included"]
+    pub hi: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttendedRow"][::core::mem::size_of::<AttendedRow>() - 16usize];
+    ["Alignment of AttendedRow"][::core::mem::align_of::<AttendedRow>() - 4usize];
+    ["Offset of field: AttendedRow::lse"][::core::mem::offset_of!(AttendedRow, lse) - 0usize];
+    ["Offset of field: AttendedRow::delta"][::core::mem::offset_of!(AttendedRow, delta) - 4usize];
+    ["Offset of field: AttendedRow::lo"][::core::mem::offset_of!(AttendedRow, lo) - 8usize];
+    ["Offset of field: AttendedRow::hi"][::core::mem::offset_of!(AttendedRow, hi) - 12usize];
+};
+#[doc = " `attention_backward`: the gradients of O = softmax(scale * Q K^T + bias) V, given dO, for every\n  attention of the model. Two launches: `is_keys` 0 computes dQ and what the rows' softmax came\n  to, `is_keys` 1 computes dK and dV from that.\n\n  P = softmax(scale * Q K^T + bias);  dP = dO V^T;  delta = sum over keys of P dP;\n  dS = P (dP - delta);  dQ = scale * dS K;  dK = scale * dS^T Q;  dV = P^T dO\n\n  Query i of a batch entry sees keys lo .. hi of it and no others: all of them; 0 .. i+1 if there\n  are `begin`, which divides the rows of queries and of keys into `batch` sequences; the latents\n  of the images in spans\\[i\\] if there are `spans`. The bias is slopes\\[h\\] * (key - (hi-1)), ALiBi.\n  A row that sees nothing has no gradient; a `uniform` one averages values, and has dV only.\n\n  Source    arXiv:1706.03762 eq. 1, differentiated as in arXiv:2205.14135 alg. 4; masks as in\n            `attention`, `self_attention`, `cross_attention`\n  Entries   attention_backward_{f32,bf16,f16}\n  Limits    k0_len + k1_len < 2^31; k1, v1, dk1 and dv1 are null only if k1_len = 0; with `begin`\n            k1_len = 0, and q_len = k0_len is the rows of all sequences; with `spans` k1_len = 0\n            and batch = 1; f16 holds every dS\n  Numerics  f32; weights and dS are multiplied as sums of two T; gradients are overwritten, in an\n            order of summation that does not depend on the device"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionBackwardParams {
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride dq_stride"]
+    pub dq: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride dkv0_stride"]
+    pub dk0: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride dkv0_stride"]
+    pub dv0: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride dkv1_stride, or null"]
+    pub dk1: *mut ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride dkv1_stride, or null"]
+    pub dv1: *mut ::core::ffi::c_void,
+    #[doc = "(heads, batch*q_len), at a multiple of 16 bytes"]
+    pub statistics: *mut AttendedRow,
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride do_stride"]
+    pub d_o: *const ::core::ffi::c_void,
+    #[doc = "(batch, q_len, heads*head_dim) T, row stride q_stride"]
+    pub q: *const ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
+    pub k0: *const ::core::ffi::c_void,
+    #[doc = "(batch, k0_len, heads*head_dim) T, row stride kv0_stride"]
+    pub v0: *const ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride, or null"]
+    pub k1: *const ::core::ffi::c_void,
+    #[doc = "(batch, k1_len, heads*head_dim) T, row stride kv1_stride, or null"]
+    pub v1: *const ::core::ffi::c_void,
+    #[doc = "(batch+1): the first row of each sequence, or null"]
+    pub begin: *const i32,
+    #[doc = "(q_len), or null"]
+    pub spans: *const MediaSpan,
+    #[doc = "(heads) ALiBi slopes, or null"]
+    pub slopes: *const f32,
+    pub batch: i64,
+    pub q_len: i64,
+    pub k0_len: i64,
+    pub k1_len: i64,
+    #[doc = "elements between rows"]
+    pub dq_stride: i64,
+    #[doc = "elements between rows"]
+    pub dkv0_stride: i64,
+    #[doc = "elements between rows"]
+    pub dkv1_stride: i64,
+    pub do_stride: i64,
+    pub q_stride: i64,
+    pub kv0_stride: i64,
+    pub kv1_stride: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub scale: f32,
+    #[doc = "per image, with `spans`"]
+    pub latents: i32,
+    #[doc = "0 dq and statistics, 1 dk and dv"]
+    pub is_keys: i32,
+    pub reserved: i32,
+    #[doc = "(query, key) pairs that are not masked; for `cost` only"]
+    pub pairs: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionBackwardParams"]
+        [::core::mem::size_of::<AttentionBackwardParams>() - 240usize];
+    ["Alignment of AttentionBackwardParams"]
+        [::core::mem::align_of::<AttentionBackwardParams>() - 8usize];
+    ["Offset of field: AttentionBackwardParams::dq"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dq) - 0usize];
+    ["Offset of field: AttentionBackwardParams::dk0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dk0) - 8usize];
+    ["Offset of field: AttentionBackwardParams::dv0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dv0) - 16usize];
+    ["Offset of field: AttentionBackwardParams::dk1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dk1) - 24usize];
+    ["Offset of field: AttentionBackwardParams::dv1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dv1) - 32usize];
+    ["Offset of field: AttentionBackwardParams::statistics"]
+        [::core::mem::offset_of!(AttentionBackwardParams, statistics) - 40usize];
+    ["Offset of field: AttentionBackwardParams::d_o"]
+        [::core::mem::offset_of!(AttentionBackwardParams, d_o) - 48usize];
+    ["Offset of field: AttentionBackwardParams::q"]
+        [::core::mem::offset_of!(AttentionBackwardParams, q) - 56usize];
+    ["Offset of field: AttentionBackwardParams::k0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k0) - 64usize];
+    ["Offset of field: AttentionBackwardParams::v0"]
+        [::core::mem::offset_of!(AttentionBackwardParams, v0) - 72usize];
+    ["Offset of field: AttentionBackwardParams::k1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k1) - 80usize];
+    ["Offset of field: AttentionBackwardParams::v1"]
+        [::core::mem::offset_of!(AttentionBackwardParams, v1) - 88usize];
+    ["Offset of field: AttentionBackwardParams::begin"]
+        [::core::mem::offset_of!(AttentionBackwardParams, begin) - 96usize];
+    ["Offset of field: AttentionBackwardParams::spans"]
+        [::core::mem::offset_of!(AttentionBackwardParams, spans) - 104usize];
+    ["Offset of field: AttentionBackwardParams::slopes"]
+        [::core::mem::offset_of!(AttentionBackwardParams, slopes) - 112usize];
+    ["Offset of field: AttentionBackwardParams::batch"]
+        [::core::mem::offset_of!(AttentionBackwardParams, batch) - 120usize];
+    ["Offset of field: AttentionBackwardParams::q_len"]
+        [::core::mem::offset_of!(AttentionBackwardParams, q_len) - 128usize];
+    ["Offset of field: AttentionBackwardParams::k0_len"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k0_len) - 136usize];
+    ["Offset of field: AttentionBackwardParams::k1_len"]
+        [::core::mem::offset_of!(AttentionBackwardParams, k1_len) - 144usize];
+    ["Offset of field: AttentionBackwardParams::dq_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dq_stride) - 152usize];
+    ["Offset of field: AttentionBackwardParams::dkv0_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dkv0_stride) - 160usize];
+    ["Offset of field: AttentionBackwardParams::dkv1_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, dkv1_stride) - 168usize];
+    ["Offset of field: AttentionBackwardParams::do_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, do_stride) - 176usize];
+    ["Offset of field: AttentionBackwardParams::q_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, q_stride) - 184usize];
+    ["Offset of field: AttentionBackwardParams::kv0_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, kv0_stride) - 192usize];
+    ["Offset of field: AttentionBackwardParams::kv1_stride"]
+        [::core::mem::offset_of!(AttentionBackwardParams, kv1_stride) - 200usize];
+    ["Offset of field: AttentionBackwardParams::heads"]
+        [::core::mem::offset_of!(AttentionBackwardParams, heads) - 208usize];
+    ["Offset of field: AttentionBackwardParams::head_dim"]
+        [::core::mem::offset_of!(AttentionBackwardParams, head_dim) - 212usize];
+    ["Offset of field: AttentionBackwardParams::scale"]
+        [::core::mem::offset_of!(AttentionBackwardParams, scale) - 216usize];
+    ["Offset of field: AttentionBackwardParams::latents"]
+        [::core::mem::offset_of!(AttentionBackwardParams, latents) - 220usize];
+    ["Offset of field: AttentionBackwardParams::is_keys"]
+        [::core::mem::offset_of!(AttentionBackwardParams, is_keys) - 224usize];
+    ["Offset of field: AttentionBackwardParams::reserved"]
+        [::core::mem::offset_of!(AttentionBackwardParams, reserved) - 228usize];
+    ["Offset of field: AttentionBackwardParams::pairs"]
+        [::core::mem::offset_of!(AttentionBackwardParams, pairs) - 232usize];
+};
 #[doc = " `attention_decode`: `rope`, `kv_append` and `self_attention` of a step in which every sequence\n  has one row: row s, the last of the kv_len\\[s\\] tokens of its page table, turns its query and key,\n  puts key and value into its slot, and attends to all of them. No turning if `rotary` is 0.\n\n  Source    arXiv:1706.03762 eq. 1; arXiv:2104.09864 eq. 34; keys in parts, merged as in\n            arXiv:2307.08691 sec. 3.1\n  Entries   attention_decode_{f32,bf16,f16}\n  Limits    as of the three; kv_len\\[s\\] >= 1; qkv is spent: its contents afterwards are unspecified\n  Numerics  turned queries and keys are rounded to T; maxima and sums in f32, merged in a fixed\n            order: the same bits whatever else is in the batch"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -395,69 +671,52 @@ const _: () = {
     ["Offset of field: ColumnSumsParams::reserved"]
         [::core::mem::offset_of!(ColumnSumsParams, reserved) - 60usize];
 };
-#[doc = " What one text row may look at: the latents of images begin .. end of the launch's table.\n  An empty span gives a zero output row. `uniform` averages the span's values instead of\n  attending, which is what the original's masked softmax does for a marker without an image."]
+#[doc = " `cross_entropy`: per row, loss = log(sum of exp(x)) - x\\[label\\] and its gradient\n  dx\\[j\\] = scale (softmax(x)\\[j\\] - \\[j == label\\]). A row whose label is negative has loss 0 and\n  gradient 0. Columns of dx from `cols` on are 0, so that a product over them may be as long as\n  its kernel likes.\n\n  Source    torch.nn.functional.cross_entropy with ignore_index, each row's loss by itself\n  Entries   cross_entropy_{f32,bf16,f16}: T of dx\n  Limits    labels below cols, checked when they are made; cols >= 1, dx_cols >= cols; dx may be x\n            where T is f32 and the strides are equal\n  Numerics  f32, less the row's largest, which may be any finite number; one rounding of dx"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct MediaSpan {
-    pub begin: i32,
-    pub end: i32,
-    pub uniform: i32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of MediaSpan"][::core::mem::size_of::<MediaSpan>() - 12usize];
-    ["Alignment of MediaSpan"][::core::mem::align_of::<MediaSpan>() - 4usize];
-    ["Offset of field: MediaSpan::begin"][::core::mem::offset_of!(MediaSpan, begin) - 0usize];
-    ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
-    ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
-};
-#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct CrossAttentionParams {
-    #[doc = "(rows, heads*head_dim) T"]
-    pub o: *mut ::core::ffi::c_void,
-    #[doc = "(rows, heads*head_dim) T"]
-    pub q: *const ::core::ffi::c_void,
-    #[doc = "(images) pointers to (latents, 2*heads*head_dim) T of this layer"]
-    pub kv: *const *const ::core::ffi::c_void,
+pub struct CrossEntropyParams {
     #[doc = "(rows)"]
-    pub spans: *const MediaSpan,
+    pub loss: *mut f32,
+    #[doc = "(rows,dx_cols) T, stride dx_stride"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols), stride x_stride"]
+    pub x: *const f32,
+    #[doc = "(rows)"]
+    pub labels: *const i32,
     pub rows: i64,
-    pub images: i64,
-    pub latents: i32,
-    pub heads: i32,
-    pub head_dim: i32,
+    pub cols: i64,
+    pub dx_cols: i64,
+    pub dx_stride: i64,
+    pub x_stride: i64,
     pub scale: f32,
-    #[doc = "(row, image) pairs that are not masked; for `cost` only"]
-    pub visible: i64,
+    pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CrossAttentionParams"][::core::mem::size_of::<CrossAttentionParams>() - 72usize];
-    ["Alignment of CrossAttentionParams"][::core::mem::align_of::<CrossAttentionParams>() - 8usize];
-    ["Offset of field: CrossAttentionParams::o"]
-        [::core::mem::offset_of!(CrossAttentionParams, o) - 0usize];
-    ["Offset of field: CrossAttentionParams::q"]
-        [::core::mem::offset_of!(CrossAttentionParams, q) - 8usize];
-    ["Offset of field: CrossAttentionParams::kv"]
-        [::core::mem::offset_of!(CrossAttentionParams, kv) - 16usize];
-    ["Offset of field: CrossAttentionParams::spans"]
-        [::core::mem::offset_of!(CrossAttentionParams, spans) - 24usize];
-    ["Offset of field: CrossAttentionParams::rows"]
-        [::core::mem::offset_of!(CrossAttentionParams, rows) - 32usize];
-    ["Offset of field: CrossAttentionParams::images"]
-        [::core::mem::offset_of!(CrossAttentionParams, images) - 40usize];
-    ["Offset of field: CrossAttentionParams::latents"]
-        [::core::mem::offset_of!(CrossAttentionParams, latents) - 48usize];
-    ["Offset of field: CrossAttentionParams::heads"]
-        [::core::mem::offset_of!(CrossAttentionParams, heads) - 52usize];
-    ["Offset of field: CrossAttentionParams::head_dim"]
-        [::core::mem::offset_of!(CrossAttentionParams, head_dim) - 56usize];
-    ["Offset of field: CrossAttentionParams::scale"]
-        [::core::mem::offset_of!(CrossAttentionParams, scale) - 60usize];
-    ["Offset of field: CrossAttentionParams::visible"]
-        [::core::mem::offset_of!(CrossAttentionParams, visible) - 64usize];
+    ["Size of CrossEntropyParams"][::core::mem::size_of::<CrossEntropyParams>() - 80usize];
+    ["Alignment of CrossEntropyParams"][::core::mem::align_of::<CrossEntropyParams>() - 8usize];
+    ["Offset of field: CrossEntropyParams::loss"]
+        [::core::mem::offset_of!(CrossEntropyParams, loss) - 0usize];
+    ["Offset of field: CrossEntropyParams::dx"]
+        [::core::mem::offset_of!(CrossEntropyParams, dx) - 8usize];
+    ["Offset of field: CrossEntropyParams::x"]
+        [::core::mem::offset_of!(CrossEntropyParams, x) - 16usize];
+    ["Offset of field: CrossEntropyParams::labels"]
+        [::core::mem::offset_of!(CrossEntropyParams, labels) - 24usize];
+    ["Offset of field: CrossEntropyParams::rows"]
+        [::core::mem::offset_of!(CrossEntropyParams, rows) - 32usize];
+    ["Offset of field: CrossEntropyParams::cols"]
+        [::core::mem::offset_of!(CrossEntropyParams, cols) - 40usize];
+    ["Offset of field: CrossEntropyParams::dx_cols"]
+        [::core::mem::offset_of!(CrossEntropyParams, dx_cols) - 48usize];
+    ["Offset of field: CrossEntropyParams::dx_stride"]
+        [::core::mem::offset_of!(CrossEntropyParams, dx_stride) - 56usize];
+    ["Offset of field: CrossEntropyParams::x_stride"]
+        [::core::mem::offset_of!(CrossEntropyParams, x_stride) - 64usize];
+    ["Offset of field: CrossEntropyParams::scale"]
+        [::core::mem::offset_of!(CrossEntropyParams, scale) - 72usize];
+    ["Offset of field: CrossEntropyParams::reserved"]
+        [::core::mem::offset_of!(CrossEntropyParams, reserved) - 76usize];
 };
 #[doc = " `embedding`: y\\[r\\] = w\\[ids\\[r\\]\\].\n\n  Source    torch.nn.Embedding\n  Entries   embedding_{f32,bf16,f16}\n  Limits    0 <= ids\\[r\\] < vocabulary, checked when the ids are made"]
 #[repr(C)]
@@ -488,7 +747,90 @@ const _: () = {
     ["Offset of field: EmbeddingParams::vocabulary"]
         [::core::mem::offset_of!(EmbeddingParams, vocabulary) - 40usize];
 };
-#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place).\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
+#[doc = " `embedding_backward`: dw\\[rows\\[i\\]\\] += sum of dx\\[order\\[j\\]\\] over begin\\[i\\] <= j < begin\\[i + 1\\]: the\n  gradient of `embedding` by those rows that some token named, tokens of one id together.\n\n  Source    torch.nn.Embedding, differentiated\n  Entries   embedding_backward_{f32,bf16,f16}: T of dx\n  Limits    `rows` differ from each other; all three are checked when they are made\n  Numerics  f32; eight sums of every eighth token of a group, then those in order"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingBackwardParams {
+    #[doc = "(_,cols), stride dw_stride; added to"]
+    pub dw: *mut f32,
+    #[doc = "(_,cols) T, stride dx_stride"]
+    pub dx: *const ::core::ffi::c_void,
+    #[doc = "(groups) of dw"]
+    pub rows: *const i32,
+    #[doc = "(groups+1)"]
+    pub begin: *const i32,
+    #[doc = "(begin\\[groups\\]) rows of dx"]
+    pub order: *const i32,
+    pub groups: i64,
+    pub cols: i64,
+    pub dw_stride: i64,
+    pub dx_stride: i64,
+    #[doc = "begin\\[groups\\]"]
+    pub tokens: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of EmbeddingBackwardParams"]
+        [::core::mem::size_of::<EmbeddingBackwardParams>() - 80usize];
+    ["Alignment of EmbeddingBackwardParams"]
+        [::core::mem::align_of::<EmbeddingBackwardParams>() - 8usize];
+    ["Offset of field: EmbeddingBackwardParams::dw"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dw) - 0usize];
+    ["Offset of field: EmbeddingBackwardParams::dx"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dx) - 8usize];
+    ["Offset of field: EmbeddingBackwardParams::rows"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, rows) - 16usize];
+    ["Offset of field: EmbeddingBackwardParams::begin"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, begin) - 24usize];
+    ["Offset of field: EmbeddingBackwardParams::order"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, order) - 32usize];
+    ["Offset of field: EmbeddingBackwardParams::groups"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, groups) - 40usize];
+    ["Offset of field: EmbeddingBackwardParams::cols"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, cols) - 48usize];
+    ["Offset of field: EmbeddingBackwardParams::dw_stride"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dw_stride) - 56usize];
+    ["Offset of field: EmbeddingBackwardParams::dx_stride"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, dx_stride) - 64usize];
+    ["Offset of field: EmbeddingBackwardParams::tokens"]
+        [::core::mem::offset_of!(EmbeddingBackwardParams, tokens) - 72usize];
+};
+#[doc = " `gate_backward`: the gradients of x + tanh(gate) h W^T by h and by the gate, where the product's\n  own output was not kept: given d = dy W,\n  parts\\[q\\] = (1 - tanh(gate)^2) * sum of d h over the cells of part q, and then d *= tanh(gate).\n  Part q has the cells q*part_cells .. (q+1)*part_cells of those that exist; `column_sums` adds\n  the parts up.\n\n  Source    arXiv:2204.14198 eq. 2, differentiated: sum of dy (h W^T) = sum of (dy W) h\n  Entries   gate_backward_{f32,bf16,f16}\n  Limits    parts*part_cells >= cells\n  Numerics  f32 sums in a fixed order, of d before it is scaled; d is rounded once"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GateBackwardParams {
+    #[doc = "(cells) T, scaled in place"]
+    pub d: *mut ::core::ffi::c_void,
+    #[doc = "(count)"]
+    pub parts: *mut f32,
+    #[doc = "(cells) T"]
+    pub h: *const ::core::ffi::c_void,
+    #[doc = "(1) T"]
+    pub gate: *const ::core::ffi::c_void,
+    pub cells: i64,
+    pub count: i64,
+    pub part_cells: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GateBackwardParams"][::core::mem::size_of::<GateBackwardParams>() - 56usize];
+    ["Alignment of GateBackwardParams"][::core::mem::align_of::<GateBackwardParams>() - 8usize];
+    ["Offset of field: GateBackwardParams::d"]
+        [::core::mem::offset_of!(GateBackwardParams, d) - 0usize];
+    ["Offset of field: GateBackwardParams::parts"]
+        [::core::mem::offset_of!(GateBackwardParams, parts) - 8usize];
+    ["Offset of field: GateBackwardParams::h"]
+        [::core::mem::offset_of!(GateBackwardParams, h) - 16usize];
+    ["Offset of field: GateBackwardParams::gate"]
+        [::core::mem::offset_of!(GateBackwardParams, gate) - 24usize];
+    ["Offset of field: GateBackwardParams::cells"]
+        [::core::mem::offset_of!(GateBackwardParams, cells) - 32usize];
+    ["Offset of field: GateBackwardParams::count"]
+        [::core::mem::offset_of!(GateBackwardParams, count) - 40usize];
+    ["Offset of field: GateBackwardParams::part_cells"]
+        [::core::mem::offset_of!(GateBackwardParams, part_cells) - 48usize];
+};
+#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place): so are\n  gradients of T accumulated in f32.\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct GemmParams {
@@ -500,7 +842,7 @@ pub struct GemmParams {
     pub b: *const ::core::ffi::c_void,
     #[doc = "(n) T or null"]
     pub bias: *const ::core::ffi::c_void,
-    #[doc = "(m,n) T with stride ldc, or null"]
+    #[doc = "(m,n) of C's type with stride ldc, or null"]
     pub residual: *const ::core::ffi::c_void,
     #[doc = "(1) T or null"]
     pub gate: *const ::core::ffi::c_void,
@@ -777,6 +1119,115 @@ const _: () = {
     ["Offset of field: VisionTokensParams::cols"]
         [::core::mem::offset_of!(VisionTokensParams, cols) - 48usize];
 };
+#[doc = " `vision_tokens_backward`: the gradients of `vision_tokens`:\n  dx\\[i,p\\] = dy\\[i,1+p\\];  dpos\\[t\\] (+)= sum of dy\\[i,t\\] over i;  dcls (+)= sum of dy\\[i,0\\] over i.\n\n  Source    arXiv:2010.11929 eq. 1, differentiated\n  Entries   vision_tokens_backward_{f32,bf16,f16}\n  Limits    dx null if not wanted\n  Numerics  f32 sums in the order of the images; dx a copy"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct VisionTokensBackwardParams {
+    #[doc = "(images, patches, cols) T, or null"]
+    pub dx: *mut ::core::ffi::c_void,
+    #[doc = "(cols)"]
+    pub dcls: *mut f32,
+    #[doc = "(1+patches, cols)"]
+    pub dpos: *mut f32,
+    #[doc = "(images, 1+patches, cols) T"]
+    pub dy: *const ::core::ffi::c_void,
+    pub images: i64,
+    pub patches: i64,
+    pub cols: i64,
+    pub accumulate: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of VisionTokensBackwardParams"]
+        [::core::mem::size_of::<VisionTokensBackwardParams>() - 64usize];
+    ["Alignment of VisionTokensBackwardParams"]
+        [::core::mem::align_of::<VisionTokensBackwardParams>() - 8usize];
+    ["Offset of field: VisionTokensBackwardParams::dx"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dx) - 0usize];
+    ["Offset of field: VisionTokensBackwardParams::dcls"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dcls) - 8usize];
+    ["Offset of field: VisionTokensBackwardParams::dpos"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dpos) - 16usize];
+    ["Offset of field: VisionTokensBackwardParams::dy"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, dy) - 24usize];
+    ["Offset of field: VisionTokensBackwardParams::images"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, images) - 32usize];
+    ["Offset of field: VisionTokensBackwardParams::patches"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, patches) - 40usize];
+    ["Offset of field: VisionTokensBackwardParams::cols"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, cols) - 48usize];
+    ["Offset of field: VisionTokensBackwardParams::accumulate"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, accumulate) - 56usize];
+    ["Offset of field: VisionTokensBackwardParams::reserved"]
+        [::core::mem::offset_of!(VisionTokensBackwardParams, reserved) - 60usize];
+};
+#[doc = " `quantize`: weights to the codes and scales that `gemm_quantized` reads.\n\n  Each weight takes the code nearest to it under the scale as it is stored. 8 bits: a row's\n  largest weight is 127 scales. 4 bits: a group's largest weight is code -8, whatever its sign,\n  by a scale of the opposite one; the first of several that are as large decides the sign.\n  losses\\[i\\] = \\[sum of (w - code scale)^2, sum of w^2\\] over the weights of scale i.\n\n  Source    arXiv:2208.07339 sec. 2; arXiv:2210.17323 sec. 3\n  Entries   quantize_{f32,bf16,f16}\n  Limits    cols is a multiple of 16 (8 bits) or 128 (4 bits); codes and w 16-byte aligned\n  Numerics  f32; a scale is rounded to bf16, then w * (1 / scale) to the nearest integer, ties to\n            even. A NaN counts for no scale, and its code is 0 (8 bits) or -8 (4 bits). Codes and\n            scales are the same bits everywhere, losses are sums in an order of each device's"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizeParams {
+    #[doc = "(rows,cols) signed bytes or (rows,cols/2) bytes of two"]
+    pub codes: *mut ::core::ffi::c_void,
+    #[doc = "(rows) or (rows,cols/128) bf16"]
+    pub scales: *mut ::core::ffi::c_void,
+    #[doc = "(rows,2) or (rows,cols/128,2), or null"]
+    pub losses: *mut f32,
+    #[doc = "(rows,cols) T"]
+    pub w: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    #[doc = "8 or 4"]
+    pub bits: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of QuantizeParams"][::core::mem::size_of::<QuantizeParams>() - 56usize];
+    ["Alignment of QuantizeParams"][::core::mem::align_of::<QuantizeParams>() - 8usize];
+    ["Offset of field: QuantizeParams::codes"]
+        [::core::mem::offset_of!(QuantizeParams, codes) - 0usize];
+    ["Offset of field: QuantizeParams::scales"]
+        [::core::mem::offset_of!(QuantizeParams, scales) - 8usize];
+    ["Offset of field: QuantizeParams::losses"]
+        [::core::mem::offset_of!(QuantizeParams, losses) - 16usize];
+    ["Offset of field: QuantizeParams::w"][::core::mem::offset_of!(QuantizeParams, w) - 24usize];
+    ["Offset of field: QuantizeParams::rows"]
+        [::core::mem::offset_of!(QuantizeParams, rows) - 32usize];
+    ["Offset of field: QuantizeParams::cols"]
+        [::core::mem::offset_of!(QuantizeParams, cols) - 40usize];
+    ["Offset of field: QuantizeParams::bits"]
+        [::core::mem::offset_of!(QuantizeParams, bits) - 48usize];
+};
+#[doc = " `dequantize`: w = code * scale, of what `quantize` has made.\n\n  Source    as `quantize`\n  Entries   dequantize_{f32,bf16,f16}\n  Limits    as `quantize`; w 16-byte aligned\n  Numerics  f32, one rounding"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct DequantizeParams {
+    #[doc = "(rows,cols) T"]
+    pub w: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) signed bytes or (rows,cols/2) bytes of two"]
+    pub codes: *const ::core::ffi::c_void,
+    #[doc = "(rows) or (rows,cols/128) bf16"]
+    pub scales: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    #[doc = "8 or 4"]
+    pub bits: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of DequantizeParams"][::core::mem::size_of::<DequantizeParams>() - 48usize];
+    ["Alignment of DequantizeParams"][::core::mem::align_of::<DequantizeParams>() - 8usize];
+    ["Offset of field: DequantizeParams::w"][::core::mem::offset_of!(DequantizeParams, w) - 0usize];
+    ["Offset of field: DequantizeParams::codes"]
+        [::core::mem::offset_of!(DequantizeParams, codes) - 8usize];
+    ["Offset of field: DequantizeParams::scales"]
+        [::core::mem::offset_of!(DequantizeParams, scales) - 16usize];
+    ["Offset of field: DequantizeParams::rows"]
+        [::core::mem::offset_of!(DequantizeParams, rows) - 24usize];
+    ["Offset of field: DequantizeParams::cols"]
+        [::core::mem::offset_of!(DequantizeParams, cols) - 32usize];
+    ["Offset of field: DequantizeParams::bits"]
+        [::core::mem::offset_of!(DequantizeParams, bits) - 40usize];
+};
 #[doc = " `rmsnorm`: y = x / sqrt(mean(x^2) + eps) * w, per row.\n\n  Source    arXiv:1910.07467 eq. 4; transformers LlamaRMSNorm\n  Entries   rmsnorm_{f32,bf16,f16}\n  Limits    cols >= 1\n  Numerics  mean square in f32; x/rms is rounded to T before the weight, as LlamaRMSNorm does"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -807,7 +1258,7 @@ const _: () = {
     ["Offset of field: RmsnormParams::reserved"]
         [::core::mem::offset_of!(RmsnormParams, reserved) - 44usize];
 };
-#[doc = " `rope`: rotates the first `rotary` features of every query and key head by\n  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
+#[doc = " `rope`: rotates the first `rotary` features of every query and key head by\n  position * base^(-2i/rotary). Pairs are (i, i + rotary/2), the rotate-half form.\n  By the opposite angle if is_inverse, which is what the gradient does.\n\n  Source    arXiv:2104.09864 eq. 34; transformers apply_rotary_pos_emb (LLaMA, GPT-NeoX)\n  Entries   rope_{f32,bf16,f16}\n  Limits    rotary even, 0 < rotary <= head_dim; in place on \\[q | k | v\\] rows\n  Numerics  angle, sine and cosine in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RopeParams {
@@ -822,10 +1273,12 @@ pub struct RopeParams {
     pub head_dim: i32,
     pub rotary: i32,
     pub base: f32,
+    pub is_inverse: i32,
+    pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RopeParams"][::core::mem::size_of::<RopeParams>() - 48usize];
+    ["Size of RopeParams"][::core::mem::size_of::<RopeParams>() - 56usize];
     ["Alignment of RopeParams"][::core::mem::align_of::<RopeParams>() - 8usize];
     ["Offset of field: RopeParams::qkv"][::core::mem::offset_of!(RopeParams, qkv) - 0usize];
     ["Offset of field: RopeParams::positions"]
@@ -838,6 +1291,10 @@ const _: () = {
         [::core::mem::offset_of!(RopeParams, head_dim) - 36usize];
     ["Offset of field: RopeParams::rotary"][::core::mem::offset_of!(RopeParams, rotary) - 40usize];
     ["Offset of field: RopeParams::base"][::core::mem::offset_of!(RopeParams, base) - 44usize];
+    ["Offset of field: RopeParams::is_inverse"]
+        [::core::mem::offset_of!(RopeParams, is_inverse) - 48usize];
+    ["Offset of field: RopeParams::reserved"]
+        [::core::mem::offset_of!(RopeParams, reserved) - 52usize];
 };
 #[doc = " How one token is chosen. Fractions are 64 bits after the point.\n\n  Of `edits`, penalised_begin .. penalised_end are tokens whose score is divided by `penalty`, or\n  multiplied if it is below 0; penalised_end .. banned_end are tokens that are not chosen."]
 #[repr(C)]
@@ -1034,4 +1491,84 @@ const _: () = {
         [::core::mem::offset_of!(SelfAttentionParams, pairs) - 112usize];
     ["Offset of field: SelfAttentionParams::keys"]
         [::core::mem::offset_of!(SelfAttentionParams, keys) - 120usize];
+};
+#[doc = " `square_sum`: parts\\[q\\] = \\[sum of x^2, count of what is not finite\\] over part q of x, which has\n  the elements q*each .. (q+1)*each of those that exist. `column_sums` adds up the parts of one\n  tensor or of many.\n\n  Source    the first half of torch.nn.utils.clip_grad_norm_\n  Entries   square_sum_{f32,bf16,f16}\n  Limits    count*each >= n\n  Numerics  f32, in a fixed order; x that is not finite is in the sum, too"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SquareSumParams {
+    #[doc = "(count,2)"]
+    pub parts: *mut f32,
+    #[doc = "(n) T"]
+    pub x: *const ::core::ffi::c_void,
+    pub n: i64,
+    pub count: i64,
+    pub each: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SquareSumParams"][::core::mem::size_of::<SquareSumParams>() - 40usize];
+    ["Alignment of SquareSumParams"][::core::mem::align_of::<SquareSumParams>() - 8usize];
+    ["Offset of field: SquareSumParams::parts"]
+        [::core::mem::offset_of!(SquareSumParams, parts) - 0usize];
+    ["Offset of field: SquareSumParams::x"][::core::mem::offset_of!(SquareSumParams, x) - 8usize];
+    ["Offset of field: SquareSumParams::n"][::core::mem::offset_of!(SquareSumParams, n) - 16usize];
+    ["Offset of field: SquareSumParams::count"]
+        [::core::mem::offset_of!(SquareSumParams, count) - 24usize];
+    ["Offset of field: SquareSumParams::each"]
+        [::core::mem::offset_of!(SquareSumParams, each) - 32usize];
+};
+#[doc = " `clip_factor`: norm = scale sqrt(sums\\[0\\]); factor = \\[scale min(1, max_norm / (norm + 1e-6)),\n  norm\\]: what gradients whose squares add up to sums\\[0\\] are to be multiplied by, and the norm they\n  have after `scale`. Where something was not finite, which sums\\[1\\] counts, the factor is NaN, so\n  that an optimiser changes nothing.\n\n  Source    the second half of torch.nn.utils.clip_grad_norm_\n  Entries   clip_factor_{f32,bf16,f16}: the same\n  Limits    max_norm > 0; inf does not clip\n  Numerics  f32"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ClipFactorParams {
+    #[doc = "(2)"]
+    pub factor: *mut f32,
+    #[doc = "(2)"]
+    pub sums: *const f32,
+    pub max_norm: f32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ClipFactorParams"][::core::mem::size_of::<ClipFactorParams>() - 24usize];
+    ["Alignment of ClipFactorParams"][::core::mem::align_of::<ClipFactorParams>() - 8usize];
+    ["Offset of field: ClipFactorParams::factor"]
+        [::core::mem::offset_of!(ClipFactorParams, factor) - 0usize];
+    ["Offset of field: ClipFactorParams::sums"]
+        [::core::mem::offset_of!(ClipFactorParams, sums) - 8usize];
+    ["Offset of field: ClipFactorParams::max_norm"]
+        [::core::mem::offset_of!(ClipFactorParams, max_norm) - 16usize];
+    ["Offset of field: ClipFactorParams::scale"]
+        [::core::mem::offset_of!(ClipFactorParams, scale) - 20usize];
+};
+#[doc = " `transpose`: y\\[c, r\\] = x\\[r, c\\]; columns of y from `rows` on are 0, so that a product over them\n  may be as long as its kernel likes.\n\n  Source    dx = dy W and dW = dy^T x are `gemm`s of transposed operands\n  Entries   transpose_{f32,bf16,f16}\n  Limits    y_cols >= rows\n  Numerics  a copy, bit for bit"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct TransposeParams {
+    #[doc = "(cols,y_cols) T, stride y_stride"]
+    pub y: *mut ::core::ffi::c_void,
+    #[doc = "(rows,cols) T, stride x_stride"]
+    pub x: *const ::core::ffi::c_void,
+    pub rows: i64,
+    pub cols: i64,
+    pub y_cols: i64,
+    pub y_stride: i64,
+    pub x_stride: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TransposeParams"][::core::mem::size_of::<TransposeParams>() - 56usize];
+    ["Alignment of TransposeParams"][::core::mem::align_of::<TransposeParams>() - 8usize];
+    ["Offset of field: TransposeParams::y"][::core::mem::offset_of!(TransposeParams, y) - 0usize];
+    ["Offset of field: TransposeParams::x"][::core::mem::offset_of!(TransposeParams, x) - 8usize];
+    ["Offset of field: TransposeParams::rows"]
+        [::core::mem::offset_of!(TransposeParams, rows) - 16usize];
+    ["Offset of field: TransposeParams::cols"]
+        [::core::mem::offset_of!(TransposeParams, cols) - 24usize];
+    ["Offset of field: TransposeParams::y_cols"]
+        [::core::mem::offset_of!(TransposeParams, y_cols) - 32usize];
+    ["Offset of field: TransposeParams::y_stride"]
+        [::core::mem::offset_of!(TransposeParams, y_stride) - 40usize];
+    ["Offset of field: TransposeParams::x_stride"]
+        [::core::mem::offset_of!(TransposeParams, x_stride) - 48usize];
 };

@@ -8,28 +8,32 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 7 | `books`, `convert`, `profile`, `quality` |
+//! | 7 | `books`, `convert`, `eval`, `profile`, `quality`, `run` |
 //! | 6 | `engine`, `train` |
-//! | 5 | `model` |
-//! | 4 | `ops`, `weights`, `prompt` |
+//! | 5 | `model`, `comm` |
+//! | 4 | `ops`, `weights`, `prompt`, `phantom` |
 //! | 3 | `tensor`, `text`, `image`, `checkpoint` |
 //! | 2 | `device` |
 //! | 1 | `error`, `dtype`, `contracts` |
 
 pub mod books;
 pub mod checkpoint;
+pub mod comm;
 pub mod contracts;
 pub mod convert;
 pub mod device;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod image;
 pub mod model;
 pub mod ops;
+pub mod phantom;
 pub mod profile;
 pub mod prompt;
 pub mod quality;
+pub mod run;
 pub mod tensor;
 pub mod text;
 pub mod train;

@@ -21,6 +21,8 @@ enum Command {
     Generate(Box<commands::generate::Generate>),
     /// Convert and run a tiny model that comes with the sources, and compare it with the original
     Demo(commands::demo::Demo),
+    /// Train a model folder
+    Train(commands::train::Train),
     /// Show where the time of a request or of a kernel goes
     Profile(Box<commands::profile::Profile>),
     /// Show what this machine offers to run on
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Command::Generate(command) => command.run(),
         Command::Profile(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Train(command) => command.run(),
         Command::Devices(command) => command.run(),
     };
     match result {

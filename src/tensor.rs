@@ -133,6 +133,12 @@ impl Tensor {
         }
     }
 
+    /// The same cells under another owner: whoever writes to them, both see it.
+    pub(crate) fn share(&self) -> Self {
+        let Tensor { buffer, offset, dtype, shape } = self;
+        Tensor { buffer: buffer.clone(), offset: *offset, dtype: *dtype, shape: *shape }
+    }
+
     /// Copies row `from` onto row `to`.
     ///
     /// # Errors
@@ -244,6 +250,16 @@ macro_rules! view_reads {
             let offset = (rows.start * self.stride + cols.start) * self.dtype.size();
             Ok((self.ptr.wrapping_add(offset), Shape::new(&[rows.len(), cols.len()])))
         }
+
+        fn resized(&self, sizes: &[usize]) -> Result<Shape> {
+            let shape = Shape::new(sizes);
+            let has_gaps = self.stride != self.cols() && self.rows() > 1;
+            if has_gaps || shape.elements() != self.shape.elements() {
+                let expected = format!("as many cells without gaps as in {shape}");
+                return Err(Error::invalid("view", expected, self.shape));
+            }
+            Ok(shape)
+        }
     };
 }
 
@@ -261,6 +277,15 @@ impl<'a> View<'a> {
         Ok(View { ptr, shape, ..*self })
     }
 
+    /// The same cells in another shape.
+    ///
+    /// # Errors
+    /// If there are gaps between rows, or the shape has another number of cells.
+    pub fn shaped(self, sizes: &[usize]) -> Result<View<'a>> {
+        let shape = self.resized(sizes)?;
+        Ok(View { shape, stride: shape.cols(), ..self })
+    }
+
     /// Copies the view out of the device as `T`.
     ///
     /// # Errors
@@ -270,6 +295,15 @@ impl<'a> View<'a> {
         let mut out = vec![T::zeroed(); self.shape.elements()];
         copy_out(self.buffer, self.cells(), bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
+    }
+
+    /// Copies the bytes of the cells out of the device, row after row, whatever the dtype.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has failed.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut out = vec![0; self.bytes()];
+        copy_out(self.buffer, self.cells(), &mut out).map(|()| out)
     }
 
     /// Copies the view out of the device, widened to `f32`.
@@ -308,10 +342,35 @@ impl<'a> ViewMut<'a> {
         }
     }
 
+    /// The same cells, exclusively, for as long as this borrow lasts.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { ..*self }
+    }
+
     /// A block of rows and columns, as a matrix.
     pub fn block(self, rows: Range<usize>, cols: Range<usize>) -> Result<ViewMut<'a>> {
         let (ptr, shape) = self.narrowed(rows, cols)?;
         Ok(ViewMut { ptr, shape, ..self })
+    }
+
+    /// The same cells in another shape.
+    ///
+    /// # Errors
+    /// As [`View::shaped`].
+    pub fn shaped(self, sizes: &[usize]) -> Result<ViewMut<'a>> {
+        let shape = self.resized(sizes)?;
+        Ok(ViewMut { shape, stride: shape.cols(), ..self })
+    }
+
+    /// The columns before `at`, and the others: two matrices that share no cell.
+    ///
+    /// # Errors
+    /// If there are no such columns.
+    pub fn split_columns(self, at: usize) -> Result<(ViewMut<'a>, ViewMut<'a>)> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let (ptr, first) = self.narrowed(0..rows, 0..at.min(cols))?;
+        let (other, second) = self.narrowed(0..rows, at..cols)?;
+        Ok((ViewMut { ptr, shape: first, ..self }, ViewMut { ptr: other, shape: second, ..self }))
     }
 
     /// Copies `values` in; there must be exactly one per cell.
@@ -325,6 +384,26 @@ impl<'a> ViewMut<'a> {
             return Err(Error::invalid("write", self.shape, found));
         }
         copy_in(self.buffer, self.cells(), bytemuck::cast_slice(values))
+    }
+
+    /// Zeros in all cells, from the host: for a few of them.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn zero(&mut self) -> Result<()> {
+        copy_in(self.buffer, self.cells(), &vec![0; self.bytes()])
+    }
+
+    /// Copies bytes in, row after row, as [`View::to_bytes`] gives them.
+    ///
+    /// # Errors
+    /// If there are more or fewer than the cells have.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.bytes() {
+            let expected = format!("{} bytes of {} {}", self.bytes(), self.shape, self.dtype);
+            return Err(Error::invalid("write", expected, bytes.len()));
+        }
+        copy_in(self.buffer, self.cells(), bytes)
     }
 
     /// Copies another view of the same shape and dtype in.
@@ -422,6 +501,11 @@ impl Arena {
         copy_in(&self.buffer, cells, &bytes).map(|()| tensor)
     }
 
+    /// Bytes that are still to be taken.
+    pub fn remaining(&self) -> usize {
+        self.buffer.len().saturating_sub(self.used)
+    }
+
     /// Bytes that a tensor of this size takes from an arena.
     pub fn footprint(dtype: DType, elements: usize) -> usize {
         (elements * dtype.size()).next_multiple_of(Self::ALIGN)
@@ -447,7 +531,21 @@ mod tests {
         t.view_mut().block(0..1, 0..2).unwrap().write(&[-1, -2]).unwrap();
         assert_eq!(&t.view().read::<i32>().unwrap()[..3], [-1, -2, 2]);
         assert!(t.view().block(0..7, 0..1).is_err() && t.view().block(0..1, 3..5).is_err());
+        let shaped = t.view().shaped(&[2, 12]).unwrap().block(1..2, 0..2).unwrap();
+        assert_eq!(shaped.read::<i32>().unwrap(), [12, 13]);
+        assert!(t.view().shaped(&[5, 5]).is_err());
+        let (left, right) = t.view_mut().split_columns(1).unwrap();
+        assert_eq!((left.cols(), right.cols(), right.rows()), (1, 3, 6));
+        assert_eq!(right.as_view().read::<i32>().unwrap()[..4], [-2, 2, 3, 5]);
+        assert!(t.view_mut().split_columns(5).is_err());
+        assert!(t.view().block(0..2, 0..2).unwrap().shaped(&[4]).is_err());
         assert!(t.view().read::<f32>().is_err());
+        let bytes = t.view().block(1..3, 1..3).unwrap().to_bytes().unwrap();
+        assert_eq!(bytes.len(), 16);
+        let mut copy = Tensor::zeros(&stream, DType::I32, &[2, 2]).unwrap();
+        copy.view_mut().write_bytes(&bytes).unwrap();
+        assert_eq!(copy.view().read::<i32>().unwrap(), [5, 6, 9, 10]);
+        assert!(copy.view_mut().write_bytes(&bytes[1..]).is_err());
     }
 
     #[test]

@@ -16,6 +16,16 @@ pub const SINGLE: &str = "model.safetensors";
 /// The name of the index where there are several.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// The record of a conversion, in a folder that was made by one.
+pub const LEDGER: &str = "conversion.json";
+/// The list of checksums, in a folder that was made in another way.
+pub const CHECKSUMS: &str = "checksums.json";
+
+/// What the name of some rows of a matrix ends with where training keeps no others, and that of
+/// their numbers, i32.
+pub const ROWS: &str = ".rows";
+pub const ROW_IDS: &str = ".row_ids";
+
 /// What the name of a matrix's scales ends with, where its codes end with `.weight`.
 pub const SCALES: &str = ".scales";
 
@@ -56,6 +66,8 @@ pub struct Weights {
     taken: Mutex<BTreeSet<String>>,
     /// A card's copy, and where each tensor begins in it; none where kernels read the mapping.
     placed: Option<(Arc<Buffer>, BTreeMap<String, usize>)>,
+    /// Tensors that count instead of the folder's.
+    replaced: BTreeMap<String, Tensor>,
 }
 
 impl Weights {
@@ -86,8 +98,14 @@ impl Weights {
         let dtype = dtype.ok_or_else(|| {
             Error::invalid(path.display(), "tensors of floating-point numbers", "none")
         })?;
-        let taken = Mutex::default();
-        Ok(Weights { folder: folder.to_path_buf(), checkpoint, dtype, taken, placed: None })
+        Ok(Weights {
+            folder: folder.to_path_buf(),
+            checkpoint,
+            dtype,
+            taken: Mutex::default(),
+            placed: None,
+            replaced: BTreeMap::new(),
+        })
     }
 
     /// The folder they are in.
@@ -98,6 +116,12 @@ impl Weights {
     /// The one type that all tensors have but matrices of few bits.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Has these tensors count instead of the folder's, until the next call: what training has made
+    /// of them.
+    pub fn replace(&mut self, tensors: BTreeMap<String, Tensor>) {
+        self.replaced = tensors;
     }
 
     /// Name and description of every tensor, in file order.
@@ -173,6 +197,13 @@ impl Weights {
                 "no such tensor",
             )));
         };
+        if let Some(tensor) = self.replaced.get(name) {
+            if tensor.shape() != expected || tensor.dtype() != dtype {
+                let found = format!("{} {}", tensor.shape(), tensor.dtype());
+                return Err(inside(Error::invalid(name, format!("{expected} {dtype}"), found)));
+            }
+            return Ok(tensor.share());
+        }
         if entry.shape != shape || entry.dtype != dtype {
             let found = format!("{} {}", listed(&entry.shape), entry.dtype);
             return Err(inside(Error::invalid(name, format!("{expected} {dtype}"), found)));
@@ -263,6 +294,13 @@ mod tests {
         let a = weights.get("a", &[2, 2]).unwrap();
         assert_eq!(a.view().read::<f32>().unwrap(), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(weights.unused(), ["b"]);
+        let mut weights = weights;
+        let stream = Stream::host(1);
+        let other = Tensor::upload(&stream, &[9f32; 4], &[2, 2]).unwrap();
+        weights.replace([("a".to_string(), other)].into());
+        assert_eq!(weights.get("a", &[2, 2]).unwrap().view().read::<f32>().unwrap(), [9.0; 4]);
+        assert!(weights.get("a", &[4]).is_err());
+        weights.replace(BTreeMap::new());
         let e = weights.get("a", &[4]).unwrap_err().to_string();
         assert!(e.contains("(4) f32") && e.contains("(2, 2) f32") && e.contains("a:"), "{e}");
         assert!(weights.get("c", &[1]).unwrap_err().to_string().contains("no such"));

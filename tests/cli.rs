@@ -209,6 +209,8 @@ fn wrong_arguments_are_refused_by_name() {
     refused(&medflamingo(&["generate", "--model", missing, "--prompt", "x"]), missing);
     refused(&medflamingo(&["generate", "--model", pixel, "--prompt", "x"]), "a model folder");
     refused(&medflamingo(&["demo", "--data", missing]), missing);
+    refused(&medflamingo(&["demo", "--model", missing]), missing);
+    refused(&medflamingo(&["demo", "--questions", "3"]), "--model");
 }
 
 #[test]

@@ -16,8 +16,11 @@ use std::collections::BTreeMap;
 /// Relative error of the logits of a case, as the project promises for f32.
 const LOGITS: f64 = 1e-4;
 
+/// On the host, or on the card that `MEDFLAMINGO_TEST_DEVICE` names.
 fn options(mode: MaskMode) -> EngineOptions {
-    EngineOptions { mask_mode: mode, surplus_markers: true, ..EngineOptions::default() }
+    let card = std::env::var("MEDFLAMINGO_TEST_DEVICE");
+    let device = card.map_or(Device::Host, |card| card.parse().unwrap());
+    EngineOptions { mask_mode: mode, surplus_markers: true, device, ..EngineOptions::default() }
 }
 
 /// Greedy ids as upstream returns them: one row of a batch is filled up with `<|endofchunk|>`.

@@ -58,10 +58,10 @@ fn floor(module: &str) -> Option<u32> {
         "error" | "dtype" | "contracts" => 1,
         "device" => 2,
         "tensor" | "text" | "image" | "checkpoint" => 3,
-        "ops" | "weights" | "prompt" => 4,
-        "model" => 5,
+        "ops" | "phantom" | "weights" | "prompt" => 4,
+        "model" | "comm" => 5,
         "engine" | "train" => 6,
-        "books" | "convert" | "profile" | "quality" => 7,
+        "books" | "convert" | "eval" | "profile" | "quality" | "run" => 7,
         "main" | "commands" => 8,
         _ => return None,
     })

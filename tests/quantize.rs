@@ -20,7 +20,9 @@ fn model() -> Model {
 
 fn options(weights: Precision, output: PathBuf) -> Options {
     let model = model().convert("bf16");
-    Options { model, output, choice: Choice::all(weights), max_shard: 1 << 30, is_forced: false }
+    let choice = Choice::all(weights);
+    let (max_shard, is_forced, device, threads) = (1 << 30, false, Device::Host, 2);
+    Options { model, output, choice, max_shard, is_forced, device, threads }
 }
 
 /// The quantised folder, in one that goes away with it.

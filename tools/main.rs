@@ -2,8 +2,11 @@
 
 mod books;
 mod convert;
+mod exam;
+mod export;
 mod inspect;
 mod kernels;
+mod phantom;
 mod quality;
 mod quantize;
 mod report;
@@ -28,8 +31,11 @@ struct Cli {
 enum Command {
     Books(books::Books),
     Convert(convert::Convert),
+    Exam(exam::Exam),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),
+    Phantom(phantom::Phantom),
     Quality(quality::Compare),
     Quantize(quantize::Quantize),
     Synth(synth::Synth),
@@ -40,8 +46,11 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Exam(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Phantom(command) => command.run(),
         Command::Quality(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Synth(command) => command.run(),

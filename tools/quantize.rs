@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use medflamingo::Result;
 use medflamingo::convert::Progress;
 use medflamingo::convert::quantize::{self, Choice, Options, Part, Precision};
+use medflamingo::device::Device;
 use std::path::PathBuf;
 
 /// Make a model folder with 8 or 4 bits a weight from one of f32, bf16 or f16.
@@ -41,6 +42,12 @@ pub struct Quantize {
     /// Replace the output if it is a model folder
     #[arg(long)]
     force: bool,
+    /// What makes the codes, the same ones everywhere: cpu, cuda:N or auto
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Threads of the host; 0 for one a core
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -65,6 +72,8 @@ impl Quantize {
             choice,
             max_shard: self.max_shard_size,
             is_forced: self.force,
+            device: self.device,
+            threads: self.threads,
         };
         let plan = || quantize::dry_run(&options);
         let make = |progress: &Progress<'_>| quantize::quantize(&options, progress);

@@ -3,7 +3,7 @@
 use crate::convert::{Storage, size};
 use crate::report;
 use clap::Args;
-use medflamingo::convert::synth::{self, Options};
+use medflamingo::convert::synth::{self, Options, Start};
 use medflamingo::{Result, model};
 use std::path::PathBuf;
 
@@ -28,6 +28,9 @@ pub struct Synth {
     /// Most bytes of weights in one file, such as 5GB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     max_shard_size: u64,
+    /// Weights as before training, with closed gates, instead of weights as after it
+    #[arg(long)]
+    untrained: bool,
     /// Print the files and their checksums as JSON
     #[arg(long)]
     json: bool,
@@ -45,6 +48,7 @@ impl Synth {
             dtype: self.dtype.into(),
             max_shard: self.max_shard_size,
             is_forced: self.force,
+            start: if self.untrained { Start::Untrained } else { Start::Trained },
         };
         let bar = report::Bar::new();
         let start = std::time::Instant::now();

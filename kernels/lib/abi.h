@@ -2,8 +2,11 @@
  *
  *  `KERNEL(entry, Params, threads[, blocks per SM]) { ... }` defines an entry whose body sees the
  *  params as `p`. `KERNEL_TMA` entries also see `maps`, the tensor maps that the launch's geometry
- *  asked for. `SHARED(Struct, name)` is the block's dynamic shared memory; `sizeof(Struct)` is what
- *  the geometry states. No `<<<>>>`, no runtime API, no C++ containers. */
+ *  asked for. On Hopper a launch may begin while the one before it ends: entries wait for that
+ *  before their body, those of `KERNEL_EARLY` in it (`ptx::wait_for_launch_before`), after
+ *  they have asked for what no launch writes: weights. `SHARED(Struct, name)` is the block's
+ *  dynamic shared memory; `sizeof(Struct)` is what the geometry states. No `<<<>>>`, no runtime
+ *  API, no C++ containers. */
 #pragma once
 #include <stdint.h>
 
@@ -18,11 +21,27 @@ struct TensorMaps {
 
 #ifdef __CUDACC__
 
-#define KERNEL(entry, Params, ...)                                                                 \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) entry(const __grid_constant__ Params p)
-#define KERNEL_TMA(entry, Params, ...)                                                             \
+#define KERNEL_ENTRY(entry, Params, wait, ...)                                                     \
+  __device__ __forceinline__ void entry##_body(const Params &p);                                   \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                        \
-      entry(const __grid_constant__ Params p, const __grid_constant__ TensorMaps maps)
+      entry(const __grid_constant__ Params p) {                                                    \
+    ptx::let_next_launch_begin();                                                                  \
+    wait;                                                                                          \
+    entry##_body(p);                                                                               \
+  }                                                                                                \
+  __device__ __forceinline__ void entry##_body(const Params &p)
+#define KERNEL(entry, Params, ...)                                                                 \
+  KERNEL_ENTRY(entry, Params, ptx::wait_for_launch_before(), __VA_ARGS__)
+#define KERNEL_EARLY(entry, Params, ...) KERNEL_ENTRY(entry, Params, (void)0, __VA_ARGS__)
+#define KERNEL_TMA(entry, Params, ...)                                                             \
+  __device__ __forceinline__ void entry##_body(const Params &p, const TensorMaps &maps);           \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                        \
+      entry(const __grid_constant__ Params p, const __grid_constant__ TensorMaps maps) {           \
+    ptx::let_next_launch_begin();                                                                  \
+    ptx::wait_for_launch_before();                                                                 \
+    entry##_body(p, maps);                                                                         \
+  }                                                                                                \
+  __device__ __forceinline__ void entry##_body(const Params &p, const TensorMaps &maps)
 #define SHARED(Struct, name)                                                                       \
   extern __shared__ __align__(1024) unsigned char shared_bytes[];                                  \
   Struct &name = *reinterpret_cast<Struct *>(shared_bytes)
@@ -40,3 +59,6 @@ struct TensorMaps {
 #include "simt.h"
 #define HAS_SM90A 1
 #endif
+
+// Entries use it, whatever else they include.
+#include "ptx.cuh"

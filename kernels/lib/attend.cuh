@@ -1,8 +1,9 @@
 /** softmax(scale * Q K^T + ...) V for one head, twice: tiles on tensor cores, and one warp per row.
  *
  *  `Keys` says what the rows are attended to: `count`; `k(j)` and `v(j)`, where key j's features
- *  begin; and `row(r)`, what row r sees of them: `needs(begin, end)`, false if none of those, and
- *  `score(j, x)`, the scaled score x in units of log 2 after bias and mask. */
+ *  begin, and `both(j, k, v)`, which finds them once; and `row(r)`, what row r sees of them:
+ *  `needs(begin, end)`, false if none of those, and `score(j, x)`, the scaled score x in units of
+ *  log 2 after bias and mask. */
 #pragma once
 #include "mma.cuh"
 #include "reduce.cuh"
@@ -15,14 +16,39 @@ constexpr int WARP_ROWS = 16;
 /** 64 rows, D wide: 64 or 128, at least head_dim. */
 template <typename T, int D> using Tile = SwizzledTile<T, 64, D>;
 
-/** 64 rows of D features by `row(i)`, zeros where it is null and beyond `head_dim`. */
-template <typename T, int D, typename Row>
-__device__ __forceinline__ void load_rows(Tile<T, D> &tile, int head_dim, Row row) {
-  for (int i = threadIdx.x; i < 64 * D / 8; i += ATTEND_THREADS) {
+/** Rows of D features by `row(i)`, zeros where it is null and beyond `head_dim`. */
+template <typename T, int ROWS, int D, typename Row>
+__device__ __forceinline__ void load_rows(SwizzledTile<T, ROWS, D> &tile, int head_dim, Row row) {
+  for (int i = threadIdx.x; i < ROWS * D / 8; i += ATTEND_THREADS) {
     int r = i / (D / 8), chunk = i % (D / 8);
     const T *from = row(r);
     bool valid = from != nullptr && chunk * 8 < head_dim;
     ptx::cp_async16(tile.chunk(r, chunk), valid ? from + chunk * 8 : from, valid);
+  }
+}
+
+/** A warp's sixteen rows of sums, times `factor` of this lane's two, go to `output(r)` where that
+ *  is not null, 16 bytes a lane, by way of the warp's rows of a tile that nobody else reads. */
+template <typename T, int D, typename Output>
+__device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D / 8][4],
+                                           const float (&factor)[2], int head_dim, Output output) {
+  const int l = lane(), first = warp() * WARP_ROWS;
+  // What stands there was read by other lanes.
+  __syncwarp();
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+      *reinterpret_cast<uint32_t *>(tile.chunk(first + l / 4 + half * 8, i) + l % 4 * 2) =
+          pack2<T>(o[i][half * 2] * factor[half], o[i][half * 2 + 1] * factor[half]);
+  __syncwarp();
+#pragma unroll
+  for (int i = l; i < WARP_ROWS * D / 8; i += WARP) {
+    const int r = first + i / (D / 8), chunk = i % (D / 8);
+    T *to = output(r);
+    if (to && chunk * 8 < head_dim)
+      *reinterpret_cast<Pack<T> *>(to + chunk * 8) =
+          *reinterpret_cast<const Pack<T> *>(tile.chunk(r, chunk));
   }
 }
 
@@ -99,33 +125,18 @@ template <typename T, int D> struct WarpRows {
     }
   }
 
-  /** The rows go to `output(r)` where that is not null, 16 bytes a lane, by way of the warp's rows
-   *  of the queries' tile, which nobody else reads. */
+  /** The rows go to `output(r)`, by way of those of the queries. */
   template <typename Output>
   __device__ __forceinline__ void store(Tile<T, D> &q, int head_dim, Output output) {
-    const int l = lane(), first = warp() * WARP_ROWS;
-    // The queries were read by other lanes.
-    __syncwarp();
+    float norm[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float &sum = running[half].sum;
       sum += __shfl_xor_sync(ALL_LANES, sum, 1);
       sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-      const float norm = running[half].norm();
-#pragma unroll
-      for (int i = 0; i < D / 8; i++)
-        *reinterpret_cast<uint32_t *>(q.chunk(first + l / 4 + half * 8, i) + l % 4 * 2) =
-            pack2<T>(o[i][half * 2] * norm, o[i][half * 2 + 1] * norm);
+      norm[half] = running[half].norm();
     }
-    __syncwarp();
-#pragma unroll
-    for (int i = l; i < WARP_ROWS * D / 8; i += WARP) {
-      const int r = first + i / (D / 8), chunk = i % (D / 8);
-      T *to = output(r);
-      if (to && chunk * 8 < head_dim)
-        *reinterpret_cast<Pack<T> *>(to + chunk * 8) =
-            *reinterpret_cast<const Pack<T> *>(q.chunk(r, chunk));
-    }
+    store_rows(q, o, norm, head_dim, output);
   }
 };
 
@@ -143,10 +154,10 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
     for (int i = threadIdx.x; tile < tiles && i < 64 * D / 8; i += ATTEND_THREADS) {
       const int r = i / (D / 8), chunk = i % (D / 8), j = tile * TILE_KEYS + r;
       const bool valid = j < keys.count && chunk * 8 < head_dim;
-      const T *k = valid ? keys.k(j) + chunk * 8 : nullptr;
-      const T *v = valid ? keys.v(j) + chunk * 8 : nullptr;
-      ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), k, valid);
-      ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), v, valid);
+      const T *k = nullptr, *v = nullptr;
+      if (valid) keys.both(j, k, v);
+      ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), valid ? k + chunk * 8 : nullptr, valid);
+      ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), valid ? v + chunk * 8 : nullptr, valid);
     }
     ptx::cp_async_commit();
   };

@@ -10,6 +10,28 @@ __device__ __forceinline__ float activate(float x, int activation) {
   return x;
 }
 
+/** `activate` for what will be rounded to 16 bits: QuickGELU by the card's own exponential and
+ *  division, which are good to 20. */
+__device__ __forceinline__ float activate_rounded(float x, int activation) {
+  if (activation == 2) return __fdividef(x, 1.0f + __expf(-1.702f * x));
+  return activate(x, activation);
+}
+
+/** The derivative of `activate` at x. */
+__device__ __forceinline__ float activation_slope(float x, int activation) {
+  // Far out, x times a factor that vanishes is 0, although x may be infinite; NaN stays.
+  const float near = x < -40.0f ? -40.0f : x > 40.0f ? 40.0f : x;
+  if (activation == 1)
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752440f)) +
+           near * 0.39894228040143267794f * expf(-0.5f * x * x);
+  if (activation == 2) {
+    const float e = expf(-1.702f * near), s = x < -40.0f ? 0.0f : 1.0f / (1.0f + e);
+    // e s is 1 - s without its cancellation.
+    return s * (1.0f + 1.702f * near * (e * s));
+  }
+  return 1.0f;
+}
+
 template <typename T> struct Epilogue {
   const GemmParams &p;
   float factor;  /**< tanh(gate) */
@@ -17,35 +39,140 @@ template <typename T> struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const GemmParams &p)
       : p(p), factor(p.gate ? tanhf(widen(*static_cast<const T *>(p.gate))) : 1.0f),
-        in_pairs(sizeof(T) == 2 && p.ldc % 2 == 0 && (uintptr_t)p.c % 8 == 0 &&
-                 ((uintptr_t)p.bias | (uintptr_t)p.residual) % 4 == 0) {}
+        in_pairs(sizeof(T) == 2 && p.ldc % 2 == 0 && (uintptr_t)p.bias % 4 == 0 &&
+                 ((uintptr_t)p.c | (uintptr_t)p.residual) % 8 == 0) {}
 
   __device__ __forceinline__ void store(int64_t row, int64_t col, float sum) const {
-    if (row >= p.m || col >= p.n) return;
-    int64_t at = row * p.ldc + col;
-    if (p.bias) sum += widen(static_cast<const T *>(p.bias)[col]);
-    float y = factor * activate(sum, p.activation);
-    if (p.residual) y += widen(static_cast<const T *>(p.residual)[at]);
     if (p.c_is_f32)
-      static_cast<float *>(p.c)[at] = y;
+      store_as<float>(row, col, sum);
     else
-      static_cast<T *>(p.c)[at] = narrow<T>(y);
+      store_as<T>(row, col, sum);
   }
 
   /** Sums as `mma` lays them out, from the lane's first cell on: `sums(j)[0 .. 4]` are the cells at
    *  columns col + 8 j and the next, of `row` and of row + 8; j < COUNT. */
   template <int COUNT, typename Sums>
   __device__ __forceinline__ void store_fragments(int64_t row, int64_t col, Sums sums) const {
+    if (p.c_is_f32)
+      store_all<float, COUNT>(row, col, sums);
+    else
+      store_all<T, COUNT>(row, col, sums);
+  }
+
+  /** A warp's way from sums as `mma` lays them out to 8 columns of a row in every lane. */
+  struct alignas(16) Stage {
+    static constexpr int COLS = 32;
+    float x[16][COLS + 4];
+  };
+
+  /** 16 rows by N columns from (row0, col0) on; `sums[e]` is the lane's cell e % 4 of columns
+   *  8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage of its own. One loop:
+   *  as much code as there are sums would not stay in the instruction cache. */
+  template <int N>
+  __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0,
+                                               const float (&sums)[N / 2]) const {
+    if (p.c_is_f32)
+      store_staged_as<float, N>(stage, row0, col0, sums);
+    else
+      store_staged_as<T, N>(stage, row0, col0, sums);
+  }
+
+private:
+  /** Eight neighbours of C. */
+  template <typename C> struct alignas(16) Eight {
+    C x[8];
+  };
+
+  template <typename C, int N>
+  __device__ __forceinline__ void store_staged_as(Stage &stage, int64_t row0, int64_t col0,
+                                                  const float (&sums)[N / 2]) const {
+    constexpr int PARTS = N / Stage::COLS;
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    const bool in_eights = sizeof(T) == 2 && p.ldc % 8 == 0 &&
+                           ((uintptr_t)p.c | (uintptr_t)p.residual | (uintptr_t)p.bias) % 16 == 0;
+#pragma unroll 1
+    for (int part = 0; part < PARTS; part++) {
+      const int64_t col = col0 + part * Stage::COLS + t * 8;
+      const bool is_inside = in_eights && col + 8 <= p.n;
+      // Asked for before the sums move.
+      Eight<C> residual[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int64_t row = row0 + half * 8 + g;
+        if (p.residual && is_inside && row < p.m)
+          residual[half] = *reinterpret_cast<const Eight<C> *>(static_cast<const C *>(p.residual) +
+                                                               row * p.ldc + col);
+      }
+      // Registers have no index: each part has its own lines, and only one of them runs.
+#pragma unroll
+      for (int own = 0; own < PARTS; own++) {
+        if (own != part) continue;
+#pragma unroll
+        for (int j = 0; j < Stage::COLS / 8; j++) {
+          const int e = own * Stage::COLS / 2 + j * 4;
+          *reinterpret_cast<float2 *>(&stage.x[g][j * 8 + t * 2]) =
+              make_float2(sums[e], sums[e + 1]);
+          *reinterpret_cast<float2 *>(&stage.x[g + 8][j * 8 + t * 2]) =
+              make_float2(sums[e + 2], sums[e + 3]);
+        }
+      }
+      __syncwarp();
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int64_t row = row0 + half * 8 + g;
+        const float *x = &stage.x[half * 8 + g][t * 8];
+        if (row >= p.m) continue;
+        if (is_inside) {
+          store8<C>(row, col, x, residual[half]);
+        } else {
+#pragma unroll 1
+          for (int i = 0; i < 8; i++) store_as<C>(row, col + i, x[i]);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
+  template <typename C>
+  __device__ __forceinline__ void store8(int64_t row, int64_t col, const float *sums,
+                                         const Eight<C> &residual) const {
+    float x[8];
+    *reinterpret_cast<float4 *>(x) = *reinterpret_cast<const float4 *>(sums);
+    *reinterpret_cast<float4 *>(x + 4) = *reinterpret_cast<const float4 *>(sums + 4);
+    if (p.bias) {
+      const Eight<T> bias =
+          *reinterpret_cast<const Eight<T> *>(static_cast<const T *>(p.bias) + col);
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] += widen(bias.x[i]);
+    }
+    if (p.activation) {
+#pragma unroll
+      for (int i = 0; i < 8; i++)
+        x[i] = sizeof(C) == 2 ? activate_rounded(x[i], p.activation) : activate(x[i], p.activation);
+    }
+    Eight<C> y;
+#pragma unroll
+    for (int i = 0; i < 8; i++) y.x[i] = narrow<C>(factor * x[i] + widen(residual.x[i]));
+    *reinterpret_cast<Eight<C> *>(static_cast<C *>(p.c) + row * p.ldc + col) = y;
+  }
+
+  /** Two neighbours of C. */
+  template <typename C> struct alignas(2 * sizeof(C)) Pair {
+    C x[2];
+  };
+
+  template <typename C, int COUNT, typename Sums>
+  __device__ __forceinline__ void store_all(int64_t row, int64_t col, Sums sums) const {
     // C may be the residual, so a load waits for the stores before it: many loads first.
-    constexpr int BATCH = COUNT < 8 ? COUNT : 8;
+    constexpr int MOST = 32 / (int)sizeof(Pair<C>), BATCH = COUNT < MOST ? COUNT : MOST;
 #pragma unroll
     for (int first = 0; first < COUNT; first += BATCH) {
-      uint32_t residual[BATCH][2];
+      Pair<C> residual[BATCH][2];
 #pragma unroll
       for (int j = 0; j < BATCH; j++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          residual[j][half] = residual2(row + half * 8, col + (first + j) * 8);
+          residual[j][half] = residual2<C>(row + half * 8, col + (first + j) * 8);
 #pragma unroll
       for (int j = 0; j < BATCH; j++)
 #pragma unroll
@@ -56,37 +183,43 @@ template <typename T> struct Epilogue {
     }
   }
 
-private:
-  __device__ __forceinline__ static const uint32_t *pair_at(const void *cells, int64_t at) {
-    return reinterpret_cast<const uint32_t *>(static_cast<const T *>(cells) + at);
+  template <typename C>
+  __device__ __forceinline__ void store_as(int64_t row, int64_t col, float sum) const {
+    if (row >= p.m || col >= p.n) return;
+    const int64_t at = row * p.ldc + col;
+    if (p.bias) sum += widen(static_cast<const T *>(p.bias)[col]);
+    float y = factor * activate(sum, p.activation);
+    if (p.residual) y += widen(static_cast<const C *>(p.residual)[at]);
+    static_cast<C *>(p.c)[at] = narrow<C>(y);
   }
 
   __device__ __forceinline__ bool is_pair(int64_t row, int64_t col) const {
     return in_pairs && row < p.m && col + 1 < p.n;
   }
 
-  __device__ __forceinline__ uint32_t residual2(int64_t row, int64_t col) const {
-    if (!p.residual || !is_pair(row, col)) return 0;
-    return *pair_at(p.residual, row * p.ldc + col);
+  template <typename C>
+  __device__ __forceinline__ Pair<C> residual2(int64_t row, int64_t col) const {
+    if (!p.residual || !is_pair(row, col)) return {};
+    return *reinterpret_cast<const Pair<C> *>(static_cast<const C *>(p.residual) + row * p.ldc +
+                                              col);
   }
 
+  template <typename C>
   __device__ __forceinline__ void store2(int64_t row, int64_t col, float first, float second,
-                                         uint32_t residual) const {
+                                         Pair<C> residual) const {
     if (!is_pair(row, col)) {
-      store(row, col, first);
-      store(row, col + 1, second);
+      store_as<C>(row, col, first);
+      store_as<C>(row, col + 1, second);
       return;
     }
-    int64_t at = row * p.ldc + col;
     if (p.bias) {
-      uint32_t bias = __ldg(pair_at(p.bias, col));
+      uint32_t bias =
+          __ldg(reinterpret_cast<const uint32_t *>(static_cast<const T *>(p.bias) + col));
       first += low2<T>(bias), second += high2<T>(bias);
     }
-    first = factor * activate(first, p.activation) + low2<T>(residual);
-    second = factor * activate(second, p.activation) + high2<T>(residual);
-    if (p.c_is_f32)
-      *reinterpret_cast<float2 *>(static_cast<float *>(p.c) + at) = make_float2(first, second);
-    else
-      *reinterpret_cast<uint32_t *>(static_cast<T *>(p.c) + at) = pack2<T>(first, second);
+    first = factor * activate(first, p.activation) + widen(residual.x[0]);
+    second = factor * activate(second, p.activation) + widen(residual.x[1]);
+    *reinterpret_cast<Pair<C> *>(static_cast<C *>(p.c) + row * p.ldc + col) =
+        {narrow<C>(first), narrow<C>(second)};
   }
 };

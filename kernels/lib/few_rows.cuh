@@ -70,11 +70,16 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
     }
   }
 
-  /** `STEPS` steps from k on, all loads before the first use. `valid` is false for a lane whose run
-   *  lies past the end of the row. */
-  template <int STEPS> __device__ __forceinline__ void take(int k, bool valid) {
-    uint4 weights[STEPS][TILES][2], rows[STEPS][COLS][RUN / 8];
+  /** What is asked for before it is used: the weights of `STEPS` steps. */
+  template <int STEPS> struct Ahead {
+    uint4 weights[STEPS][TILES][2];
     float scales[STEPS][TILES][2];
+  };
+
+  /** Asks for the weights from k on. `valid` is false for a lane whose run lies past the end of the
+   *  row. */
+  template <int STEPS>
+  __device__ __forceinline__ void ask(Ahead<STEPS> &ahead, int k, bool valid) const {
     const uint4 zero = {0, 0, 0, 0};
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
@@ -83,7 +88,7 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
       for (int i = 0; i < TILES; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          weights[s][i][half] = valid ? ptx::load_once(b[i][half] + at) : zero;
+          ahead.weights[s][i][half] = valid ? ptx::load_once(b[i][half] + at) : zero;
     }
 #pragma unroll
     for (int s = 0; s < STEPS; s++)
@@ -91,17 +96,23 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
       for (int i = 0; i < TILES; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          scales[s][i][half] = w.group_scale(b_row[i][half], k + s * STEP);
+          ahead.scales[s][i][half] = w.group_scale(b_row[i][half], k + s * STEP);
+  }
+
+  /** Multiplies them with the same stretch of A. */
+  template <int STEPS>
+  __device__ __forceinline__ void use(const Ahead<STEPS> &ahead, int k, bool valid) {
+    const uint4 zero = {0, 0, 0, 0};
 #pragma unroll
-    for (int s = 0; s < STEPS; s++)
+    for (int s = 0; s < STEPS; s++) {
+      uint4 rows[COLS][RUN / 8];
 #pragma unroll
       for (int j = 0; j < COLS; j++)
 #pragma unroll
         for (int x = 0; x < RUN / 8; x++)
-          rows[s][j][x] =
-              valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) multiply(weights[s], scales[s], rows[s]);
+          rows[j][x] = valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
+      multiply(ahead.weights[s], ahead.scales[s], rows);
+    }
   }
 
   __device__ __forceinline__ void multiply(const uint4 (&weights)[TILES][2],
@@ -144,9 +155,9 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   }
 };
 
-/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; 2 TILES STEPS
- *  loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30, and
- *  n < 2^31. */
+/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; up to 4 TILES
+ *  STEPS loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30,
+ *  and n < 2^31. */
 template <typename T, int TILES, int COLS, int STEPS, typename Weights>
 __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t ldb) {
   using Shared = FewRowsShared<TILES, COLS>;
@@ -156,13 +167,31 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
   Part part(p, w, row_of_b, row_of_a, ldb);
 
-  const int batches = (int)(p.k / (STEPS * Part::STEP));
-  for (int i = warp(); i < batches; i += FEW_WARPS)
-    part.template take<STEPS>(i * (STEPS * Part::STEP), true);
-  const int rest = batches * (STEPS * Part::STEP);
+  constexpr int BATCH = STEPS * Part::STEP;
+  const int batches = (int)(p.k / BATCH);
+  // Two batches at a time: one is on its way while the other is multiplied.
+  typename Part::template Ahead<STEPS> ahead[2];
+  int i = warp();
+#pragma unroll
+  for (int turn = 0; turn < 2; turn++)
+    if (i + turn * FEW_WARPS < batches) part.ask(ahead[turn], (i + turn * FEW_WARPS) * BATCH, true);
+  // Weights are nobody's to write; rows of A are the launch's before this one.
+  ptx::wait_for_launch_before();
+  while (i < batches) {
+#pragma unroll
+    for (int turn = 0; turn < 2; turn++, i += FEW_WARPS) {
+      if (i < batches) part.use(ahead[turn], i * BATCH, true);
+      const int next = i + 2 * FEW_WARPS;
+      if (next < batches) part.ask(ahead[turn], next * BATCH, true);
+    }
+  }
   // What is left is less than a batch: its steps one by one.
-  for (int k = rest + warp() * Part::STEP; k < p.k; k += FEW_WARPS * Part::STEP)
-    part.template take<1>(k, k + lane() % 4 * Part::RUN < p.k);
+  for (int k = batches * BATCH + warp() * Part::STEP; k < p.k; k += FEW_WARPS * Part::STEP) {
+    const bool valid = k + lane() % 4 * Part::RUN < p.k;
+    typename Part::template Ahead<1> last;
+    part.ask(last, k, valid);
+    part.use(last, k, valid);
+  }
 
   part.put(s);
   __syncthreads();

@@ -35,5 +35,8 @@ template <typename T, typename Params> struct PagedKeys {
   }
   __device__ const T *k(int j) const { return line(j, 0); }
   __device__ const T *v(int j) const { return line(j, 1); }
+  __device__ __forceinline__ void both(int j, const T *&k, const T *&v) const {
+    k = line(j, 0), v = k + (int64_t)p.heads * p.page_tokens * p.head_dim;
+  }
   __device__ CausalRow row(int r) const { return {position + r, slope}; }
 };

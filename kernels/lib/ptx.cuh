@@ -55,6 +55,21 @@ __device__ __forceinline__ uint32_t fma_f16x2(uint32_t x, uint32_t y, uint32_t z
   return d;
 }
 
+// Launches that overlap (sm_90): what one wrote is there for the next after it has waited.
+
+/** Until the launch before this one has ended and all it wrote can be read. */
+__device__ __forceinline__ void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/** The next launch may begin once every block of this one has said so, and has room. */
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Loads that are used once: past L1, first to leave L2.
 
 /** 16 bytes at a 16-byte address. */

@@ -1,9 +1,9 @@
 //! The directory of a zip archive, read strictly from a mapping.
 //!
-//! Only what `torch.save`, TorchScript and makers of EPUB books write is accepted: one end record at the very end, a
-//! central directory directly before it, unique names, local headers that say what the directory
-//! says, and members that do not overlap. Two readers can then not disagree about the content.
-//! Nothing is unpacked: names are keys only.
+//! Only what `torch.save`, TorchScript and makers of EPUB books write is accepted: one end record
+//! at the very end, a central directory directly before it, unique names, local headers that say
+//! what the directory says, and members that do not overlap. Two readers can then not disagree
+//! about the content. Nothing is unpacked: names are keys only.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -312,7 +312,12 @@ static CRC: [[u32; 256]; 8] = crc_tables();
 
 /// CRC-32 as zip uses it (reflected 0x04c11db7), eight bytes a step.
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    let mut c = u32::MAX;
+    crc32_of_more(0, bytes)
+}
+
+/// CRC-32 of what `sum` is of, followed by `bytes`; 0 is that of nothing.
+pub(crate) fn crc32_of_more(sum: u32, bytes: &[u8]) -> u32 {
+    let mut c = !sum;
     let (eights, rest) = bytes.as_chunks::<8>();
     for b in eights {
         let x = u64::from_le_bytes(*b) ^ u64::from(c);
@@ -333,6 +338,7 @@ mod tests {
     fn crc32_has_the_check_value_of_its_definition() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
         assert_eq!(crc32(b""), 0);
+        assert_eq!(crc32_of_more(crc32(b"1234"), b"56789"), 0xcbf4_3926);
         assert_eq!(crc32(b"The quick brown fox jumps over the lazy dog"), 0x414f_a339);
     }
 

@@ -13,6 +13,7 @@ mod pickle;
 mod rebuild;
 mod torch;
 
+pub(crate) use archive::crc32_of_more;
 pub use entry::{Entry, Identity};
 
 use crate::error::{Error, Result};

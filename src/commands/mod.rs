@@ -4,6 +4,7 @@ pub mod demo;
 pub mod devices;
 pub mod generate;
 pub mod profile;
+pub mod train;
 
 use medflamingo::Result;
 use serde::Serialize;

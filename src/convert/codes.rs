@@ -1,14 +1,12 @@
-//! Rows of f32 to codes of 8 or 4 bits and their scales, as `kernels/gemm_quantized.h` has them.
-//!
-//! Each weight takes the code nearest to it under the scale as it is stored, so that rounding the
-//! scale to bf16 costs nothing. 8 bits: a row's largest weight is 127 scales. 4 bits: a group's
-//! largest weight is code -8, whatever its sign, by a scale of the opposite one; that step is also
-//! about the best for normal numbers in groups of 128 (0.33 of their deviation against 0.335), so
-//! no better one is searched for.
+//! Which codes a matrix can have, and making them of its bytes: by [`ops::quantize`], on the host
+//! or on a card.
 
+use crate::device::Stream;
 use crate::dtype::Real;
-use crate::ops::INT4_GROUP;
-use half::bf16;
+use crate::ops::{self, INT4_GROUP};
+use crate::tensor::Tensor;
+use crate::{DType, Error, Result};
+use half::{bf16, f16};
 
 /// Bits of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,126 +44,125 @@ impl Precision {
 /// What was lost: the sum of the squares of the differences, and of the weights.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Loss {
-    difference: f64,
-    weights: f64,
+    pub difference: f64,
+    pub weights: f64,
 }
 
 impl Loss {
+    pub(super) fn add(&mut self, difference: f64, weights: f64) {
+        self.difference += difference;
+        self.weights += weights;
+    }
+
     /// Root of the mean square difference, relative to that of the weights.
     pub(super) fn relative(&self) -> f64 {
         if self.weights > 0.0 { (self.difference / self.weights).sqrt() } else { 0.0 }
     }
 }
 
-/// Appends the codes and scales of one row.
-pub(super) fn row(
-    precision: Precision,
-    row: &[f32],
-    codes: &mut Vec<u8>,
-    scales: &mut Vec<u8>,
-    loss: &mut Loss,
-) {
-    match precision {
-        Precision::Int8 => {
-            let most = row.iter().fold(0f32, |m, x| m.max(x.abs()));
-            let scale = store(most / 127.0, scales);
-            let mut block = [0f32; INT4_GROUP];
-            for part in row.chunks(block.len()) {
-                let block = &mut block[..part.len()];
-                nearest(part, scale, (-127.0, 127.0), block, loss);
-                codes.extend(block.iter().map(|q| *q as i8 as u8));
-            }
-        }
-        Precision::Int4 => {
-            let mut block = [0f32; INT4_GROUP];
-            for group in row.chunks_exact(INT4_GROUP) {
-                let further = |m: f32, x: &f32| if x.abs() > m.abs() { *x } else { m };
-                let scale = store(group.iter().fold(0.0, further) / -8.0, scales);
-                nearest(group, scale, (-8.0, 7.0), &mut block, loss);
-                for w in block.as_chunks::<8>().0 {
-                    let nibble = |i: usize| (w[i] + 8.0) as u32;
-                    let places = [0, 2, 4, 6, 1, 3, 5, 7].iter().enumerate();
-                    let word = places.fold(0, |word, (at, i)| word | nibble(*i) << (4 * at));
-                    codes.extend(word.to_le_bytes());
-                }
-            }
-        }
-    }
+/// Rows of weights to codes, a piece at a time, on whatever device.
+pub(super) struct Coder {
+    stream: Stream,
 }
 
-/// Appends a scale, and returns what is read of it.
-fn store(scale: f32, scales: &mut Vec<u8>) -> f32 {
-    let stored = <bf16 as Real>::from_f32(scale);
-    scales.extend(stored.to_le_bytes());
-    Real::to_f32(stored)
+/// What becomes of a piece.
+pub(super) struct Coded {
+    pub codes: Vec<u8>,
+    pub scales: Vec<u8>,
+    pub loss: Loss,
 }
 
-/// The codes from `least` to `most` nearest to `row` / `scale`.
-fn nearest(row: &[f32], scale: f32, (least, most): (f32, f32), codes: &mut [f32], loss: &mut Loss) {
-    /// 1.5 * 2^23: adding it rounds to an integer.
-    const ROUND: f32 = 12_582_912.0;
-    // Weights that are 0, or so small that their reciprocal is no number.
-    let inverse = if scale.abs() >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
-    let (mut difference, mut weights) = (0f32, 0f32);
-    for (q, x) in codes.iter_mut().zip(row) {
-        *q = ((x * inverse).clamp(least, most) + ROUND) - ROUND;
-        let off = x - *q * scale;
-        difference += off * off;
-        weights += x * x;
+impl Coder {
+    pub(super) fn new(stream: Stream) -> Self {
+        Coder { stream }
     }
-    loss.difference += f64::from(difference);
-    loss.weights += f64::from(weights);
+
+    /// The codes of whole rows of `cols` weights of `dtype`.
+    ///
+    /// # Errors
+    /// If the weights are not floats or the device has no room for them.
+    pub(super) fn code(
+        &self,
+        precision: Precision,
+        dtype: DType,
+        cols: usize,
+        bytes: &[u8],
+    ) -> Result<Coded> {
+        let rows = bytes.len() / dtype.size() / cols.max(1);
+        let (width, groups) = precision.row(cols);
+        let stream = &self.stream;
+        let w = self.upload(dtype, bytes, &[rows, cols])?;
+        let as_bytes = match precision {
+            Precision::Int8 => DType::I8,
+            Precision::Int4 => DType::U8,
+        };
+        let mut codes = Tensor::zeros(stream, as_bytes, &[rows, width])?;
+        let mut scales = Tensor::zeros(stream, DType::BF16, &[rows, groups])?;
+        let mut losses = Tensor::zeros(stream, DType::F32, &[rows * groups, 2])?;
+        let lost = Some(losses.view_mut());
+        ops::quantize(stream, codes.view_mut(), scales.view_mut(), lost, w.view())?;
+        let mut loss = Loss::default();
+        for [difference, weights] in losses.view().read::<f32>()?.as_chunks().0 {
+            loss.add(f64::from(*difference), f64::from(*weights));
+        }
+        let codes = match precision {
+            Precision::Int8 => codes.view().read::<i8>()?.into_iter().map(|q| q as u8).collect(),
+            Precision::Int4 => codes.view().read::<u8>()?,
+        };
+        let scales = scales.view().read::<bf16>()?;
+        let scales = scales.into_iter().flat_map(bf16::to_le_bytes).collect();
+        Ok(Coded { codes, scales, loss })
+    }
+
+    /// As a tensor of their own: where they are may be aligned to nothing.
+    fn upload(&self, dtype: DType, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+        fn of<T: Real>(stream: &Stream, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+            let weights = bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned);
+            Tensor::upload::<T>(stream, &weights.collect::<Vec<_>>(), shape)
+        }
+        match dtype {
+            DType::F32 => of::<f32>(&self.stream, bytes, shape),
+            DType::BF16 => of::<bf16>(&self.stream, bytes, shape),
+            DType::F16 => of::<f16>(&self.stream, bytes, shape),
+            other => Err(Error::invalid("weights to be quantised", "f32, bf16 or f16", other)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn quantized(precision: Precision, x: &[f32]) -> (Vec<u8>, Vec<f32>, Loss) {
-        let (mut codes, mut scales, mut loss) = (Vec::new(), Vec::new(), Loss::default());
-        row(precision, x, &mut codes, &mut scales, &mut loss);
-        assert_eq!((codes.len(), scales.len() / 2), precision.row(x.len()));
-        let number = |b: &[u8]| bf16::from_le_bytes([b[0], b[1]]).to_f32();
-        (codes, scales.chunks(2).map(number).collect(), loss)
-    }
-
-    /// 256 numbers, the largest -3 in the first half and 2 in the second.
-    fn numbers() -> Vec<f32> {
-        let mut x: Vec<f32> = (0..256).map(|i| (i * 37 % 101) as f32 / 80.0 - 0.6).collect();
-        (x[5], x[130]) = (-3.0, 2.0);
-        x
-    }
-
-    #[test]
-    fn every_weight_is_within_half_a_step() {
-        let x = numbers();
-        let (codes, scales, loss) = quantized(Precision::Int8, &x);
-        for (q, x) in codes.iter().zip(&x) {
-            assert!((f32::from(*q as i8) * scales[0] - x).abs() <= scales[0] * 0.51);
-        }
-        assert_eq!(codes[5] as i8, -127);
-        assert!(loss.relative() < 0.02, "{loss:?}");
-
-        let (codes, scales, loss) = quantized(Precision::Int4, &x);
-        assert_eq!(scales, [0.375, -0.25]);
-        for (i, x) in x.iter().enumerate() {
-            // Weight i is the nibble [0, 4, 1, 5, 2, 6, 3, 7][i % 8] of its word.
-            let place = i % 8 / 2 + i % 2 * 4;
-            let nibble = codes[i / 8 * 4 + place / 2] >> (place % 2 * 4) & 15;
-            let scale = scales[i / 128];
-            let found = (f32::from(nibble) - 8.0) * scale;
-            assert!((found - x).abs() <= scale.abs() * 0.51, "{i}: {found} {x}");
-        }
-        assert!((0.05..0.3).contains(&loss.relative()), "{loss:?}");
-    }
-
     #[test]
     fn zeros_and_tiny_numbers_stay_finite() {
-        for x in [0.0, 1e-40, -1e-44, 1e-37] {
+        let coder = Coder::new(Stream::host(1));
+        for x in [0.0f32, 1e-40, -1e-44, 1e-37] {
             for precision in [Precision::Int8, Precision::Int4] {
-                let (_, scales, loss) = quantized(precision, &[x; 128]);
-                assert!(scales.iter().all(|s| s.is_finite()) && loss.relative().is_finite());
+                let bytes: Vec<u8> = [x; 256].into_iter().flat_map(f32::to_le_bytes).collect();
+                let coded = coder.code(precision, DType::F32, 128, &bytes).unwrap();
+                let (codes, scales) = precision.row(128);
+                assert_eq!((coded.codes.len(), coded.scales.len()), (2 * codes, 4 * scales));
+                assert!(coded.loss.relative().is_finite());
             }
+        }
+    }
+
+    #[test]
+    fn the_loss_is_that_of_all_weights() {
+        let coder = Coder::new(Stream::host(1));
+        let bytes: Vec<u8> = (0..512)
+            .map(|i| (i * 37 % 101) as f32 / 80.0 - 0.6)
+            .flat_map(f32::to_le_bytes)
+            .collect();
+        for (precision, least, most) in
+            [(Precision::Int8, 1e-3, 0.02), (Precision::Int4, 0.02, 0.3)]
+        {
+            let mut loss = Loss::default();
+            for piece in bytes.chunks(1024) {
+                let one = coder.code(precision, DType::F32, 256, piece).unwrap().loss;
+                loss.add(one.difference, one.weights);
+            }
+            assert!((least..most).contains(&loss.relative()), "{loss:?}");
         }
     }
 }

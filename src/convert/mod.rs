@@ -7,6 +7,7 @@
 
 mod cast;
 mod codes;
+pub mod export;
 mod flamingo;
 pub mod inspect;
 mod json;
@@ -20,6 +21,7 @@ mod rows;
 mod scratch;
 mod source;
 pub mod synth;
+mod torch;
 pub mod verify;
 mod vision;
 mod vocabulary;
@@ -30,6 +32,8 @@ pub use rows::NewHeadRows;
 pub use scratch::Scratch;
 pub use write::{Progress, Spec};
 
+pub use crate::weights::LEDGER;
+
 use crate::model::config::{Activation, Config, StoredDType};
 use crate::{DType, Error, Result};
 use cast::Caster;
@@ -39,9 +43,6 @@ use plan::{Inputs, Item, Plan};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use write::{Sink, Staging};
-
-/// The name of the ledger in a model folder.
-pub const LEDGER: &str = "conversion.json";
 
 /// What to convert, and how.
 #[derive(Clone, Debug)]

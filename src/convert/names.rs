@@ -3,6 +3,9 @@
 //! A rule's target and sources are patterns: `#` stands for a layer number, a final `*` for what
 //! follows (`weight` or `bias`); both mean the same on both sides.
 
+use crate::model::Family;
+use crate::model::config::Language;
+
 /// How the sources become the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
@@ -121,6 +124,17 @@ pub(super) enum Layout {
 }
 
 impl Layout {
+    /// That of a model's language part. Of the two of MPT, only the older one's models normalise
+    /// queries and keys.
+    pub(super) fn of(language: &Language) -> Self {
+        match language.family {
+            Family::Llama => Layout::Llama,
+            Family::GptNeox => Layout::GptNeox,
+            Family::Mpt if language.qk_norm => Layout::Mosaic,
+            Family::Mpt => Layout::Mpt,
+        }
+    }
+
     pub(super) const fn rules(self) -> &'static [Rule] {
         match self {
             Layout::Llama => LLAMA,
@@ -236,6 +250,44 @@ pub(super) const FLAMINGO: &[Rule] = &[
     same("xattn.#.mlp.fc2.*", &["gated.#.ff.3.*"]),
 ];
 
+/// How upstream's own loader calls the tensor `target` of a model folder (open_flamingo
+/// `FlamingoLMMixin.init_flamingo`, whose layers wrap those of the language model); several names
+/// where it keeps apart what is one matrix here.
+pub(super) fn upstream(target: &str, layout: Layout) -> Option<Recipe> {
+    let layers = layout.layers();
+    let own = |name: String| Recipe { sources: vec![name], op: Op::Stack };
+    match target {
+        "language.embedding.weight" => {
+            return Some(own(format!("lang_encoder.{}", layout.embedding())));
+        }
+        "language.head.weight" => return Some(own(format!("lang_encoder.{}", layout.head()))),
+        _ => {}
+    }
+    let rules = match target.split('.').next()? {
+        "vision" => OPEN_CLIP,
+        "language" => layout.rules(),
+        _ => FLAMINGO,
+    };
+    let mut found = recipe(rules, target)?;
+    for name in &mut found.sources {
+        let gated = name.strip_prefix("gated.").and_then(|rest| rest.split_once('.'));
+        let layer = name.strip_prefix(layers).and_then(|r| r.strip_prefix('.'));
+        let layer = layer.and_then(|rest| rest.split_once('.'));
+        *name = match (target.split('.').next()?, gated, layer) {
+            (_, Some((n, part)), _) => {
+                format!("lang_encoder.{layers}.{n}.gated_cross_attn_layer.{part}")
+            }
+            ("language", _, Some((n, part))) => {
+                format!("lang_encoder.{layers}.{n}.decoder_layer.{part}")
+            }
+            ("language", ..) => format!("lang_encoder.{name}"),
+            ("vision", ..) => format!("vision_encoder.{name}"),
+            _ => continue,
+        };
+    }
+    Some(found)
+}
+
 /// Wrappers that training leaves in names, in the order in which they are taken out.
 const WRAPPERS: [&str; 4] =
     ["module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod."];
@@ -340,6 +392,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What export writes is what conversion reads.
+    #[test]
+    fn upstreams_names_lead_back_to_the_same_recipe() {
+        for name in PRESETS {
+            let config = preset(name).unwrap();
+            let layout = Layout::of(&config.language);
+            for (target, _) in config.tensors() {
+                let found = upstream(&target, layout).unwrap();
+                let back: Vec<String> =
+                    found.sources.iter().map(|n| canonical(n, layout, false)).collect();
+                let kept = match target.split('.').next().unwrap() {
+                    "vision" => recipe(OPEN_CLIP, &target).map(|r| r.sources),
+                    "language" => recipe(layout.rules(), &target).map(|r| r.sources),
+                    _ => recipe(FLAMINGO, &target).map(|r| r.sources),
+                };
+                let strip = |n: &String| {
+                    let n = n.strip_prefix("lang_encoder.").unwrap_or(n);
+                    n.strip_prefix("vision_encoder.visual.").unwrap_or(n).to_string()
+                };
+                let back: Vec<String> = back.iter().map(strip).collect();
+                let ends = [layout.embedding().to_string(), layout.head().to_string()];
+                assert!(
+                    kept == Some(back.clone()) || ends.contains(&back[0]),
+                    "{target}: {back:?}"
+                );
+            }
+        }
+        let found = upstream("xattn.3.mlp.gate", Layout::Llama).unwrap();
+        assert_eq!(found.sources, ["lang_encoder.model.layers.3.gated_cross_attn_layer.ff_gate"]);
     }
 
     #[test]

@@ -6,13 +6,13 @@
 //! bits even where the rest takes 4: what it loses goes straight into the logits, and 4 more bits
 //! of it are 1.5 % of the model.
 
-use super::cast::Caster;
-use super::codes::{self, Loss};
+use super::codes::{Coder, Loss};
 use super::ledger::{Fate, FileSum, Key, Ledger, SourceFile, Target};
 use super::pieces::hex;
 use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{LEDGER, verify};
 use crate::checkpoint::Entry;
+use crate::device::Device;
 use crate::model::Config;
 use crate::weights::{INDEX, SCALES, Weights};
 use crate::{DType, Error, Result};
@@ -155,6 +155,10 @@ pub struct Options {
     pub max_shard: u64,
     /// Replace an output that exists.
     pub is_forced: bool,
+    /// What makes the codes: the same ones everywhere.
+    pub device: Device,
+    /// Of the host; 0 for all.
+    pub threads: usize,
 }
 
 /// Says what would be done; writes nothing.
@@ -175,7 +179,8 @@ pub fn quantize(options: &Options, progress: &Progress) -> Result<Ledger> {
     let shards = write::shards(&source.specs, options.max_shard)?;
     let needed: u64 = shards.iter().map(write::Shard::bytes).sum::<u64>() + (16 << 20);
     let staging = Staging::new(&options.output, needed, options.is_forced)?;
-    let mut work = Work::new(&source, &options.choice);
+    let coder = Coder::new(options.device.open(options.threads)?);
+    let mut work = Work::new(&source, &options.choice, coder);
     let mut fill = |i: usize, sink: &mut Sink| work.fill(&source.specs[i].name, sink);
     write::weights(&staging, &shards, &source.specs, &mut ledger, progress, &mut fill)?;
     for target in &mut ledger.tensors {
@@ -291,15 +296,15 @@ impl Source {
 struct Work<'a> {
     source: &'a Source,
     choice: &'a Choice,
-    caster: Caster,
+    coder: Coder,
     waiting: HashMap<String, Vec<u8>>,
     losses: BTreeMap<String, Loss>,
 }
 
 impl<'a> Work<'a> {
-    fn new(source: &'a Source, choice: &'a Choice) -> Self {
-        let (caster, waiting, losses) = Default::default();
-        Work { source, choice, caster, waiting, losses }
+    fn new(source: &'a Source, choice: &'a Choice, coder: Coder) -> Self {
+        let (waiting, losses) = Default::default();
+        Work { source, choice, coder, waiting, losses }
     }
 
     fn fill(&mut self, name: &str, sink: &mut Sink) -> Result<()> {
@@ -328,21 +333,14 @@ impl<'a> Work<'a> {
         let bytes = entry.contiguous().ok_or_else(|| {
             Error::invalid(name, "a tensor that is mapped as it is", "one in pieces")
         })?;
-        let (mut wide, mut floats, mut codes) = (Vec::new(), Vec::new(), Vec::new());
         let (mut scales, mut loss) = (Vec::new(), Loss::default());
         let row_bytes = cols * entry.dtype.size();
         for rows in bytes.chunks((CHUNK / row_bytes).max(1) * row_bytes) {
-            wide.clear();
-            codes.clear();
-            let cast = self.caster.cast(entry.dtype, rows, DType::F32, &mut wide);
-            cast.map_err(|e| e.within(name))?;
-            floats.clear();
-            let numbers = wide.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-            floats.extend(numbers);
-            for row in floats.chunks_exact(cols) {
-                codes::row(precision, row, &mut codes, &mut scales, &mut loss);
-            }
-            sink(&codes)?;
+            let coded = self.coder.code(precision, entry.dtype, cols, rows);
+            let coded = coded.map_err(|e| e.within(name))?;
+            scales.extend(coded.scales);
+            loss.add(coded.loss.difference, coded.loss.weights);
+            sink(&coded.codes)?;
         }
         self.waiting.insert(scales_of(name), scales);
         self.losses.insert(name.to_string(), loss);
@@ -351,7 +349,7 @@ impl<'a> Work<'a> {
 }
 
 /// Bytes of the source that are quantised at a time.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 8 << 20;
 
 /// A file beside the weights, if it is as the folder's checksums say.
 fn unchanged(folder: &Path, file: &FileSum) -> Result<Vec<u8>> {

@@ -7,6 +7,7 @@ use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{Scratch, describing, pretty};
 use crate::dtype::Real;
 use crate::model::config::{Config, Family, StoredDType};
+pub use crate::weights::CHECKSUMS;
 use crate::weights::INDEX;
 use crate::{DType, Error, Result};
 use half::{bf16, f16};
@@ -16,8 +17,6 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
-/// The name of the list of checksums in a folder that was not converted.
-pub const CHECKSUMS: &str = "checksums.json";
 /// Elements made at a time.
 const CHUNK: usize = 1 << 18;
 
@@ -35,6 +34,17 @@ pub struct Options {
     pub max_shard: u64,
     /// Replace an output that exists.
     pub is_forced: bool,
+    pub start: Start,
+}
+
+/// What the random weights are like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Activations keep their size through all layers and gates are open, as after training.
+    #[default]
+    Trained,
+    /// As before training: what upstream starts from, gates closed.
+    Untrained,
 }
 
 /// A folder of holes: it has every tensor, reads as zeros and takes no space.
@@ -61,14 +71,23 @@ pub fn synth(options: &Options, progress: &Progress) -> Result<Vec<FileSum>> {
     let shards = write::shards(&specs, options.max_shard)?;
     let needed: u64 = shards.iter().map(write::Shard::bytes).sum::<u64>() + (16 << 20);
     let staging = Staging::new(&options.output, needed, options.is_forced)?;
-    let mut files = tokenizer(&config, &staging)?;
+    let mut files = match options.preset.as_str() {
+        "phantom" => {
+            let files = crate::phantom::tokenizer_files()?;
+            files.iter().map(|(name, bytes)| staging.file(name, bytes)).collect::<Result<_>>()?
+        }
+        _ => tokenizer(&config, &staging)?,
+    };
     let suppress = [config.tokens.image, config.tokens.pad];
     for (name, value) in describing(&config, None, &suppress)? {
         files.push(staging.file(name, &pretty(&value)?)?);
     }
     let mut fill = |i: usize, sink: &mut Sink| {
         let Spec { name, shape, .. } = &specs[i];
-        let spread = Spread::of(name, shape, &config);
+        let spread = match options.start {
+            Start::Trained => Spread::of(name, shape, &config),
+            Start::Untrained => Spread::untrained(name, shape, &config),
+        };
         spread.stream(shape.iter().product(), (options.seed, name), dtype, sink)
     };
     let (sums, _) = write::write(staging.folder(), &shards, false, progress, &mut fill)?;
@@ -146,6 +165,33 @@ impl Spread {
         }
     }
 
+    /// What training from nothing starts from. Resampler and gated blocks as upstream makes them
+    /// (uniform to 1/sqrt(inputs), gates 0: `open_flamingo/src/helpers.py`); the vision tower as
+    /// `open_clip` does; the language model's outputs scaled down by depth, as in GPT-2.
+    fn untrained(name: &str, shape: &[usize], config: &Config) -> Self {
+        let centred = |deviation: f32| Spread { mean: 0.0, reach: deviation * 3f32.sqrt() };
+        let last = *shape.last().unwrap_or(&1) as f32;
+        let part = name.split('.').next().unwrap_or_default();
+        let depth = match part {
+            "vision" => 2.0 * config.vision.layers as f32,
+            _ => 2.0 * config.language.layers as f32,
+        };
+        let is_output = name.ends_with("attn.out.weight") || name.ends_with("mlp.fc2.weight");
+        match name {
+            _ if name.ends_with("gate") || name.ends_with(".bias") => centred(0.0),
+            "resampler.latents" => centred(1.0),
+            "vision.class_embedding" | "vision.position_embedding" => centred(last.powf(-0.5)),
+            // Logits of a tied head start small.
+            "language.embedding.weight" | "language.head.weight" => centred(0.5 * last.powf(-0.5)),
+            _ if shape.len() == 1 => Spread { mean: 1.0, reach: 0.0 },
+            _ if part == "resampler" || part == "xattn" => {
+                Spread { mean: 0.0, reach: last.powf(-0.5) }
+            }
+            _ if is_output => centred((last * depth).powf(-0.5)),
+            _ => centred(last.powf(-0.5)),
+        }
+    }
+
     fn stream(
         &self,
         count: usize,
@@ -196,8 +242,8 @@ mod tests {
     fn make(seed: u64, max_shard: u64, dtype: StoredDType) -> (tempfile::TempDir, Vec<FileSum>) {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("model");
-        let (preset, is_forced) = ("tiny".into(), false);
-        let options = Options { preset, output, seed, dtype, max_shard, is_forced };
+        let (preset, is_forced, start) = ("tiny".into(), false, Start::default());
+        let options = Options { preset, output, seed, dtype, max_shard, is_forced, start };
         let files = synth(&options, &|_, _| {}).unwrap();
         (folder, files)
     }
@@ -242,5 +288,29 @@ mod tests {
             weights.get("language.head.weight", &shape).unwrap().view().read::<f32>().unwrap()
         };
         assert_eq!(value(&_a), value(&sharded));
+    }
+
+    #[test]
+    fn a_phantom_model_before_training_has_closed_gates_and_its_own_tokenizer() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("model");
+        let (preset, dtype, start) = ("phantom".into(), StoredDType::F32, Start::Untrained);
+        let (max_shard, is_forced) = (1 << 30, false);
+        let options = Options { preset, output, seed: 1, dtype, max_shard, is_forced, start };
+        synth(&options, &|_, _| {}).unwrap();
+        let opened = crate::engine::ModelFolder::open(&options.output).unwrap();
+        for (name, shape) in opened.config.tensors() {
+            let values = opened.weights.get(&name, &shape).unwrap().view().to_f32().unwrap();
+            let square = values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32;
+            let expected = match name.as_str() {
+                _ if name.ends_with("gate") || name.ends_with("bias") => 0.0,
+                "resampler.latents" => 1.0,
+                "xattn.1.attn.q.weight" => 1.0 / (3.0 * 128.0),
+                "language.layers.0.mlp.fc2.weight" => 1.0 / (256.0 * 12.0),
+                _ if name.contains("norm") => 1.0,
+                _ => continue,
+            };
+            assert!((square - expected).abs() <= 0.1 * expected, "{name}: {square}");
+        }
     }
 }

@@ -147,7 +147,7 @@ impl Buffer {
         // SAFETY: the caller's.
         unsafe {
             match &self.memory {
-                Memory::Card(memory) => memory.queue.write(cells, from),
+                Memory::Card(memory) => memory.write(cells, from),
                 _ => {
                     let source = Cells { at: from as usize, pitch: cells.bytes, ..cells };
                     copy_here(source, cells);

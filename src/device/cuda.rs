@@ -4,12 +4,14 @@ mod cublaslt;
 mod graph;
 mod images;
 mod launch;
+mod nccl;
 mod queue;
 mod staging;
 mod timing;
 mod upload;
 
 pub(super) use launch::MOST_PARAMS;
+pub use nccl::Nccl;
 pub(super) use queue::{Memory, Queue};
 pub(crate) use staging::Cells;
 pub(super) use upload::Job;

@@ -59,8 +59,6 @@ pub struct Geometry {
     pub threads: u32,
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// Blocks of a cluster in x; 1 is none.
-    pub cluster: u32,
     /// For entries written with `KERNEL_TMA`.
     pub maps: [Option<TensorMap>; 4],
 }
@@ -71,14 +69,7 @@ impl Geometry {
 
     /// `blocks` in x of `threads`, without shared memory.
     pub const fn linear(blocks: u32, threads: u32) -> Self {
-        Geometry {
-            variant: "",
-            grid: [blocks, 1, 1],
-            threads,
-            shared: 0,
-            cluster: 1,
-            maps: [None; 4],
-        }
+        Geometry { variant: "", grid: [blocks, 1, 1], threads, shared: 0, maps: [None; 4] }
     }
 
     /// The name of the entry that is launched.

@@ -15,7 +15,7 @@ mod simt;
 
 pub use buffer::Buffer;
 pub(crate) use cuda::Cells;
-pub use cuda::{CudaCard, cuda_cards};
+pub use cuda::{CudaCard, Nccl, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
@@ -326,7 +326,9 @@ impl Stream {
 
     /// Runs `body`, whose launches may repeat: on a card they become one launch of a graph, made
     /// when they are first seen. Its writes to device memory come before all its launches; reads
-    /// and copies in it first run what came before them.
+    /// and copies in it first run what came before them. On Hopper its launches overlap, and
+    /// products of few rows read B, and `attention_decode` older keys, before the launch before
+    /// them has ended: no launch of a step may write weights, or keys that another one reads.
     ///
     /// # Errors
     /// Those of `body`, whose launches then may not have run.
@@ -406,6 +408,14 @@ impl Stream {
             self.observer.after(!matches!(self.backend, Backend::Plan(_) | Backend::Cuda(_)));
         }
         result
+    }
+
+    /// The card's queue, if this is one's.
+    fn queue(&self) -> Option<&Arc<cuda::Queue>> {
+        match &self.backend {
+            Backend::Cuda(queue) => Some(queue),
+            _ => None,
+        }
     }
 
     /// What launches are laid out for; None on the host, whose twins take no geometry.

@@ -152,6 +152,14 @@ impl Engine {
         image::preprocess(&picture, &self.preprocess)
     }
 
+    /// As [`Engine::image`], of a picture that has been decoded.
+    ///
+    /// # Errors
+    /// A picture without pixels.
+    pub fn picture(&self, picture: &image::Picture) -> Result<Pixels> {
+        image::preprocess(picture, &self.preprocess)
+    }
+
     /// A request to continue `text`, in which `<image>` stands for the `images` in order and
     /// `<|endofchunk|>` ends what belongs to one; everything else is plain text.
     ///

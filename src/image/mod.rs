@@ -20,6 +20,7 @@ mod transform;
 use crate::{Error, Result};
 
 pub use decode::decode;
+pub use png::encode_png;
 pub use transform::{Pixels, Preprocess, preprocess, resize_crop};
 
 /// What a picture may be before it is decoded.
@@ -165,6 +166,17 @@ mod tests {
             let error = limits.check(bad.0, bad.1).unwrap_err();
             assert!(error.to_string().contains(&format!("{}x{}", bad.0, bad.1)), "{error}");
         }
+    }
+
+    #[test]
+    fn a_picture_that_was_written_is_read_back() {
+        for (mode, bytes) in [(Mode::Gray, 6), (Mode::Rgb, 18)] {
+            let picture = Picture::new(3, 2, mode, (0..bytes).collect()).unwrap();
+            let read = decode(&encode_png(&picture).unwrap(), &Limits::default()).unwrap();
+            assert_eq!(read, picture);
+        }
+        let alpha = Picture::new(1, 1, Mode::Rgba, vec![0; 4]).unwrap();
+        assert!(encode_png(&alpha).unwrap_err().to_string().contains("RGBA"));
     }
 
     #[test]

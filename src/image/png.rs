@@ -1,4 +1,4 @@
-//! PNG files, in the mode in which Pillow opens each combination of depth and colour type.
+//! PNG files, read in the mode in which Pillow opens each combination of depth and colour type.
 //!
 //! 16-bit colour keeps its high bytes, as in Pillow; 16-bit gray stays 16-bit; 16-bit gray with
 //! alpha becomes `RGBA`. Of an animation the first picture in the file is read. Transparent
@@ -47,6 +47,28 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture> {
     };
     let (mode, data) = as_pillow(color, depth, width, data);
     Ok(Picture { width, height, mode, palette, data })
+}
+
+/// The PNG file of a gray or RGB picture.
+///
+/// # Errors
+/// Another mode.
+pub fn encode_png(picture: &Picture) -> Result<Vec<u8>> {
+    let color = match picture.mode {
+        Mode::Gray => ColorType::Grayscale,
+        Mode::Rgb => ColorType::Rgb,
+        other => return Err(Error::invalid("picture to write", "L or RGB", other.name())),
+    };
+    let wrong =
+        |e: ::png::EncodingError| Error::invalid("picture to write", "one that fits PNG", e);
+    let mut bytes = Vec::new();
+    let side = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut encoder = ::png::Encoder::new(&mut bytes, side(picture.width), side(picture.height));
+    encoder.set_color(color);
+    let mut writer = encoder.write_header().map_err(wrong)?;
+    writer.write_image_data(&picture.data).map_err(wrong)?;
+    writer.finish().map_err(wrong)?;
+    Ok(bytes)
 }
 
 /// The mode Pillow chooses, and the pixels unpacked for it.

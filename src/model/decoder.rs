@@ -397,7 +397,7 @@ fn chosen_rows(steps: &[Step<'_>]) -> Vec<i32> {
 
 /// 2^(-max_bias (h+1)/n) for n heads; for n not a power of two, every second slope of the next
 /// power first (arXiv:2108.12409; transformers build_mpt_alibi_tensor).
-fn alibi_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
+pub(super) fn alibi_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
     let power = heads.next_power_of_two();
     let slope = |h: usize| (-max_bias * (h + 1) as f32 / power as f32).exp2();
     let odd = (1..power).step_by(2).map(slope);

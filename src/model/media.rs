@@ -3,6 +3,7 @@
 use crate::contracts::MediaSpan;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,7 +23,8 @@ impl Media {
 }
 
 /// Which image a text token attends to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MaskMode {
     /// The latest image at or before the token; generated tokens see the last image
     /// (OpenFlamingo 2, the default).

@@ -10,6 +10,7 @@ pub mod presets;
 mod probe;
 mod resampler;
 mod session;
+mod train;
 mod vision;
 mod xattn;
 
@@ -20,6 +21,9 @@ pub use media::{MaskMode, Media, Origin};
 pub use presets::{PRESETS, preset};
 pub use probe::Probe;
 pub use session::Session;
+pub use train::{
+    ALIGN, Gradients, Packed, Parameter, Parameters, Purpose, Recompute, Targets, Trained, Training,
+};
 
 use crate::device::Stream;
 use crate::tensor::{Arena, Tensor};

@@ -1,14 +1,15 @@
-//! The published shapes by name, and a tiny one.
+//! The published shapes by name, a tiny one, and that of the model that is trained here.
 
 use super::config::{
     Activation, Config, CrossAttention, Family, Language, Position, Resampler, StoredDType, Tokens,
     Vision,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, phantom};
 
 /// Names that [`preset`] knows.
-pub const PRESETS: [&str; 7] = [
+pub const PRESETS: [&str; 8] = [
     "tiny",
+    "phantom",
     "openflamingo-3b",
     "openflamingo-3b-instruct",
     "openflamingo-4b",
@@ -24,6 +25,7 @@ pub const PRESETS: [&str; 7] = [
 pub fn preset(name: &str) -> Result<Config> {
     let config = match name {
         "tiny" => tiny(),
+        "phantom" => phantom(),
         "openflamingo-3b" | "openflamingo-3b-instruct" => {
             flamingo(1, Language { qk_norm: true, ..mpt(2048, 24, 16) })
         }
@@ -134,6 +136,44 @@ fn tiny() -> Config {
     config
 }
 
+/// The small model of phantom studies (see [`crate::phantom`]): under two million parameters, heads
+/// of 32 features throughout.
+fn phantom() -> Config {
+    let language = Language {
+        mlp_width: 256,
+        vocabulary: phantom::TOKENS,
+        context: 512,
+        position: Position::Rope { dims: 32, base: 10000.0 },
+        tied_head: true,
+        layers: 6,
+        heads: 4,
+        width: 128,
+        ..llama_7b()
+    };
+    let mut config = flamingo(2, language);
+    config.vision = Vision {
+        image_size: phantom::SIDE,
+        patch_size: 8,
+        width: 96,
+        layers: 4,
+        heads: 3,
+        mlp_width: 192,
+        // Nothing is ever pooled.
+        projection: 8,
+        ..config.vision
+    };
+    config.resampler = Resampler { layers: 2, heads: 3, head_dim: 32, latents: 8, mlp_width: 256 };
+    config.cross_attention = CrossAttention { every: 2, heads: 4, head_dim: 32, mlp_width: 256 };
+    let first = phantom::TOKENS as u32 - 3;
+    config.tokens = Tokens {
+        end_of_chunk: first,
+        image: first + 1,
+        pad: first + 2,
+        leading: Some(phantom::START),
+    };
+    config
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +204,23 @@ mod tests {
             let embedding = heads * config.language.vocabulary * config.language.width;
             assert_eq!(63_019_008 + blocks + embedding, trainable, "{name}");
         }
+    }
+
+    /// In bf16 it is small enough to lie in the repository.
+    #[test]
+    fn the_phantom_model_is_small_and_has_the_ids_of_its_tokenizer() {
+        let config = preset("phantom").unwrap();
+        config.check().unwrap();
+        let all = parameters(&config, "");
+        assert!((1_800_000..1_960_000).contains(&all), "{all} parameters");
+        let prepared = crate::phantom::prepared().unwrap();
+        let (found, tokens) = (prepared.specials, &config.tokens);
+        assert_eq!(prepared.len, config.language.vocabulary);
+        assert_eq!(
+            (found.end_of_chunk, found.image, found.pad),
+            (tokens.end_of_chunk, tokens.image, tokens.pad)
+        );
+        assert_eq!(prepared.leading, tokens.leading);
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Vision {
         side * side
     }
 
+    /// Columns of the tokens.
+    pub fn width(&self) -> usize {
+        self.shape.width
+    }
+
     /// Arena bytes that [`Vision::run`] takes for `images` images.
     pub fn scratch(&self, images: usize) -> usize {
         let v = &self.shape;

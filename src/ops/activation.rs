@@ -1,11 +1,14 @@
-//! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up]; and its gradients.
+//! `swiglu`: y = silu(gate) * up, where a row of x is [gate | up]; `activation`: y = f(x); and
+//! their gradients.
 
 use super::check;
-use super::gemm::math;
-use super::lanes::{self, Grid, Lanes};
+use super::gemm::{Activation, math};
+use super::lanes::{self, Grid, Lanes, widen_row};
 use super::layout;
-use super::rows::{Rows, row_range, row_tasks};
-use crate::contracts::{SwigluBackwardParams, SwigluParams};
+use super::rows::{Rows, narrow, row_range, row_tasks};
+use crate::contracts::{
+    ActivationBackwardParams, ActivationParams, SwigluBackwardParams, SwigluParams,
+};
 use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -167,4 +170,155 @@ unsafe fn swiglu_backward_twin<T: Real>(p: &SwigluBackwardParams, host: &Host) {
     };
     // SAFETY: the caller's.
     unsafe { lanes::run(host, row_tasks(rows, 2 * cols), &grid) }
+}
+
+/// See `kernels/activation.h`.
+pub static ACTIVATION: Kernel<ActivationParams> = Kernel {
+    name: "activation",
+    twins: twins!(activation_twin),
+    geometry: |p, dtype, _| {
+        let packable = layout::is_packable(&[p.y.cast_const(), p.x], &[p.cells], dtype);
+        layout::packed_cells(p.cells, dtype, packable)
+    },
+    cost: |p, dtype| per_cell(p.cells, dtype, 2.0, 12.0),
+    accounting: 0,
+};
+
+/// See `kernels/activation.h`.
+pub static ACTIVATION_BACKWARD: Kernel<ActivationBackwardParams> = Kernel {
+    name: "activation_backward",
+    twins: twins!(activation_backward_twin),
+    geometry: |p, dtype, _| {
+        let packable = layout::is_packable(&[p.dx.cast_const(), p.dy, p.x], &[p.cells], dtype);
+        layout::packed_cells(p.cells, dtype, packable)
+    },
+    cost: |p, dtype| per_cell(p.cells, dtype, 3.0, 16.0),
+    accounting: 0,
+};
+
+fn per_cell(cells: i64, dtype: DType, moved: f64, flops: f64) -> Cost {
+    Cost { bytes: moved * (cells as usize * dtype.size()) as f64, flops: flops * cells as f64 }
+}
+
+/// y = f(x); y and x (rows, cols) dense: what the epilogue of [`gemm`](super::gemm) does, for a
+/// forward pass that keeps x.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn activation(
+    stream: &Stream,
+    mut y: ViewMut<'_>,
+    x: View<'_>,
+    activation: Activation,
+) -> Result<()> {
+    let op = "activation";
+    check::matrix(op, "y", &y.as_view(), x.rows(), x.cols())?;
+    check::dtype(op, "y", &y.as_view(), x.dtype())?;
+    check::dense(op, "y", &y.as_view())?;
+    check::dense(op, "x", &x)?;
+    let params = ActivationParams {
+        y: y.ptr(),
+        x: x.ptr(),
+        cells: (x.rows() * x.cols()) as i64,
+        activation: activation as i32,
+        reserved: 0,
+    };
+    // SAFETY: shapes, strides and dtypes were checked; y is borrowed exclusively.
+    unsafe { stream.launch(&ACTIVATION, x.dtype(), &params) }
+}
+
+/// dx = dy * f'(x), with x as it was before f; all (rows, cols) dense.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn activation_backward(
+    stream: &Stream,
+    mut dx: ViewMut<'_>,
+    dy: View<'_>,
+    x: View<'_>,
+    activation: Activation,
+) -> Result<()> {
+    let op = "activation_backward";
+    for (name, view) in [("dx", &dx.as_view()), ("dy", &dy)] {
+        check::matrix(op, name, view, x.rows(), x.cols())?;
+        check::dtype(op, name, view, x.dtype())?;
+        check::dense(op, name, view)?;
+    }
+    check::dense(op, "x", &x)?;
+    let params = ActivationBackwardParams {
+        dx: dx.ptr(),
+        dy: dy.ptr(),
+        x: x.ptr(),
+        cells: (x.rows() * x.cols()) as i64,
+        activation: activation as i32,
+        reserved: 0,
+    };
+    // SAFETY: shapes, strides and dtypes were checked; dx is borrowed exclusively.
+    unsafe { stream.launch(&ACTIVATION_BACKWARD, x.dtype(), &params) }
+}
+
+/// Cells one by one: y = f(x), or with a dy, y = dy f'(x).
+struct CellTask<T> {
+    y: Rows<T>,
+    dy: Option<Rows<T>>,
+    x: Rows<T>,
+    cells: usize,
+    activation: i32,
+}
+
+/// Cells that are widened at a time.
+const PIECE: usize = 1024;
+
+impl<T: Real> Grid for CellTask<T> {
+    fn scratch(&self, _: usize) -> usize {
+        PIECE
+    }
+
+    #[inline(always)]
+    unsafe fn task<L: Lanes, const M: usize>(&self, task: usize, scratch: &mut [f32]) {
+        for piece in row_range(task, self.cells.div_ceil(PIECE), PIECE) {
+            let at = piece * PIECE;
+            let len = PIECE.min(self.cells - at);
+            let own = &mut scratch[..len];
+            // SAFETY: cells inside the contract's extent, each of one task only. y may be dy: its
+            // cells are read before any of them is written.
+            unsafe {
+                widen_row::<L, T>(self.x.part(0, at, len), own);
+                match (self.activation, self.dy.is_some()) {
+                    (1, false) => own.iter_mut().for_each(|x| *x = math::gelu(*x)),
+                    (2, false) => own.iter_mut().for_each(|x| *x = math::quick_gelu(*x)),
+                    (1, true) => own.iter_mut().for_each(|x| *x = math::gelu_slope(*x)),
+                    (2, true) => own.iter_mut().for_each(|x| *x = math::quick_gelu_slope(*x)),
+                    (_, false) => {}
+                    (_, true) => own.fill(1.0),
+                }
+                if let Some(dy) = self.dy {
+                    for (x, dy) in own.iter_mut().zip(dy.part(0, at, len)) {
+                        *x *= math::widen(*dy);
+                    }
+                }
+                narrow(own, self.y.part_mut(0, at, len));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn activation_twin<T: Real>(p: &ActivationParams, host: &Host) {
+    let cells = p.cells as usize;
+    let (y, x) = (Rows::<T>::dense(p.y, cells), Rows::dense(p.x, cells));
+    let grid = CellTask { y, dy: None, x, cells, activation: p.activation };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(cells.div_ceil(PIECE), PIECE), &grid) }
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn activation_backward_twin<T: Real>(p: &ActivationBackwardParams, host: &Host) {
+    let cells = p.cells as usize;
+    let (dx, dy) = (Rows::<T>::dense(p.dx, cells), Some(Rows::dense(p.dy, cells)));
+    let grid = CellTask { y: dx, dy, x: Rows::dense(p.x, cells), cells, activation: p.activation };
+    // SAFETY: the caller's.
+    unsafe { lanes::run(host, row_tasks(cells.div_ceil(PIECE), PIECE), &grid) }
 }

@@ -197,6 +197,8 @@ unsafe fn attention_decode_twin<T: Real>(p: &AttentionDecodeParams, host: &Host)
                 head_dim,
                 rotary: p.rotary,
                 base: p.base,
+                is_inverse: 0,
+                reserved: 0,
             };
             rope_twin::<T>(&rope, host);
         }

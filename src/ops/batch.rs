@@ -232,6 +232,115 @@ impl TokenIds {
     }
 }
 
+/// The class that each row of logits should have been, or none.
+pub struct Labels {
+    labels: Tensor,
+    vocabulary: usize,
+}
+
+impl Labels {
+    /// Puts `labels` into `arena`; a negative one is none.
+    ///
+    /// # Errors
+    /// If a label is not below `vocabulary`.
+    pub fn new(arena: &mut Arena, labels: &[i32], vocabulary: usize) -> Result<Self> {
+        if let Some(label) = labels.iter().find(|&&l| l >= 0 && l as usize >= vocabulary) {
+            return Err(Error::invalid("label", format!("less than {vocabulary}"), label));
+        }
+        Ok(Labels { labels: arena.put(labels, &[labels.len()])?, vocabulary })
+    }
+
+    /// Number of labels, those that are none included.
+    pub fn rows(&self) -> usize {
+        self.labels.shape().elements()
+    }
+
+    /// What the labels were checked against.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    pub(super) fn labels(&self) -> *const i32 {
+        self.labels.view().ptr()
+    }
+}
+
+/// Tokens by what they share: a row of a gradient, to which each of them adds.
+pub struct TokenGroups {
+    rows: Tensor,
+    begin: Tensor,
+    order: Tensor,
+    groups: usize,
+    /// One more than the largest row and token.
+    bounds: (usize, usize),
+}
+
+impl TokenGroups {
+    /// Puts the groups of tokens with the same `row_of(id)` into `arena`; tokens of whose id it is
+    /// none are in no group. In a group they keep their order.
+    ///
+    /// # Errors
+    /// If a row or the number of tokens is not below 2^31, or the arena is too small.
+    pub fn new(
+        arena: &mut Arena,
+        ids: &[i32],
+        row_of: impl Fn(i32) -> Option<usize>,
+    ) -> Result<Self> {
+        let limit = i32::MAX as usize;
+        let mut pairs = Vec::with_capacity(ids.len());
+        for (token, id) in ids.iter().enumerate() {
+            let Some(row) = row_of(*id) else { continue };
+            if row >= limit || token >= limit {
+                return Err(Error::invalid("token groups", "rows and tokens below 2^31", row));
+            }
+            pairs.push((row as i32, token as i32));
+        }
+        pairs.sort_unstable();
+        let order: Vec<i32> = pairs.iter().map(|(_, token)| *token).collect();
+        let (mut rows, mut begin) = (Vec::new(), Vec::new());
+        for (at, (row, _)) in pairs.iter().enumerate() {
+            if rows.last() != Some(row) {
+                rows.push(*row);
+                begin.push(at as i32);
+            }
+        }
+        begin.push(order.len() as i32);
+        let end = |of: &[i32]| of.iter().max().map_or(0, |most| *most as usize + 1);
+        Ok(TokenGroups {
+            groups: rows.len(),
+            bounds: (end(&rows), end(&order)),
+            rows: arena.put(&rows, &[rows.len()])?,
+            begin: arena.put(&begin, &[begin.len()])?,
+            order: arena.put(&order, &[order.len()])?,
+        })
+    }
+
+    /// Bytes of arena that [`TokenGroups::new`] takes at most.
+    pub fn footprint(tokens: usize) -> usize {
+        2 * Arena::footprint(DType::I32, tokens) + Arena::footprint(DType::I32, tokens + 1)
+    }
+
+    /// Groups, each of at least one token.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Tokens of all groups.
+    pub fn tokens(&self) -> usize {
+        self.order.shape().elements()
+    }
+
+    /// Rows that a gradient has at least, and tokens.
+    pub(super) fn bounds(&self) -> (usize, usize) {
+        self.bounds
+    }
+
+    /// Rows, begins and order.
+    pub(super) fn indices(&self) -> [*const i32; 3] {
+        [self.rows.view().ptr(), self.begin.view().ptr(), self.order.view().ptr()]
+    }
+}
+
 /// What each row of a step may look at; made once per step, used by every gated layer.
 pub struct MediaSpans {
     spans: Tensor,

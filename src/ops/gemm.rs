@@ -44,16 +44,15 @@ const fn laid_by(geometry: fn(&GemmParams, DType, &Chip) -> Geometry) -> Kernel<
 pub static GEMM_CUBLASLT: Kernel<GemmParams> =
     laid_by(|_, _, _| Geometry { variant: Geometry::CUBLASLT, ..Geometry::linear(1, 1) });
 
-/// True for products with no more around them than bias and residual, in C's own type.
+/// True for products with no more around them than a residual and, in C's own type, a bias.
 pub fn cublaslt_computes(p: &GemmParams, dtype: DType) -> bool {
     let has_own_type = p.c_is_f32 == 0 || dtype == DType::F32;
-    let is_bare = p.bias.is_null() && p.residual.is_null();
     p.m > 0
         && p.n > 0
         && p.k > 0
         && p.activation == 0
         && p.gate.is_null()
-        && (has_own_type || is_bare)
+        && (has_own_type || p.bias.is_null())
 }
 
 /// One way to lay a product over a card.
@@ -157,8 +156,8 @@ pub struct Epilogue<'a> {
     pub out: Out,
 }
 
-/// C = [C +] tanh(gate) * f(A B^T + bias); C (m,n), A (m,k), B (n,k), rows of A and C may have a
-/// stride. C has A's dtype, or f32.
+/// C = [C +] tanh(gate) * f(A B^T + bias); C (m,n), A (m,k), B (n,k), rows may have a stride. C has
+/// A's dtype, or f32, to which products of 16-bit operands may be added as well.
 ///
 /// # Errors
 /// If a shape, stride or dtype differs.
@@ -194,9 +193,6 @@ pub(super) fn product(
         check::dtype(op, "c", &c.as_view(), a.dtype())?;
     }
     let accumulates = epilogue.out == Out::Accumulate;
-    if accumulates {
-        check::dtype(op, "c that is added to", &c.as_view(), a.dtype())?;
-    }
     let vector = |name: &str, view: Option<View<'_>>, cols: usize| -> Result<_> {
         let Some(view) = view else { return Ok(std::ptr::null()) };
         check::vector(op, name, &view, cols)?;
@@ -233,9 +229,9 @@ pub(super) fn cost_with(p: &GemmParams, dtype: DType, b: f64) -> Cost {
     let size = dtype.size() as f64;
     let c_size = if p.c_is_f32 != 0 { 4.0 } else { size };
     let bias = if p.bias.is_null() { 0.0 } else { n };
-    let residual = if p.residual.is_null() { 0.0 } else { m * n };
+    let moved = if p.residual.is_null() { 1.0 } else { 2.0 };
     let gate = if p.gate.is_null() { 0.0 } else { 1.0 };
-    let bytes = c_size * m * n + b + size * (m * k + bias + residual + gate);
+    let bytes = moved * c_size * m * n + b + size * (m * k + bias + gate);
     Cost { bytes, flops: 2.0 * m * n * k }
 }
 

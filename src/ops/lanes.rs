@@ -170,6 +170,28 @@ pub(super) unsafe fn sums<L: Lanes>(x: &[f32], shift: f32) -> (f32, f32) {
     }
 }
 
+/// The sum of a[i] * b[i].
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    let whole = a.len() / L::N * L::N;
+    let b = &b[..a.len()];
+    // SAFETY: whole vectors of both slices.
+    let mut total = unsafe {
+        let mut sum = L::splat(0.0);
+        for i in (0..whole).step_by(L::N) {
+            sum = L::fma(L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)), sum);
+        }
+        self::sum::<L>(sum)
+    };
+    for i in whole..a.len() {
+        total += a[i] * b[i];
+    }
+    total
+}
+
 /// Four at a time, whatever the compiler assumes of every machine.
 #[derive(Clone, Copy)]
 pub(super) struct Portable;

@@ -2,7 +2,7 @@
 
 use super::check;
 use super::gemm::Out;
-use super::lanes::{self, Grid, Lanes, PAD, sums, widen_row};
+use super::lanes::{self, Grid, Lanes, PAD, dot, sums, widen_row};
 use super::layout;
 use super::rows::Rows;
 use crate::contracts::NormBackwardParams;
@@ -210,26 +210,6 @@ impl<T: Real> Grid for Task<T> {
             }
         }
     }
-}
-
-/// # Safety
-/// As [`Lanes`].
-#[inline(always)]
-unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
-    let whole = a.len() / L::N * L::N;
-    let b = &b[..a.len()];
-    // SAFETY: whole vectors of both slices.
-    let mut total = unsafe {
-        let mut sum = L::splat(0.0);
-        for i in (0..whole).step_by(L::N) {
-            sum = L::fma(L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)), sum);
-        }
-        lanes::sum::<L>(sum)
-    };
-    for i in whole..a.len() {
-        total += a[i] * b[i];
-    }
-    total
 }
 
 /// # Safety

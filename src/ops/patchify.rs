@@ -1,10 +1,11 @@
-//! `patchify`: images to rows of patches; `vision_tokens`: class embedding and positions.
+//! `patchify`: images to rows of patches; `vision_tokens`: class embedding and positions, and their
+//! gradients.
 
 use super::check;
-use super::gemm::math;
+use super::gemm::{Out, math};
 use super::layout;
 use super::rows::{Rows, for_row_ranges};
-use crate::contracts::{PatchifyParams, VisionTokensParams};
+use crate::contracts::{PatchifyParams, VisionTokensBackwardParams, VisionTokensParams};
 use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -163,4 +164,119 @@ unsafe fn vision_tokens_twin<T: Real>(p: &VisionTokensParams, host: &Host) {
             }
         }
     });
+}
+
+/// See `kernels/patchify.h`.
+pub static VISION_TOKENS_BACKWARD: Kernel<VisionTokensBackwardParams> = Kernel {
+    name: "vision_tokens_backward",
+    twins: twins!(vision_tokens_backward_twin),
+    geometry: backward_geometry,
+    cost: backward_cost,
+    accounting: 0,
+};
+
+/// The gradients of [`vision_tokens`], given dy (images, 1+patches, cols): dcls (cols) f32 and dpos
+/// (1+patches, cols) f32 are (+)= sums over the images, dx (images, patches, cols), where it is
+/// wanted, the rows of the patches; all dense.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn vision_tokens_backward(
+    stream: &Stream,
+    mut dx: Option<ViewMut<'_>>,
+    mut dcls: ViewMut<'_>,
+    mut dpos: ViewMut<'_>,
+    out: Out,
+    dy: View<'_>,
+) -> Result<()> {
+    let op = "vision_tokens_backward";
+    let (tokens, cols) = (dpos.rows(), dpos.cols());
+    if tokens < 2 || !dy.rows().is_multiple_of(tokens) || dy.cols() != cols {
+        let expected = format!("(images * {tokens}, {cols}) for dpos {}", dpos.shape());
+        return Err(Error::invalid("vision_tokens_backward: dy", expected, dy.shape()));
+    }
+    let (images, patches) = (dy.rows() / tokens, tokens - 1);
+    check::flat(op, "dpos", &dpos.as_view(), tokens * cols, DType::F32)?;
+    check::flat(op, "dcls", &dcls.as_view(), cols, DType::F32)?;
+    check::dense(op, "dy", &dy)?;
+    if let Some(dx) = dx.as_ref().map(ViewMut::as_view) {
+        check::matrix(op, "dx", &dx, images * patches, cols)?;
+        check::dtype(op, "dx", &dx, dy.dtype())?;
+        check::dense(op, "dx", &dx)?;
+    }
+    let params = VisionTokensBackwardParams {
+        dx: dx.as_mut().map_or(std::ptr::null_mut(), ViewMut::ptr),
+        dcls: dcls.ptr(),
+        dpos: dpos.ptr(),
+        dy: dy.ptr(),
+        images: images as i64,
+        patches: patches as i64,
+        cols: cols as i64,
+        accumulate: i32::from(out == Out::Accumulate),
+        reserved: 0,
+    };
+    // SAFETY: shapes, strides and dtypes were checked; what is written is borrowed exclusively.
+    unsafe { stream.launch(&VISION_TOKENS_BACKWARD, dy.dtype(), &params) }
+}
+
+fn backward_geometry(p: &VisionTokensBackwardParams, dtype: DType, _: &Chip) -> Geometry {
+    let packable = layout::is_packable(&[p.dx.cast_const(), p.dy], &[p.cols], dtype);
+    layout::packed_cells((1 + p.patches) * p.cols, dtype, packable)
+}
+
+fn backward_cost(p: &VisionTokensBackwardParams, dtype: DType) -> Cost {
+    let (images, patches, cols) = (p.images as f64, p.patches as f64, p.cols as f64);
+    let (read, copied) = (images * (patches + 1.0), images * patches);
+    let moved = read + if p.dx.is_null() { 0.0 } else { copied };
+    let sums = (2.0 + patches) * if p.accumulate == 0 { 4.0 } else { 8.0 };
+    Cost { bytes: cols * (moved * dtype.size() as f64 + sums), flops: read * cols }
+}
+
+/// # Safety
+/// As [`Stream::launch`].
+unsafe fn vision_tokens_backward_twin<T: Real>(p: &VisionTokensBackwardParams, host: &Host) {
+    let (images, patches, cols) = (p.images as usize, p.patches as usize, p.cols as usize);
+    let (tokens, accumulates) = (patches + 1, p.accumulate != 0);
+    let copied = if p.dx.is_null() { 0 } else { images };
+    let (dx, dy) = (Rows::<T>::dense(p.dx, cols), Rows::<T>::dense(p.dy, cols));
+    let (dcls, dpos) =
+        (Rows::<f32>::dense(p.dcls.cast(), cols), Rows::<f32>::dense(p.dpos.cast(), cols));
+    for_row_ranges(host, tokens, images.max(1) * cols, |range| {
+        for token in range {
+            // SAFETY: each token's rows are of one task only, and so is dcls, of token 0's.
+            let (dpos, dcls) =
+                unsafe { (dpos.get_mut(token), (token == 0).then(|| dcls.get_mut(0))) };
+            add_images(dpos, accumulates, images, |i| {
+                // SAFETY: a row of the contract's extent.
+                unsafe { dy.get(i * tokens + token) }
+            });
+            if let Some(dcls) = dcls {
+                // SAFETY: as above.
+                add_images(dcls, accumulates, images, |i| unsafe { dy.get(i * tokens) });
+            }
+            for i in 0..if token == 0 { 0 } else { copied } {
+                // SAFETY: as above.
+                unsafe {
+                    dx.get_mut(i * patches + token - 1).copy_from_slice(dy.get(i * tokens + token));
+                }
+            }
+        }
+    });
+}
+
+/// sum (+)= the images' rows, in their order.
+fn add_images<'a, T: Real>(
+    sum: &mut [f32],
+    accumulates: bool,
+    images: usize,
+    row: impl Fn(usize) -> &'a [T],
+) {
+    if !accumulates {
+        sum.fill(0.0);
+    }
+    for i in 0..images {
+        for (sum, x) in sum.iter_mut().zip(row(i)) {
+            *sum += math::widen(*x);
+        }
+    }
 }

@@ -23,12 +23,40 @@ pub static ROPE: Kernel<RopeParams> =
 /// If the shape differs, `rotary` is odd or does not fit a head, or `base` is not positive.
 pub fn rope(
     stream: &Stream,
-    mut qkv: ViewMut<'_>,
+    qkv: ViewMut<'_>,
     batch: &Ragged,
     heads: usize,
     head_dim: usize,
     rotary: usize,
     base: f32,
+) -> Result<()> {
+    turn(stream, qkv, batch, [heads, head_dim, rotary], base, false)
+}
+
+/// The gradient of [`rope`]: dqkv, the gradient of what it made, becomes that of what it was given,
+/// in place. A rotation's transpose is the rotation by the opposite angle.
+///
+/// # Errors
+/// As [`rope`].
+pub fn rope_backward(
+    stream: &Stream,
+    dqkv: ViewMut<'_>,
+    batch: &Ragged,
+    heads: usize,
+    head_dim: usize,
+    rotary: usize,
+    base: f32,
+) -> Result<()> {
+    turn(stream, dqkv, batch, [heads, head_dim, rotary], base, true)
+}
+
+fn turn(
+    stream: &Stream,
+    mut qkv: ViewMut<'_>,
+    batch: &Ragged,
+    [heads, head_dim, rotary]: [usize; 3],
+    base: f32,
+    is_inverse: bool,
 ) -> Result<()> {
     let width = check::width("rope", 3, heads, head_dim)?;
     check::matrix("rope", "qkv", &qkv.as_view(), batch.rows(), width)?;
@@ -42,6 +70,8 @@ pub fn rope(
         head_dim: check::small("rope", "head_dim", head_dim)?,
         rotary: check::small("rope", "rotary", rotary)?,
         base,
+        is_inverse: i32::from(is_inverse),
+        reserved: 0,
     };
     // SAFETY: the shape was checked; the batch holds one position per row; qkv is exclusive.
     unsafe { stream.launch(&ROPE, qkv.dtype(), &params) }
@@ -59,8 +89,13 @@ pub(super) fn check_rotary(op: &str, rotary: usize, base: f32, head_dim: usize) 
     Ok(())
 }
 
+/// Heads of a block of the kernels.
+const HEADS: i64 = 8;
+
 fn geometry(p: &RopeParams, _: DType, _: &Chip) -> Geometry {
-    layout::cells(p.rows * i64::from(p.rotary / 2), 1)
+    let mut geometry = layout::cells(p.rows * i64::from(p.rotary / 2), 1);
+    geometry.grid[1] = layout::groups(2 * i64::from(p.heads), HEADS) as u32;
+    geometry
 }
 
 fn cost(p: &RopeParams, dtype: DType) -> Cost {
@@ -76,6 +111,7 @@ struct Task<T> {
     head_dim: usize,
     rotary: usize,
     base: f32,
+    is_inverse: bool,
 }
 
 impl<T: Real> Task<T> {
@@ -102,7 +138,8 @@ impl<T: Real> Grid for Task<T> {
             // SAFETY: each row of qkv is of one task only.
             let (row, position) = unsafe { (self.qkv.get_mut(r), self.positions.get(0)[r]) };
             for ((s, c), f) in sines.iter_mut().zip(cosines.iter_mut()).zip(frequencies.iter()) {
-                (*s, *c) = (position as f32 * f).sin_cos();
+                let (sine, cosine) = (position as f32 * f).sin_cos();
+                (*s, *c) = (if self.is_inverse { -sine } else { sine }, cosine);
             }
             for head in row.chunks_exact_mut(self.head_dim) {
                 let (first, second) = head[..self.rotary].split_at_mut(half);
@@ -129,6 +166,7 @@ pub(super) unsafe fn rope_twin<T: Real>(p: &RopeParams, host: &Host) {
         head_dim,
         rotary: p.rotary as usize,
         base: p.base,
+        is_inverse: p.is_inverse != 0,
     };
     // SAFETY: the caller's.
     unsafe { lanes::run(host, row_tasks(rows, grid.cols()), &grid) }

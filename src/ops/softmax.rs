@@ -369,9 +369,9 @@ unsafe fn tile_of_queries<T: Real, L: Lanes, const M: usize>(
         for j in (0..block).step_by(panel) {
             let (k, c) = (parts.k.as_ptr().add(j * d), scores.add(j));
             if j + L::N < block {
-                tile::<L, M, 2, false>(c, KEYS, q, d, k, panel, d);
+                tile::<L, M, 2, false>(c, KEYS, q, [d, 1], k, panel, d);
             } else {
-                tile::<L, M, 1, false>(c, KEYS, q, d, k, panel, d);
+                tile::<L, M, 1, false>(c, KEYS, q, [d, 1], k, panel, d);
             }
         }
         let width = block.next_multiple_of(L::N);
@@ -395,23 +395,23 @@ unsafe fn tile_of_queries<T: Real, L: Lanes, const M: usize>(
         while e < padded {
             let v = parts.v.as_ptr().add(e);
             if e + panel <= padded {
-                tile::<L, M, 2, true>(o.add(e), padded, scores, KEYS, v, padded, block);
+                tile::<L, M, 2, true>(o.add(e), padded, scores, [KEYS, 1], v, padded, block);
                 e += panel;
             } else {
-                tile::<L, M, 1, true>(o.add(e), padded, scores, KEYS, v, padded, block);
+                tile::<L, M, 1, true>(o.add(e), padded, scores, [KEYS, 1], v, padded, block);
                 e += L::N;
             }
         }
     }
 }
 
-/// C (M, W*N) = or += A (M, k) B (k, W*N).
+/// C (M, W*N) = or += A (M, k) B (k, W*N); `step_a` elements between columns of A.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const M: usize, const W: usize, const ADD: bool>(
+pub(super) unsafe fn tile<L: Lanes, const M: usize, const W: usize, const ADD: bool>(
     c: *mut f32,
     ldc: usize,
     a: *const f32,
-    lda: usize,
+    [lda, step_a]: [usize; 2],
     b: *const f32,
     ldb: usize,
     k: usize,
@@ -432,7 +432,7 @@ unsafe fn tile<L: Lanes, const M: usize, const W: usize, const ADD: bool>(
                 *x = L::load(b.add(i * ldb + w * L::N));
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let x = L::splat(*a.add(r * lda + i));
+                let x = L::splat(*a.add(r * lda + i * step_a));
                 for (sum, row) in sums.iter_mut().zip(row) {
                     *sum = L::fma(x, row, *sum);
                 }

@@ -66,7 +66,7 @@ enum Work {
         activation: Activation,
         is_gated: bool,
     },
-    /// Of weights with so many bits.
+    /// Of weights with so many bits, or of no rows: making them, or elements of them.
     Quantized {
         m: usize,
         n: usize,
@@ -88,6 +88,12 @@ enum Work {
         cols: usize,
         of: usize,
     },
+    /// What a backward pass has beside products and norms; the last number is the kernel's to read.
+    Gradient {
+        rows: usize,
+        cols: usize,
+        of: usize,
+    },
     Attention {
         batch: usize,
         q_len: usize,
@@ -104,6 +110,21 @@ enum Work {
         heads: usize,
     },
     Cross {
+        rows: usize,
+        images: usize,
+    },
+    /// The gradients of three attentions.
+    FullBackward {
+        batch: usize,
+        q_len: usize,
+        k_len: usize,
+        heads: usize,
+    },
+    CausalBackward {
+        rows: usize,
+        heads: usize,
+    },
+    CrossBackward {
         rows: usize,
         images: usize,
     },
@@ -138,6 +159,7 @@ pub fn cases(s: &Sizes) -> Vec<Case> {
     add("checksum", "read".into(), Work::Bytes(64 << 20));
     products(s, &mut add);
     rows(s, &mut add);
+    gradients(s, &mut add);
     attentions(s, &mut add);
     for (rows, is_greedy, name) in [(1, true, "greedy"), (1, false, "top_p"), (8, false, "top_p")] {
         let work = Work::Sampling { rows, vocabulary: s.vocabulary, is_greedy };
@@ -180,6 +202,12 @@ fn products(s: &Sizes, add: Add<'_>) {
             }
         }
     }
+    for (bits, name) in [(8, "int8_gated_down"), (4, "int4_gated_down")] {
+        for kernel in ["quantize", "dequantize"] {
+            let work = Work::Quantized { m: 0, n: s.width, k: gated_mlp, bits };
+            add(kernel, name.into(), work);
+        }
+    }
     let patches = s.patches();
     let rows = s.images * (patches + 1);
     for (name, m, n, k, activation) in [
@@ -215,6 +243,29 @@ fn rows(s: &Sizes, add: Add<'_>) {
     add("patchify", "vision".into(), Work::Patches { images: s.images, side: s.side });
 }
 
+/// What a backward pass has beside attention, norms and products that give dx.
+fn gradients(s: &Sizes, add: Add<'_>) {
+    let (rows, gated_mlp, tokens) = (s.prompt, 4 * s.width, s.patches() + 1);
+    let parameters = s.width * gated_mlp;
+    for (kernel, name, rows, cols, of) in [
+        ("transpose", "gated_up", rows, gated_mlp, 0),
+        ("transpose", "lm_head", s.vocabulary, s.width, 0),
+        ("activation", "gated_up", rows, gated_mlp, 0),
+        ("activation_backward", "gated_up", rows, gated_mlp, 0),
+        ("gate_backward", "gated_up", rows, gated_mlp, 512),
+        ("cross_entropy", "lm_head", rows, s.vocabulary, s.vocabulary),
+        // A table of few rows, as for `embedding`.
+        ("embedding_backward", "lm", rows, s.width, 4 * rows),
+        ("vision_tokens_backward", "vision", s.images * tokens, s.vision, tokens),
+        ("square_sum", "gated_down", 1, parameters, 1024),
+        ("clip_factor", "step", 1, 1, 0),
+        // dW of the gated layers' last product, added to in f32.
+        ("gemm", "gated_down_dw", s.width, gated_mlp, rows.next_multiple_of(8)),
+    ] {
+        add(kernel, name.into(), Work::Gradient { rows, cols, of });
+    }
+}
+
 /// Attention of every kind, and what puts keys where it finds them.
 fn attentions(s: &Sizes, add: Add<'_>) {
     let (patches, tokens) = (s.patches(), s.patches() + 1);
@@ -224,6 +275,8 @@ fn attentions(s: &Sizes, add: Add<'_>) {
     ] {
         let (batch, head_dim) = (s.images, VISION_HEAD);
         add("attention", name.into(), Work::Attention { batch, q_len, k_len, heads, head_dim });
+        let work = Work::FullBackward { batch, q_len, k_len, heads };
+        add("attention_backward", name.into(), work);
     }
     let heads = s.width / HEAD;
     for (sequences, kv_len) in [(1, s.context), (1, 2048), (8, s.context)] {
@@ -240,6 +293,10 @@ fn attentions(s: &Sizes, add: Add<'_>) {
         add("kv_append", format!("lm_{rows}"), work);
         add("cross_attention", format!("gated_{rows}"), Work::Cross { rows, images: s.images });
     }
+    let (rows, images) = (s.prompt, s.images);
+    let of = "attention_backward";
+    add(of, format!("lm_{rows}"), Work::CausalBackward { rows, heads });
+    add(of, format!("gated_{rows}"), Work::CrossBackward { rows, images });
 }
 
 /// Calls a launch on the copy of the operands with that number.
@@ -260,7 +317,9 @@ impl Case {
             Work::Product { m, n, k, activation, is_gated } => json!({
                 "m": m, "n": n, "k": k, "activation": activation as i32, "is_gated": is_gated,
             }),
-            Work::Rows { rows, cols, of } => json!({"rows": rows, "cols": cols, "of": of}),
+            Work::Rows { rows, cols, of } | Work::Gradient { rows, cols, of } => {
+                json!({"rows": rows, "cols": cols, "of": of})
+            }
             Work::Attention { batch, q_len, k_len, heads, head_dim } => json!({
                 "batch": batch, "q_len": q_len, "k_len": k_len, "heads": heads,
                 "head_dim": head_dim,
@@ -274,7 +333,14 @@ impl Case {
             Work::Sampling { rows, vocabulary, is_greedy } => {
                 json!({"rows": rows, "vocabulary": vocabulary, "is_greedy": is_greedy})
             }
-            Work::Cross { rows, images } => json!({
+            Work::FullBackward { batch, q_len, k_len, heads } => json!({
+                "batch": batch, "q_len": q_len, "k_len": k_len, "heads": heads,
+                "head_dim": VISION_HEAD,
+            }),
+            Work::CausalBackward { rows, heads } => {
+                json!({"rows": rows, "heads": heads, "head_dim": HEAD})
+            }
+            Work::Cross { rows, images } | Work::CrossBackward { rows, images } => json!({
                 "rows": rows, "images": images, "latents": LATENTS, "heads": GATED_HEADS,
                 "head_dim": VISION_HEAD,
             }),
@@ -303,18 +369,26 @@ impl Case {
                 ring.product([m, n, k], activation, is_gated, body)
             }
             Work::Rows { rows, cols, of } => ring.rows(self.kernel, [rows, cols, of], body),
+            Work::Gradient { rows, cols, of } => {
+                ring.gradients(self.kernel, [rows, cols, of], body)
+            }
             Work::Attention { batch, q_len, k_len, heads, head_dim } => {
                 ring.attention(batch, [q_len, k_len], heads, head_dim, body)
             }
             Work::Paged { sequences, rows, kv_len, heads } => {
                 ring.paged(self.kernel, [sequences, rows, kv_len], heads, body)
             }
-            Work::Quantized { m, n, k, bits } => ring.quantized([m, n, k], bits, body),
+            Work::Quantized { m, n, k, bits } => ring.quantized(self.kernel, [m, n, k], bits, body),
             Work::Parameters(count) => ring.parameters(self.kernel, count, body),
             Work::Sampling { rows, vocabulary, is_greedy } => {
                 ring.sampling(rows, vocabulary, is_greedy, body)
             }
             Work::Cross { rows, images } => ring.cross(rows, images, body),
+            Work::FullBackward { batch, q_len, k_len, heads } => {
+                ring.full_backward(batch, [q_len, k_len], heads, body)
+            }
+            Work::CausalBackward { rows, heads } => ring.causal_backward(rows, heads, body),
+            Work::CrossBackward { rows, images } => ring.cross_backward(rows, images, body),
             Work::Patches { images, side } => ring.patches(images, side, body),
         }
     }
@@ -340,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_case_launches_its_kernel_once_on_every_copy() {
+    fn a_case_launches_its_kernel_as_often_on_every_copy() {
         let stream = Stream::planning(Chip::H200);
         for case in cases(&QUICK) {
             let mut copies = 0;
@@ -351,7 +425,9 @@ mod tests {
             })
             .unwrap();
             let launches = stream.recording().unwrap().launches;
-            assert_eq!(launches.len(), copies, "{}", case.title());
+            // The gradients of queries, then those of keys.
+            let each = if case.kernel == "attention_backward" { 2 } else { 1 };
+            assert_eq!(launches.len(), each * copies, "{}", case.title());
             assert!(launches.iter().all(|l| l.kernel == case.kernel && l.cost.bytes > 0.0));
         }
     }

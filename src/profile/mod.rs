@@ -3,8 +3,10 @@
 //!
 //! Nothing here knows which device it is on: the host's twins are profiled like the kernels.
 
+mod backward;
 mod cases;
 mod ceilings;
+mod gradients;
 mod operands;
 mod trace;
 
@@ -12,7 +14,7 @@ pub use cases::{Case, NINE_B, QUICK, Sizes, cases};
 pub use ceilings::{Ceilings, filled};
 pub use trace::{Line, chrome, summary};
 
-use crate::device::{Cost, Launched, Stream};
+use crate::device::{Cost, Stream};
 use crate::{DType, Result};
 use std::time::{Duration, Instant};
 
@@ -39,7 +41,7 @@ pub const BRIEF: Effort =
 pub struct Measured {
     /// The entry's variant on a card, such as `_64x64`; empty on the host.
     pub variant: String,
-    /// Median time of a launch, us.
+    /// Median time of a launch, or of those that belong together, us.
     pub us: f64,
     pub cost: Cost,
 }
@@ -50,11 +52,15 @@ pub struct Measured {
 /// # Errors
 /// If the device has no room for the operands, or has failed.
 pub fn measure(stream: &Stream, case: &Case, dtype: DType, effort: &Effort) -> Result<Measured> {
-    let (mut times, mut first) = (Vec::new(), None);
+    let (mut times, mut first, mut cost) = (Vec::new(), None, Cost::default());
     case.with_operands(stream, dtype, effort.ring, &mut |copies, launch| {
         stream.record();
         launch(0)?;
-        first = stream.recording()?.launches.into_iter().next();
+        for l in stream.recording()?.launches {
+            cost.bytes += l.cost.bytes;
+            cost.flops += l.cost.flops;
+            first.get_or_insert(l.entry);
+        }
         // Every copy is touched once before it counts.
         let warm = stream.time(&mut || (0..copies).try_for_each(&mut *launch))? / copies as f64;
         let mut count = ((PASS_US / warm) as usize).clamp(1, 4096);
@@ -70,7 +76,7 @@ pub fn measure(stream: &Stream, case: &Case, dtype: DType, effort: &Effort) -> R
         }
         Ok(())
     })?;
-    let (entry, cost) = first.map(|l: Launched| (l.entry, l.cost)).unwrap_or_default();
+    let entry: String = first.unwrap_or_default();
     let variant = entry.strip_prefix(&format!("{}_{dtype}", case.kernel)).unwrap_or("").to_string();
     Ok(Measured { variant, us: median(times), cost })
 }

@@ -28,29 +28,38 @@ impl<'a> Ring<'a> {
         Ring { stream, dtype, bytes, made: Cell::new(0) }
     }
 
-    fn input(&self, shape: &[usize]) -> Result<Tensor> {
+    pub(super) fn stream(&self) -> &'a Stream {
+        self.stream
+    }
+
+    pub(super) fn input(&self, shape: &[usize]) -> Result<Tensor> {
         let tensor = filled(self.stream, self.dtype, shape)?;
         self.made.set(self.made.get() + tensor.bytes());
         Ok(tensor)
     }
 
-    fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    pub(super) fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
         let tensor = Tensor::zeros(self.stream, dtype, shape)?;
         self.made.set(self.made.get() + tensor.bytes());
         Ok(tensor)
     }
 
-    fn output(&self, shape: &[usize]) -> Result<Tensor> {
+    /// Counts a tensor made otherwise among the operands.
+    pub(super) fn count(&self, tensor: &Tensor) {
+        self.made.set(self.made.get() + tensor.bytes());
+    }
+
+    pub(super) fn output(&self, shape: &[usize]) -> Result<Tensor> {
         self.zeros(self.dtype, shape)
     }
 
     /// Room for the indices of one launch.
-    fn arena(&self) -> Result<Arena> {
+    pub(super) fn arena(&self) -> Result<Arena> {
         Arena::new(self.stream, 256 << 10)
     }
 
     /// As many as fill the ring.
-    fn copies<T>(&self, make: impl Fn() -> Result<T>) -> Result<Vec<T>> {
+    pub(super) fn copies<T>(&self, make: impl Fn() -> Result<T>) -> Result<Vec<T>> {
         let mut all = vec![make()?];
         let count = (self.bytes / self.made.get().max(1)).clamp(1, COPIES);
         for _ in 1..count {
@@ -91,23 +100,37 @@ impl<'a> Ring<'a> {
         })
     }
 
+    /// A product with weights of few bits; or making those of `n` rows, or elements of them.
     pub(super) fn quantized(
         &self,
+        kernel: &str,
         [m, n, k]: [usize; 3],
         bits: usize,
         body: Body<'_>,
     ) -> Result<()> {
         let (dtype, groups) = if bits == 8 { (DType::I8, 1) } else { (DType::U8, k / INT4_GROUP) };
+        let wide = if kernel == "gemm_quantized" { 0 } else { n };
         let mut sets = self.copies(|| {
             let codes = filled(self.stream, dtype, &[n, k * bits / 8])?;
             let scales = filled(self.stream, DType::BF16, &[n, groups])?;
             self.made.set(self.made.get() + codes.bytes() + scales.bytes());
-            Ok((self.output(&[m, n])?, self.input(&[m, k])?, codes, scales))
+            let product = (self.output(&[m, n])?, self.input(&[m, k])?);
+            Ok((product, codes, scales, self.input(&[wide, k])?))
         })?;
         body(sets.len(), &mut |i| {
-            let (c, a, codes, scales) = &mut sets[i];
+            let ((c, a), codes, scales, w) = &mut sets[i];
+            if kernel == "quantize" {
+                let (codes, scales) = (codes.view_mut(), scales.view_mut());
+                return ops::quantize(self.stream, codes, scales, None, w.view());
+            }
             let b = Quantized { codes: codes.view(), scales: scales.view() };
-            ops::gemm_quantized(self.stream, c.view_mut(), a.view(), b, Epilogue::default())
+            match kernel {
+                "dequantize" => ops::dequantize(self.stream, w.view_mut(), b),
+                _ => {
+                    let (c, a, epilogue) = (c.view_mut(), a.view(), Epilogue::default());
+                    ops::gemm_quantized(self.stream, c, a, b, epilogue)
+                }
+            }
         })
     }
 
@@ -287,13 +310,8 @@ impl<'a> Ring<'a> {
         })
     }
 
-    /// Images in turn, each seen by its share of the rows; one row sees the last.
     pub(super) fn cross(&self, rows: usize, images: usize, body: Body<'_>) -> Result<()> {
-        let width = GATED_HEADS * VISION_HEAD;
-        let spans: Vec<_> = (0..rows)
-            .map(|r| ((r + 1) * images - 1) / rows)
-            .map(|i| MediaSpan { begin: i as i32, end: i as i32 + 1, uniform: 0 })
-            .collect();
+        let (width, spans) = (GATED_HEADS * VISION_HEAD, spans(rows, images));
         let sets = self.copies(|| {
             let image = |_| self.input(&[LATENTS, 2 * width]);
             let kv: Vec<Tensor> = (0..images).map(image).collect::<Result<_>>()?;
@@ -327,6 +345,14 @@ impl<'a> Ring<'a> {
     }
 }
 
-fn scale(head_dim: usize) -> f32 {
+pub(super) fn scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
+}
+
+/// Images in turn, each seen by its share of the rows; one row sees the last.
+pub(super) fn spans(rows: usize, images: usize) -> Vec<MediaSpan> {
+    (0..rows)
+        .map(|r| ((r + 1) * images - 1) / rows)
+        .map(|i| MediaSpan { begin: i as i32, end: i as i32 + 1, uniform: 0 })
+        .collect()
 }

@@ -8,12 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <map>
 #include <mutex>
 #include <set>
 #include <shared_mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -75,6 +77,16 @@ bool has(const char *kind, long *value = nullptr) {
   return true;
 }
 
+/// One address range for all of it, so that allocations touch as a card's do.
+char *carve(size_t n) {
+  const size_t all = (size_t)1 << 36;
+  static char *next = (char *)mmap(nullptr, all, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  static char *const end = next + all;
+  if (next == MAP_FAILED || n > (size_t)(end - next)) return nullptr;
+  return std::exchange(next, next + (n + 255) / 256 * 256);
+}
+
 bool find(uintptr_t at, uintptr_t *begin, uintptr_t *end) {
   std::shared_lock<std::shared_mutex> guard(memory_lock);
   auto next = memory.upper_bound(at);
@@ -82,6 +94,12 @@ bool find(uintptr_t at, uintptr_t *begin, uintptr_t *end) {
   --next;
   *begin = next->first, *end = next->first + next->second;
   return true;
+}
+
+/// True if the bytes are in one allocation: a copy may not leave it.
+bool holds(uintptr_t at, size_t n) {
+  uintptr_t begin, end;
+  return n == 0 || (find(at, &begin, &end) && at + n <= end);
 }
 
 /// The emulator's library, told of the memory here.
@@ -262,7 +280,7 @@ int cuMemAllocAsync(uint64_t *at, size_t n, void *) {
   CALL;
   long limit;
   if (has("memory", &limit) && in_use + n > (size_t)limit) return MEMORY;
-  void *p = aligned_alloc(256, (n + 255) / 256 * 256);
+  void *p = carve(n);
   if (!p) return MEMORY;
   memset(p, 0xff, n);
   std::unique_lock<std::shared_mutex> changing(memory_lock);
@@ -274,8 +292,10 @@ int cuMemFreeAsync(uint64_t at, void *) {
   std::unique_lock<std::shared_mutex> changing(memory_lock);
   auto found = memory.find(at);
   if (found == memory.end()) return INVALID;
+  const uintptr_t first = (at + 4095) / 4096 * 4096, past = (at + found->second) / 4096 * 4096;
+  if (past > first) madvise((void *)first, past - first, MADV_DONTNEED);
   in_use -= found->second, memory.erase(found);
-  return give_back((void *)at);
+  return gone((void *)at);
 }
 int cuMemHostAlloc(void **p, size_t n, unsigned) {
   CALL;
@@ -291,15 +311,18 @@ int cuMemsetD8Async(uint64_t at, unsigned char v, size_t n, void *) {
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *) {
   CALL;
+  if (!holds(to, n)) return INVALID;
   uploads++, misaligned += to % 16 != 0;
   return memcpy((void *)to, from, n), SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *) {
   CALL;
+  if (!holds(from, n)) return INVALID;
   return memcpy(to, (void *)from, n), SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void *) {
   CALL;
+  if (!holds(to, n) || !holds(from, n)) return INVALID;
   return memcpy((void *)to, (void *)from, n), SUCCESS;
 }
 struct Copy {
@@ -368,15 +391,16 @@ struct Config {
 };
 int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) {
   CALL;
-  if (params || extra[0] != (void *)1 || extra[2] != (void *)2) return INVALID;
+  if (!params || extra) return INVALID;
   long at;
   if (has("launch", &at) && launches + 1 == at) return OUT_OF_RESOURCES;
-  const uint8_t *bytes = (const uint8_t *)extra[1];
+  // A driver knows each entry's parameters; this one is told where they end.
+  const uint8_t *bytes = (const uint8_t *)params[0], *end = (const uint8_t *)params[2];
   Launch launch = {f,
                    {c->grid[0], c->grid[1], c->grid[2]},
                    c->block[0],
                    c->shared,
-                   {bytes, bytes + *(size_t *)extra[3]}};
+                   {bytes, end}};
   if (capturing) return capturing->launches.push_back(launch), SUCCESS;
   run(launch);
   return SUCCESS;

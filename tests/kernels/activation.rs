@@ -1,8 +1,9 @@
+use crate::gemm::erf;
 use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::dtype::Real;
-use medflamingo::ops;
+use medflamingo::ops::{self, Activation};
 use medflamingo::tensor::Tensor;
 
 pub struct Case {
@@ -115,4 +116,67 @@ fn wrong_arguments_are_named() {
     let x = Tensor::zeros(&stream, DType::F16, &[2, 16]).unwrap();
     let e = message(ops::swiglu(&stream, y.view_mut(), x.view()));
     assert_eq!(e, "swiglu: x: expected f32, found f16");
+}
+
+const ALL: [Activation; 3] = [Activation::Identity, Activation::Gelu, Activation::QuickGelu];
+
+/// f and its derivative.
+fn f(of: Activation, x: f64) -> [f64; 2] {
+    let quick = 1.0 / (1.0 + (-1.702 * x).exp());
+    let cdf = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+    let bell = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
+    match of {
+        Activation::Identity => [x, 1.0],
+        Activation::Gelu => [x * cdf, cdf + x * bell],
+        Activation::QuickGelu => [x * quick, quick * (1.0 + 1.702 * x * (1.0 - quick))],
+    }
+}
+
+fn check_activation<T: Real>(stream: &Stream, c: &Case, of: Activation) {
+    let shape = [c.rows, c.cols];
+    let x = scaled(normals(1, c.rows * c.cols), c.spread);
+    let dy = normals(2, c.rows * c.cols);
+    let both: Vec<[f64; 2]> = rounded::<T>(&x).into_iter().map(|x| f(of, x)).collect();
+    let want: Vec<f64> = both.iter().map(|both| both[0]).collect();
+    let dx64: Vec<f64> = both.iter().zip(rounded::<T>(&dy)).map(|(f, dy)| f[1] * dy).collect();
+    let (x, dy) = (tensor::<T>(stream, &x, &shape), tensor::<T>(stream, &dy, &shape));
+    let mut y = Tensor::zeros(stream, T::DTYPE, &shape).unwrap();
+    ops::activation(stream, y.view_mut(), x.view(), of).unwrap();
+    // The error function, or exp and a division, in f32.
+    let atol = 1e-6 * f64::from(1.0 + c.spread);
+    judge::<T>(c.why, y.view(), &want, atol);
+    ops::activation_backward(stream, y.view_mut(), dy.view(), x.view(), of).unwrap();
+    judge::<T>(c.why, y.view(), &dx64, 1e-6);
+}
+
+#[test]
+fn activations_and_their_gradients_agree_with_the_oracle() {
+    for stream in streams() {
+        for case in cases() {
+            for of in ALL {
+                for_every_type!(check_activation(&stream, &case, of));
+            }
+        }
+    }
+    for of in ALL {
+        for x in [-6.0, -1.3, -1e-3, 0.0, 0.4, 2.0, 7.0] {
+            let slope = (f(of, x + 1e-5)[0] - f(of, x - 1e-5)[0]) / 2e-5;
+            assert!((f(of, x)[1] - slope).abs() < 1e-8, "{of:?} {x}");
+        }
+    }
+}
+
+#[test]
+fn slopes_have_their_limits() {
+    for stream in streams() {
+        let x = [f32::INFINITY, 1e30, f32::NEG_INFINITY, -1e30, f32::NAN];
+        let x = tensor::<f32>(&stream, &x, &[1, 5]);
+        let dy = tensor::<f32>(&stream, &[1.0; 5], &[1, 5]);
+        for of in [Activation::Gelu, Activation::QuickGelu] {
+            let mut dx = Tensor::zeros(&stream, DType::F32, &[1, 5]).unwrap();
+            ops::activation_backward(&stream, dx.view_mut(), dy.view(), x.view(), of).unwrap();
+            let dx = dx.view().to_f32().unwrap();
+            assert!(dx[..4] == [1.0, 1.0, 0.0, 0.0] && dx[4].is_nan(), "{of:?} {dx:?}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
-use crate::judge::{for_every_type, message, normals, rounded, streams, tensor};
+use crate::judge::{for_every_type, judge, message, normals, rounded, streams, tensor};
 use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::dtype::Real;
-use medflamingo::ops::{self, TokenIds};
+use medflamingo::ops::{self, TokenGroups, TokenIds};
 use medflamingo::tensor::{Arena, Tensor};
 
 pub struct Case {
@@ -63,4 +63,51 @@ fn ids_outside_the_vocabulary_are_refused() {
     let w = Tensor::zeros(&stream, DType::F32, &[5, 3]).unwrap();
     let e = message(ops::embedding(&stream, y.view_mut(), &ids, w.view()));
     assert_eq!(e, "embedding: y: expected (1, 3), found (1, 2)");
+}
+
+fn check_backward<T: Real>(stream: &Stream, c: &Case, first: usize) {
+    let (rows, tokens) = (c.vocabulary - first.min(c.vocabulary), c.ids.len());
+    let (dx, old) = (normals(1, tokens * c.cols), normals(2, rows * c.cols));
+    let row_of = |id: i32| (id as usize).checked_sub(first);
+    let (mut want, exact) = (rounded::<f32>(&old), rounded::<T>(&dx));
+    for (token, id) in c.ids.iter().enumerate() {
+        let Some(row) = row_of(*id) else { continue };
+        for j in 0..c.cols {
+            want[row * c.cols + j] += exact[token * c.cols + j];
+        }
+    }
+    let dx = tensor::<T>(stream, &dx, &[tokens, c.cols]);
+    let mut dw = Tensor::upload(stream, &old, &[rows, c.cols]).unwrap();
+    let mut arena = Arena::new(stream, TokenGroups::footprint(tokens)).unwrap();
+    let groups = TokenGroups::new(&mut arena, &c.ids, row_of).unwrap();
+    ops::embedding_backward(stream, dw.view_mut(), &groups, dx.view()).unwrap();
+    judge::<f32>(c.why, dw.view(), &want, 1e-5);
+}
+
+#[test]
+fn gradients_agree_with_the_oracle() {
+    let often: Vec<i32> = (0..90).map(|i| if i % 3 == 0 { 2 } else { i % 7 }).collect();
+    let often = Case { why: "one_id_often", ids: often, vocabulary: 9, cols: 264 };
+    for stream in streams() {
+        for case in cases().iter().chain([&often]) {
+            // All rows, and the last ones only.
+            for first in [0, 2] {
+                for_every_type!(check_backward(&stream, case, first));
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_know_their_bounds() {
+    let stream = Stream::host(1);
+    let mut arena = Arena::new(&stream, 4096).unwrap();
+    let groups = TokenGroups::new(&mut arena, &[7, 1, 7], |id| Some(id as usize)).unwrap();
+    assert_eq!((groups.groups(), groups.tokens()), (2, 3));
+    let mut dw = Tensor::zeros(&stream, DType::F32, &[7, 4]).unwrap();
+    let dx = Tensor::zeros(&stream, DType::BF16, &[3, 4]).unwrap();
+    let e = message(ops::embedding_backward(&stream, dw.view_mut(), &groups, dx.view()));
+    let expected = "embedding_backward: groups: expected at least 8 rows of dw and 3 of dx, \
+                    found 7 and 3";
+    assert_eq!(e, expected);
 }

@@ -79,7 +79,9 @@ fn cases() -> Vec<Case> {
         Case { pads: (1, 3, 1), ..every("strided_unaligned_rows", 4, 45, 67) },
         Case { in_place: true, ..every("in_place_residual", 40, 300, 96) },
         Case { in_place: true, ..every("in_place_residual", 2, 300, 96) },
-        Case { f32_out: true, in_place: false, ..every("f32_out_with_residual", 11, 23, 64) },
+        Case { f32_out: true, ..every("f32_out_with_residual", 11, 23, 64) },
+        Case { f32_out: true, in_place: true, ..every("gradient_added_to", 70, 96, 72) },
+        Case { f32_out: true, in_place: true, ..every("gradient_added_to", 3, 96, 72) },
         every("zero_k", 3, 17, 0),
         every("zero_k", 19, 40, 0),
         Case { activation: GELU, ..every("every_part_gelu", 5, 70, 48) },
@@ -108,7 +110,8 @@ struct Operands<T> {
     a: Vec<T>,
     b: Vec<T>,
     bias: Vec<T>,
-    residual: Vec<T>,
+    /// As C stores it.
+    residual: Vec<f32>,
     gate: Option<T>,
 }
 
@@ -123,11 +126,12 @@ impl<T: Real> Operands<T> {
         let (lda, ldb, ldc) = c.strides();
         let mut noise = Noise(m as u64 * 31 + n as u64 * 17 + k as u64);
         let scale = 1.5 / (k.max(1) as f32).sqrt();
+        let as_stored = |x: &f32| if c.f32_out { *x } else { T::from_f32(*x).to_f32() };
         Operands {
             a: noise.take(extent(m, k, lda), 1.0, c.mean),
             b: noise.take(extent(n, k, ldb), scale, c.mean * scale),
             bias: noise.take(n, 1.0, 0.0),
-            residual: noise.take(extent(m, n, ldc), 2.0, 0.0),
+            residual: noise.take(extent(m, n, ldc), 2.0, 0.0).iter().map(as_stored).collect(),
             gate: c.gate.map(T::from_f32),
         }
     }
@@ -181,8 +185,8 @@ impl Case {
                 x *= wide(gate).tanh();
             }
             if self.residual {
-                x += wide(&o.residual[i * ldc + j]);
-                size += wide(&o.residual[i * ldc + j]).abs();
+                x += f64::from(o.residual[i * ldc + j]);
+                size += f64::from(o.residual[i * ldc + j]).abs();
             }
             c.push((x, roundings * f64::from(f32::EPSILON) * size));
         }
@@ -196,7 +200,8 @@ impl Case {
 
     fn run_as<T: Real, C: Real>(&self, o: &Operands<T>, host: &Host) -> Vec<f64> {
         let (a, b) = (Guarded::new(&o.a), Guarded::new(&o.b));
-        let (bias, residual) = (Guarded::new(&o.bias), Guarded::new(&o.residual));
+        let residual: Vec<C> = o.residual.iter().map(|x| C::from_f32(*x)).collect();
+        let (bias, residual) = (Guarded::new(&o.bias), Guarded::new(&residual));
         let gate = Guarded::new(o.gate.as_slice());
         let start: Vec<C> = self.start(o).into_iter().map(C::from_f32).collect();
         let mut c = Guarded::new(&start);
@@ -213,14 +218,14 @@ impl Case {
         kernel: &Kernel<GemmParams>,
     ) -> Vec<f64> {
         let upload = |x: &[T]| Tensor::upload(stream, x, &[x.len()]).unwrap();
-        let others = [&o.a[..], &o.b, &o.bias, &o.residual, o.gate.as_slice()].map(upload);
-        let start = self.start(o);
-        let mut c = if self.f32_out {
-            Tensor::upload(stream, &start, &[start.len()]).unwrap()
-        } else {
-            tensor::<T>(stream, &start, &[start.len()])
+        let others = [&o.a[..], &o.b, &o.bias, o.gate.as_slice()].map(upload);
+        let as_stored = |x: &[f32]| match self.f32_out {
+            true => Tensor::upload(stream, x, &[x.len()]).unwrap(),
+            false => tensor::<T>(stream, x, &[x.len()]),
         };
-        let places = [0, 1, 2, 3, 4].map(|i| others[i].view().ptr());
+        let (mut c, residual) = (as_stored(&self.start(o)), as_stored(&o.residual));
+        let [a, b, bias, gate] = [0, 1, 2, 3].map(|i| others[i].view().ptr());
+        let places = [a, b, bias, residual.view().ptr(), gate];
         let params = GemmParams {
             workspace: stream.workspace().unwrap(),
             ..self.params(c.view_mut().ptr(), places)
@@ -241,7 +246,7 @@ impl Case {
         let (m, n, _) = self.shape;
         let (_, _, ldc) = self.strides();
         let is_held = |i: usize| self.in_place && i % ldc < n;
-        let cell = |i: usize| if is_held(i) { o.residual[i].to_f32() } else { MARK };
+        let cell = |i: usize| if is_held(i) { o.residual[i] } else { MARK };
         (0..extent(m, n, ldc)).map(cell).collect()
     }
 
@@ -345,7 +350,7 @@ fn judge<T: Real>(case: &Case, oracle: &[(f64, f64)], found: &[f64], on: &str) {
 fn every_tile_and_every_part() {
     let edges = Case { pads: (8, 16, 3), activation: GELU, ..every("edges", 200, 300, 104) };
     on_every_tile::<f16>(&edges, 7);
-    let to_f32 = Case { f32_out: true, ..every("to_f32", 80, 136, 72) };
+    let to_f32 = Case { f32_out: true, in_place: true, ..every("to_f32", 80, 136, 72) };
     on_every_tile::<f16>(&to_f32, 7);
     let parts = Case { in_place: true, activation: QUICK_GELU, ..every("parts", 70, 130, 1544) };
     on_every_tile::<bf16>(&parts, 21);
@@ -474,6 +479,8 @@ fn cost_counts_operands_once() {
     assert_eq!((cost.flops, cost.bytes), (60.0, 2.0 * 25.0 + 4.0 * 6.0));
     p.bias = std::ptr::dangling();
     assert_eq!((GEMM.cost)(&p, DType::F32).bytes, 4.0 * (25.0 + 6.0 + 3.0));
+    p.residual = std::ptr::dangling();
+    assert_eq!((GEMM.cost)(&p, DType::BF16).bytes, 2.0 * (25.0 + 3.0) + 8.0 * 6.0);
 }
 
 #[test]
@@ -514,7 +521,7 @@ fn the_wrapper_refuses_what_does_not_fit() {
         (refused(right, &zeros(DType::BF16, &[3, 5]), plain), "gemm: b: expected (3, 4)"),
         (refused(right, &zeros(DType::F32, &[3, 4]), plain), "gemm: b: expected bf16, found f32"),
         (refused(right, &b, with_bias), "gemm: bias: expected (3), found (4)"),
-        (refused((DType::F32, &[2, 3]), &b, adds), "expected bf16, found f32"),
+        (refused((DType::F16, &[2, 3]), &b, adds), "gemm: c: expected bf16, found f16"),
     ] {
         assert!(message.contains(found), "{message}");
     }

@@ -2,7 +2,7 @@ use crate::judge::{for_every_type, judge, message, normals, rounded, streams, te
 use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::dtype::Real;
-use medflamingo::ops;
+use medflamingo::ops::{self, Out};
 use medflamingo::tensor::Tensor;
 
 pub struct Case {
@@ -112,5 +112,47 @@ fn wrong_arguments_are_named() {
         let e =
             message(ops::vision_tokens(&stream, y.view_mut(), x.view(), cls.view(), pos.view()));
         assert!(e.starts_with(begin), "{e}");
+    }
+}
+
+fn check_backward<T: Real>(stream: &Stream, c: &Case, out: Out) {
+    let (patches, cols) = ((c.side / c.patch) * (c.side / c.patch), c.cols);
+    let tokens = patches + 1;
+    let (dy, old) = (normals(1, c.images * tokens * cols), normals(2, tokens * cols));
+    let is_added = out == Out::Accumulate;
+    let start = |of: &[f32]| of.iter().map(|x| f64::from(*x) * f64::from(is_added)).collect();
+    let (mut dpos, mut dcls): (Vec<f64>, Vec<f64>) = (start(&old), start(&old[..cols]));
+    let mut dx = Vec::new();
+    for (at, d) in rounded::<T>(&dy).into_iter().enumerate() {
+        let (token, col) = (at / cols % tokens, at % cols);
+        dpos[token * cols + col] += d;
+        if token == 0 {
+            dcls[col] += d;
+        } else {
+            dx.push(d);
+        }
+    }
+    let dy = tensor::<T>(stream, &dy, &[c.images, tokens, cols]);
+    let mut got_dpos = Tensor::upload(stream, &old, &[tokens, cols]).unwrap();
+    let mut got_dcls = Tensor::upload(stream, &old[..cols], &[cols]).unwrap();
+    let mut got_dx = Tensor::zeros(stream, T::DTYPE, &[c.images, patches, cols]).unwrap();
+    let wanted = (out == Out::Overwrite).then(|| got_dx.view_mut());
+    let (cls, pos) = (got_dcls.view_mut(), got_dpos.view_mut());
+    ops::vision_tokens_backward(stream, wanted, cls, pos, out, dy.view()).unwrap();
+    judge::<f32>(c.why, got_dpos.view(), &dpos, 1e-6);
+    judge::<f32>(c.why, got_dcls.view(), &dcls, 1e-6);
+    if !is_added {
+        judge::<T>(c.why, got_dx.view(), &dx, 0.0);
+    }
+}
+
+#[test]
+fn token_gradients_agree_with_the_oracle() {
+    for stream in streams() {
+        for case in cases() {
+            for out in [Out::Overwrite, Out::Accumulate] {
+                for_every_type!(check_backward(&stream, &case, out));
+            }
+        }
     }
 }

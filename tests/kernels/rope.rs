@@ -36,14 +36,14 @@ pub fn cases() -> Vec<Case> {
 
 const BASE: f32 = 10000.0;
 
-fn oracle<T: Real>(c: &Case, qkv: &[f32]) -> Vec<f64> {
+fn oracle<T: Real>(c: &Case, qkv: &[f32], direction: f64) -> Vec<f64> {
     let mut out = rounded::<T>(qkv);
     let positions = c.sequences.iter().flat_map(|&(len, rows)| len - rows..len);
     for (row, position) in out.chunks_exact_mut(3 * c.heads * c.head_dim).zip(positions) {
         for head in row.chunks_exact_mut(c.head_dim).take(2 * c.heads) {
             for i in 0..c.rotary / 2 {
                 let exponent = -2.0 * i as f64 / c.rotary as f64;
-                let angle = position as f64 * (BASE as f64).powf(exponent);
+                let angle = direction * position as f64 * (BASE as f64).powf(exponent);
                 let (a, b) = (head[i], head[i + c.rotary / 2]);
                 head[i] = a * angle.cos() - b * angle.sin();
                 head[i + c.rotary / 2] = b * angle.cos() + a * angle.sin();
@@ -53,7 +53,7 @@ fn oracle<T: Real>(c: &Case, qkv: &[f32]) -> Vec<f64> {
     out
 }
 
-fn check<T: Real>(stream: &Stream, c: &Case) {
+fn batch(stream: &Stream, c: &Case) -> (Ragged, Arena) {
     let tables: Vec<[i32; 1]> = (0..c.sequences.len() as i32).map(|s| [s]).collect();
     let sequences: Vec<_> = c
         .sequences
@@ -62,13 +62,22 @@ fn check<T: Real>(stream: &Stream, c: &Case) {
         .map(|(&(kv_len, rows), table)| Sequence { table, kv_len, rows })
         .collect();
     let mut arena = Arena::new(stream, 1 << 14).unwrap();
-    let batch = Ragged::new(&mut arena, &sequences, 2048, tables.len()).unwrap();
+    (Ragged::new(&mut arena, &sequences, 2048, tables.len()).unwrap(), arena)
+}
+
+fn check<T: Real>(stream: &Stream, c: &Case) {
+    let (batch, _arena) = batch(stream, c);
     let width = 3 * c.heads * c.head_dim;
     let qkv = normals(1, batch.rows() * width);
-    let want = oracle::<T>(c, &qkv);
+    let want = oracle::<T>(c, &qkv, 1.0);
     let mut x = tensor::<T>(stream, &qkv, &[batch.rows(), width]);
     ops::rope(stream, x.view_mut(), &batch, c.heads, c.head_dim, c.rotary, BASE).unwrap();
     judge::<T>(c.why, x.view(), &want, c.atol + 1e-6);
+    // The gradient turns by the opposite angle.
+    let turned = x.view().to_f32().unwrap();
+    ops::rope_backward(stream, x.view_mut(), &batch, c.heads, c.head_dim, c.rotary, BASE).unwrap();
+    let back = oracle::<T>(c, &turned, -1.0);
+    judge::<T>(c.why, x.view(), &back, c.atol + 1e-6);
 }
 
 #[test]
@@ -77,6 +86,21 @@ fn agrees_with_the_oracle() {
         for case in cases() {
             for_every_type!(check(&stream, &case));
         }
+    }
+}
+
+#[test]
+fn the_gradient_undoes_the_rotation() {
+    let c = &cases()[2];
+    for stream in streams() {
+        let (batch, _arena) = batch(&stream, c);
+        let width = 3 * c.heads * c.head_dim;
+        let qkv = normals(1, batch.rows() * width);
+        let mut x = tensor::<f32>(&stream, &qkv, &[batch.rows(), width]);
+        for turn in [ops::rope, ops::rope_backward] {
+            turn(&stream, x.view_mut(), &batch, c.heads, c.head_dim, c.rotary, BASE).unwrap();
+        }
+        judge::<f32>(c.why, x.view(), &rounded::<f32>(&qkv), 1e-6);
     }
 }
 

@@ -94,6 +94,7 @@ void will_update(void *p, size_t bytes);
     entry##_body(p);                                                                               \
   }                                                                                                \
   static inline void entry##_body(const Params &p)
+#define KERNEL_EARLY KERNEL
 #define KERNEL_TMA(entry, Params, ...)                                                             \
   static inline void entry##_body(const Params &p, const TensorMaps &maps);                        \
   extern "C" void entry(const void *params, const void *maps) {                                    \

@@ -39,6 +39,10 @@ __forceinline__ uint32_t fma_f16x2(uint32_t x, uint32_t y, uint32_t z) {
   return to_f16x2(half(x, y, z), half(x >> 16, y >> 16, z >> 16));
 }
 
+/** Launches run one after another here. */
+__forceinline__ void wait_for_launch_before() {}
+__forceinline__ void let_next_launch_begin() {}
+
 uint4 load_once(const void *p);
 
 void cp_async16(void *to, const void *from, bool valid);

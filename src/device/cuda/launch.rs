@@ -36,6 +36,8 @@ pub(super) struct Launch {
     pub geometry: Geometry,
     /// Length of the params, bytes.
     pub params: usize,
+    /// May begin while the launch before it ends: entries for Hopper wait for that themselves.
+    pub overlaps: bool,
 }
 
 /// Params as an entry takes them: the struct, then its tensor maps.
@@ -53,24 +55,20 @@ impl Launch {
         if let (Geometry::CUBLASLT, Some(library)) = (self.key.variant, cublaslt) {
             return library.run(self.key.dtype, params, stream);
         }
-        let Geometry { grid: [x, y, z], threads, shared, cluster, .. } = self.geometry;
+        let Geometry { grid: [x, y, z], threads, shared, .. } = self.geometry;
         let mut packed = Packed([0; _]);
-        let mut size = match self.pack(params, &mut packed) {
-            Ok(size) => size,
+        let (maps, end) = match self.pack(params, &mut packed) {
+            Ok(places) => places,
             Err(status) => return status,
         };
-        let mut extra: [*mut c_void; 5] = [
-            sys::CU_LAUNCH_PARAM_BUFFER_POINTER_AS_INT as usize as *mut _,
-            packed.0.as_mut_ptr().cast(),
-            sys::CU_LAUNCH_PARAM_BUFFER_SIZE_AS_INT as usize as *mut _,
-            (&raw mut size).cast(),
-            std::ptr::null_mut(),
-        ];
-        let dims = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+        let start = packed.0.as_mut_ptr();
+        // The driver reads as many as the entry has parameters, and knows where each belongs: an
+        // offset of our own would have to be the compiler's. The last is where they end.
+        let mut places: [*mut c_void; 3] = [0, maps, end].map(|at| start.wrapping_add(at).cast());
         let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { clusterDim: dims },
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -82,21 +80,22 @@ impl Launch {
             sharedMemBytes: shared,
             hStream: stream,
             attrs: &mut attribute,
-            numAttrs: u32::from(cluster > 1),
+            numAttrs: u32::from(self.overlaps),
         };
         // SAFETY: the wrappers in `ops` promise the params; the driver copies them.
         unsafe {
-            sys::cuLaunchKernelEx(&config, self.function, std::ptr::null_mut(), extra.as_mut_ptr())
+            sys::cuLaunchKernelEx(&config, self.function, places.as_mut_ptr(), std::ptr::null_mut())
         }
     }
 
-    /// Fills `packed`; its bytes in use.
-    fn pack(&self, params: &[u8], packed: &mut Packed) -> Result<usize, CUresult> {
+    /// Fills `packed`; where the tensor maps begin in it, and where they end.
+    fn pack(&self, params: &[u8], packed: &mut Packed) -> Result<(usize, usize), CUresult> {
         packed.0[..params.len()].copy_from_slice(params);
         if self.geometry.maps.iter().all(Option::is_none) {
-            return Ok(params.len());
+            return Ok((params.len(), params.len()));
         }
-        let mut at = params.len().next_multiple_of(MAP_ALIGN);
+        let begin = params.len().next_multiple_of(MAP_ALIGN);
+        let mut at = begin;
         for map in &self.geometry.maps {
             if let Some(map) = map {
                 let words = encode(map)?.opaque;
@@ -106,7 +105,7 @@ impl Launch {
             }
             at += MAP_BYTES;
         }
-        Ok(at)
+        Ok((begin, at))
     }
 }
 

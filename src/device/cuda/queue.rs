@@ -27,6 +27,8 @@ struct Write {
     from: usize,
     to: usize,
     bytes: usize,
+    /// Where the allocation that they go to begins: a copy may not leave it.
+    within: usize,
 }
 
 /// What changes while the queue runs.
@@ -223,11 +225,12 @@ impl Queue {
         Ok(memory)
     }
 
-    /// Copies `from`, row after row, into `to`. What continues the last write is one copy with it.
+    /// Copies `from`, row after row, into `to` of the allocation that begins at `within`. What
+    /// continues the last write there is one copy with it.
     ///
     /// # Safety
-    /// The cells are this card's memory; `from` is as long as they are.
-    pub(crate) unsafe fn write(&self, to: Cells, from: *const u8) -> Result<()> {
+    /// The cells are the allocation's; `from` is as long as they are.
+    unsafe fn write(&self, within: usize, to: Cells, from: *const u8) -> Result<()> {
         let mut state = self.enter()?;
         let mut done = 0;
         for piece in to.pieces(Staging::SIZE) {
@@ -242,10 +245,11 @@ impl Queue {
             // SAFETY: `bytes` are free at `at` and there at `from` by the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from.add(done), at, bytes) };
             done += bytes;
-            let next = Write { from: at as usize, to: piece.at, bytes };
+            let next = Write { from: at as usize, to: piece.at, bytes, within };
             match &mut state.write {
                 Some(last)
                     if piece.rows == 1
+                        && last.within == within
                         && last.from + last.bytes == next.from
                         && last.to + last.bytes == next.to =>
                 {
@@ -266,7 +270,7 @@ impl Queue {
 
     /// Begins the write that waits, because something comes that may need it.
     pub(super) fn send(&self, state: &mut State) -> Result<()> {
-        let Some(Write { from, to, bytes }) = state.write.take() else { return Ok(()) };
+        let Some(Write { from, to, bytes, .. }) = state.write.take() else { return Ok(()) };
         // SAFETY: page-locked memory that stays as it is until the queue is idle; the target is the
         // promise of `write`'s caller.
         let status =
@@ -387,7 +391,8 @@ impl Queue {
                     Geometry::CUBLASLT => std::ptr::null_mut(),
                     _ => self.entry(&mut state, key, geometry)?,
                 };
-                Launch { key, function, geometry: *geometry, params: params.len() }
+                let overlaps = is_collected && self.chip.has_wgmma();
+                Launch { key, function, geometry: *geometry, params: params.len(), overlaps }
             }
         };
         if is_collected {
@@ -511,6 +516,17 @@ impl Side {
 pub(crate) struct Memory {
     pub(crate) queue: Arc<Queue>,
     pub(crate) at: usize,
+}
+
+impl Memory {
+    /// As [`Queue::write`], to this memory.
+    ///
+    /// # Safety
+    /// The cells are in this memory; `from` is as long as they are.
+    pub(crate) unsafe fn write(&self, to: Cells, from: *const u8) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { self.queue.write(self.at, to, from) }
+    }
 }
 
 impl Drop for Memory {

@@ -5,9 +5,11 @@ use crate::contracts::Adamw8Codebook;
 use crate::device::Stream;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// Which numbers the codes of second moments stand for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SecondMomentMap {
     /// 0, 254 numbers of seven decades, and 1.
     #[default]

@@ -62,22 +62,31 @@ impl Epilogue {
             sums.iter_mut().for_each(|s| *s *= self.factor);
         }
         let at = row * self.ldc + col;
-        if !self.residual.is_null() {
-            // SAFETY: the residual has C's shape and stride.
-            let residual = unsafe { self.residual.cast::<T>().add(at) };
-            for (i, s) in sums.iter_mut().enumerate() {
-                // SAFETY: as above.
-                *s += widen(unsafe { *residual.add(i) });
-            }
-        }
-        // SAFETY: C contains these elements and this thread alone writes them.
+        // SAFETY: C and the residual contain these elements, and this thread alone writes them.
         unsafe {
             if self.c_is_f32 {
+                add::<f32>(self.residual.cast(), at, sums);
                 store(self.c.cast::<f32>().add(at), sums);
             } else {
+                add::<T>(self.residual.cast(), at, sums);
                 store(self.c.cast::<T>().add(at), sums);
             }
         }
+    }
+}
+
+/// Adds the elements from `at` on, if there is a residual.
+///
+/// # Safety
+/// `residual` is null or has `sums.len()` elements there.
+#[inline(always)]
+unsafe fn add<C: Real>(residual: *const C, at: usize, sums: &mut [f32]) {
+    if residual.is_null() {
+        return;
+    }
+    for (i, s) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's.
+        *s += widen(unsafe { *residual.add(at + i) });
     }
 }
 

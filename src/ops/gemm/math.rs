@@ -77,19 +77,39 @@ const ERFCX: [f32; 10] = [
     0.059_904_285,
 ];
 
-/// GELU, x/2 (1 + erf(x / sqrt 2)): absolute error below 1.5e-7 max(1, |x|). The lower tail comes
-/// from erfc, so it keeps its digits where 1 + erf would cancel.
+/// Phi(x) and e^(-x^2 / 2). The lower tail comes from erfc, so it keeps its digits where 1 + erf
+/// would cancel.
 #[inline(always)]
-pub(crate) fn gelu(x: f32) -> f32 {
+fn normal(x: f32) -> (f32, f32) {
     let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
     let mut p = ERFCX[9];
     for i in (0..9).rev() {
         p = p * t + ERFCX[i];
     }
-    let tail = 0.5 * t * p * exp(-0.5 * x * x);
-    let cdf = if x < 0.0 { tail } else { 1.0 - tail };
+    let bell = exp(-0.5 * x * x);
+    let tail = 0.5 * t * p * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, bell)
+}
+
+/// GELU, x/2 (1 + erf(x / sqrt 2)): absolute error below 1.5e-7 max(1, |x|).
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
     // -inf * 0 is not the limit; any finite number below -15 gives it.
-    (if x < -40.0 { -40.0 } else { x }) * cdf
+    (if x < -40.0 { -40.0 } else { x }) * normal(x).0
+}
+
+/// The derivative of [`gelu`], Phi(x) + x phi(x).
+#[inline(always)]
+pub(crate) fn gelu_slope(x: f32) -> f32 {
+    let (cdf, bell) = normal(x);
+    cdf + within(x, 40.0) * (0.398_942_3 * bell)
+}
+
+/// x, or the nearer end of -most .. most, so that 0 times it is 0.
+#[inline(always)]
+fn within(x: f32, most: f32) -> f32 {
+    let x = if x < -most { -most } else { x };
+    if x > most { most } else { x }
 }
 
 /// x * sigmoid(1.702 x), CLIP's QuickGELU.
@@ -97,6 +117,16 @@ pub(crate) fn gelu(x: f32) -> f32 {
 pub(crate) fn quick_gelu(x: f32) -> f32 {
     let s = sigmoid(1.702 * x);
     (if x < -100.0 { -100.0 } else { x }) * s
+}
+
+/// The derivative of [`quick_gelu`], s (1 + 1.702 x (1 - s)).
+#[inline(always)]
+pub(crate) fn quick_gelu_slope(x: f32) -> f32 {
+    let near = within(x, 40.0);
+    let e = exp(-1.702 * near);
+    let s = if x < -40.0 { 0.0 } else { 1.0 / (1.0 + e) };
+    // e s is 1 - s without its cancellation.
+    s * (1.0 + 1.702 * near * (e * s))
 }
 
 #[cfg(test)]
@@ -176,6 +206,23 @@ mod tests {
             assert!(f(f32::NAN).is_nan());
             assert_eq!(f(f32::INFINITY), f32::INFINITY);
             assert_eq!(f(f32::NEG_INFINITY), 0.0);
+        }
+    }
+
+    #[test]
+    fn slopes_match_f64() {
+        for x in sweep().filter(|x| x.abs() < 1e6) {
+            let wide = f64::from(x);
+            let bell = (-0.5 * wide * wide).exp() / std::f64::consts::TAU.sqrt();
+            let error = (f64::from(gelu_slope(x)) - (cdf(wide) + wide * bell)).abs();
+            assert!(error <= 3e-7, "{x}: {error:e}");
+            let s = 1.0 / (1.0 + (-1.702 * wide).exp());
+            let exact = s * (1.0 + 1.702 * wide * (1.0 - s));
+            assert!((f64::from(quick_gelu_slope(x)) - exact).abs() <= 4e-7, "{x}");
+        }
+        for f in [gelu_slope, quick_gelu_slope] {
+            assert!(f(f32::NAN).is_nan());
+            assert_eq!([f(f32::INFINITY), f(f32::NEG_INFINITY)], [1.0, 0.0]);
         }
     }
 }

@@ -28,10 +28,10 @@ const fn sm80(variant: &'static str, side: i64, stages: u32, resident: i64, alon
     Tile { variant, rows, cols, threads: 128, shared, resident, alone, is_hopper: false }
 }
 
-/// `sizeof(GemmSm90Shared)`: A and B stages of 64 columns, and their barriers. A warpgroup for
-/// every 64 rows, and one that copies.
+/// `sizeof(GemmSm90Shared)`: A and B stages of 64 columns, 36 columns of sums on their way out, and
+/// barriers. A warpgroup for every 64 rows, and one that copies.
 const fn sm90(variant: &'static str, rows: i64, cols: i64, stages: u32, resident: i64) -> Tile {
-    let shared = (rows + cols) as u32 * 64 * 2 * stages + 1024;
+    let shared = (rows + cols) as u32 * 64 * 2 * stages + rows as u32 * 36 * 4 + 1024;
     let threads = (rows as u32 / 64 + 1) * 128;
     Tile { variant, rows, cols, threads, shared, resident, alone: 0.9, is_hopper: true }
 }
@@ -153,7 +153,6 @@ impl Tile {
             grid: grid.map(|n| n as u32),
             threads: self.threads,
             shared: self.shared,
-            cluster: 1,
             maps,
         }
     }

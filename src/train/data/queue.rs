@@ -199,7 +199,7 @@ mod tests {
             let mut next = 0u64;
             let feed = move || {
                 next += 1;
-                (next <= 100).then(|| match next % 5 {
+                (next <= 100).then_some(match next % 5 {
                     0 => Step::Done(next),
                     _ => Step::Work(next),
                 })

@@ -90,7 +90,9 @@ impl<R: Read + Seek> Walk<R> {
                     let data = self.claim(header.size)?;
                     extended.name = Some(text(&self.read(&data, MAX_NAME)?));
                 }
-                b'g' | b'K' => drop(self.claim(header.size)?),
+                b'g' | b'K' => {
+                    self.claim(header.size)?;
+                }
                 b'0' | b'\0' | b'7' => {
                     let data = self.claim(extended.size.unwrap_or(header.size))?;
                     let name = extended.name.unwrap_or(header.name);

@@ -1,8 +1,7 @@
-//! `medflamingo demo`: the main job on data that comes with the sources.
+//! The demo's conversion: a tiny model from upstream's file formats, compared with the original.
 
-use super::generate::summary;
-use super::print_text;
-use clap::Args;
+use super::super::generate::summary;
+use super::super::print_text;
 use medflamingo::convert::{self, NewHeadRows, Scratch};
 use medflamingo::engine::{Answer, Control, Engine, EngineOptions, Event, GenerateOptions};
 use medflamingo::model::config::StoredDType;
@@ -10,21 +9,6 @@ use medflamingo::{Error, Result};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Convert a tiny model from upstream's file formats, ask it a six-shot question about images, and
-/// compare the answer with the one that the original PyTorch implementation gave.
-///
-/// The model has random weights and the pictures are drawn: the words mean nothing, medically or
-/// otherwise. What is shown is that the whole chain gives the original's answer, token for token.
-#[derive(Args)]
-pub struct Demo {
-    /// A folder like tests/golden: MODEL/{lm,clip,flamingo.pt,golden} and images
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Keep the converted model folder here
-    #[arg(long, value_name = "DIR")]
-    keep: Option<PathBuf>,
-}
 
 /// What the demo needs of a recording's manifest.
 #[derive(Deserialize)]
@@ -47,39 +31,39 @@ struct Recorded {
     max_new_tokens: usize,
 }
 
-impl Demo {
-    pub fn run(self) -> Result<()> {
-        let data = match self.data {
-            Some(folder) => folder,
-            None => sources()?.join("tests/golden"),
-        };
-        let model = data.join("llama-tiny");
-        let manifest: Manifest = read_json(&model.join("golden/manifest.json"))?;
-        println!("Toy model with random weights, drawn pictures: no medical meaning.\n");
-        let scratch = Scratch::new("demo")?;
-        let output = self.keep.unwrap_or_else(|| scratch.path().join("model"));
-        convert_model(&model, &output)?;
-        let mut engine = Engine::open(&output, &EngineOptions::default())?;
-        let case = manifest.cases.iter().find(|c| c.name == "six_shot");
-        let missing = || Error::invalid(model.display(), "a recorded case six_shot", "none");
-        let case = case.ok_or_else(missing)?;
-        let recorded = case.greedy.as_ref().ok_or_else(missing)?;
-        let images: Vec<_> = case
-            .image_indices
-            .first()
-            .ok_or_else(missing)?
-            .iter()
-            .filter_map(|&i| manifest.image_order.get(i))
-            .map(|name| data.join("images").join(name))
-            .collect();
-        let prompt = case.prompts.first().ok_or_else(missing)?;
-        show_prompt(prompt, &images);
-        let answer = ask(&mut engine, prompt, &images, recorded.max_new_tokens)?;
-        compare(&engine, &answer, recorded);
-        ask_again(&mut engine, prompt, &images)?;
-        next_steps();
-        Ok(())
-    }
+/// Converts the model of `data` (the sources' unless given), asks it the recorded six-shot question
+/// and compares the answer; `keep` keeps the converted folder.
+pub fn run(data: Option<PathBuf>, keep: Option<PathBuf>) -> Result<()> {
+    let data = match data {
+        Some(folder) => folder,
+        None => sources()?.join("tests/golden"),
+    };
+    let model = data.join("llama-tiny");
+    let manifest: Manifest = read_json(&model.join("golden/manifest.json"))?;
+    println!("Toy model with random weights, drawn pictures: no medical meaning.\n");
+    let scratch = Scratch::new("demo")?;
+    let output = keep.unwrap_or_else(|| scratch.path().join("model"));
+    convert_model(&model, &output)?;
+    let mut engine = Engine::open(&output, &EngineOptions::default())?;
+    let case = manifest.cases.iter().find(|c| c.name == "six_shot");
+    let missing = || Error::invalid(model.display(), "a recorded case six_shot", "none");
+    let case = case.ok_or_else(missing)?;
+    let recorded = case.greedy.as_ref().ok_or_else(missing)?;
+    let images: Vec<_> = case
+        .image_indices
+        .first()
+        .ok_or_else(missing)?
+        .iter()
+        .filter_map(|&i| manifest.image_order.get(i))
+        .map(|name| data.join("images").join(name))
+        .collect();
+    let prompt = case.prompts.first().ok_or_else(missing)?;
+    show_prompt(prompt, &images);
+    let answer = ask(&mut engine, prompt, &images, recorded.max_new_tokens)?;
+    compare(&engine, &answer, recorded);
+    ask_again(&mut engine, prompt, &images)?;
+    next_steps();
+    Ok(())
 }
 
 /// The sources this program was built from.

@@ -1,0 +1,84 @@
+//! Trainers of the models that come with the sources, and what is read out of them.
+
+use crate::golden_folder::{Model, models};
+use medflamingo::device::Stream;
+use medflamingo::engine::ModelFolder;
+use medflamingo::train::{Batch, NO_LABEL, Sample, Shard, TrainOptions, Trained, Trainer};
+use std::sync::Arc;
+
+pub fn model(name: &str) -> Model {
+    models().into_iter().find(|m| m.name == name).unwrap()
+}
+
+/// A trainer of a converted model on so many threads.
+pub fn trainer(model: &Model, dtype: &str, options: TrainOptions, threads: usize) -> Trainer {
+    sharded(model, dtype, options, threads, Shard::WHOLE)
+}
+
+pub fn sharded(
+    model: &Model,
+    dtype: &str,
+    options: TrainOptions,
+    threads: usize,
+    shard: Shard,
+) -> Trainer {
+    on(model, dtype, options, Stream::host(threads), shard)
+}
+
+/// As [`sharded`], wherever launches run.
+pub fn on(
+    model: &Model,
+    dtype: &str,
+    options: TrainOptions,
+    stream: Stream,
+    shard: Shard,
+) -> Trainer {
+    let mut folder = ModelFolder::open(&model.convert(dtype)).unwrap();
+    Trainer::new(stream, &mut folder.weights, &folder.config, options, shard).unwrap()
+}
+
+/// Upstream's choice of options but for what tests need: a rate from the first step on.
+pub fn options(trained: Trained) -> TrainOptions {
+    let mut options = TrainOptions { trained, ..TrainOptions::default() };
+    options.schedule.lr = 1e-3;
+    options.schedule.warmup_steps = 0;
+    options
+}
+
+/// Pages and captions of the model's own tokens and images, from two sources; one sequence has no
+/// image, one has text before its first, one has two next to each other.
+pub fn batch(model: &Model, trainer: &Trainer, seed: u32) -> Batch {
+    let tokens = &trainer.config().tokens;
+    let (image, end) = (tokens.image, tokens.end_of_chunk);
+    let mut state = seed.wrapping_mul(2654435761) | 1;
+    let mut word = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        3 + (state >> 8) % 380
+    };
+    let mut words = |n: usize| (0..n).map(|_| word()).collect::<Vec<u32>>();
+    let forms = [
+        ([vec![image], words(6), vec![end]].concat(), 0),
+        ([words(3), vec![image], words(4), vec![end, image], words(19), vec![end]].concat(), 1),
+        ([words(5), vec![end]].concat(), 1),
+        ([vec![image, image], words(3), vec![end]].concat(), 1),
+    ];
+    let mut next = seed as usize;
+    let sequences = forms.into_iter().map(|(ids, source)| {
+        let count = ids.iter().filter(|&&id| id == image).count();
+        let images = (0..count).map(|_| {
+            next += 1;
+            Arc::new(model.pixels(next % 7))
+        });
+        let label = |&id: &u32| if id == image { NO_LABEL } else { id as i32 };
+        Sample { labels: ids.iter().map(label).collect(), images: images.collect(), source, ids }
+    });
+    Batch { sequences: sequences.collect() }
+}
+
+/// Gradients of one batch, in the order of the flat tensor.
+pub fn gradients(trainer: &mut Trainer, batches: &[Batch]) -> Vec<f32> {
+    for batch in batches {
+        trainer.accumulate(batch, batches.len()).unwrap();
+    }
+    trainer.gradients().unwrap().as_view().read::<f32>().unwrap()
+}
