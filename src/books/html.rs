@@ -166,8 +166,7 @@ pub(super) fn tags(bytes: &[u8]) -> Vec<Tag> {
 /// An encoding that is none of UTF-8 and Windows-1252, or too many blocks.
 pub(super) fn blocks(bytes: &[u8], page: &str) -> Result<(Vec<Block>, u64), &'static str> {
     let text = decode(bytes)?;
-    let start = text.trim_start();
-    let is_xml = page.ends_with(".xhtml") || start.starts_with("<?xml");
+    let is_xml = page.ends_with(".xhtml") || is_xml(&text);
     let mut emitter = DefaultEmitter::default();
     // In XML `<script/>` is whole; in HTML it would swallow the rest of the page.
     emitter.naively_switch_states(!is_xml);
@@ -185,6 +184,12 @@ pub(super) fn blocks(bytes: &[u8], page: &str) -> Result<(Vec<Block>, u64), &'st
     }
     reader.flush();
     Ok((reader.blocks, reader.dropped))
+}
+
+/// True for what declares itself XML, as the pages of an EPUB do whatever their names end with.
+fn is_xml(text: &str) -> bool {
+    let start: String = text.trim_start().chars().take(1000).collect();
+    start.starts_with("<?xml") || start.contains("xmlns=\"http://www.w3.org/1999/xhtml\"")
 }
 
 #[derive(Default)]
@@ -319,6 +324,8 @@ fn windows_1252(byte: u8) -> char {
 mod tests {
     use super::*;
 
+    const XHTML: &str = "<html xmlns=\"http://www.w3.org/1999/xhtml\">";
+
     fn read(html: &str, page: &str) -> (Vec<String>, u64) {
         let (blocks, dropped) = blocks(html.as_bytes(), page).unwrap();
         let show = |block: Block| match block {
@@ -363,6 +370,8 @@ mod tests {
         let xml = "<?xml version='1.0'?><html><head><script src='x'/><title/></head><body><p>a</p>
             <span epub:type='pagebreak' title='7'/><nav epub:type='toc'>x</nav><p>b</p></body>";
         assert_eq!(read(xml, "a.html").0, ["a", "b"]);
+        let named = xml.replace("<?xml version='1.0'?><html>", XHTML);
+        assert_eq!(read(&named, "a.html").0, ["a", "b"]);
     }
 
     #[test]

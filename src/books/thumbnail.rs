@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn organ(side: f64) -> impl Fn(f64, f64) -> f64 {
-        move |x, y| 128.0 + 100.0 * (9.0 * x * side + 5.0 * y).sin() * (7.0 * y).cos()
+        move |x, y| 128.0 + 80.0 * (9.0 * x * side + 5.0 * y).sin() + 40.0 * (7.0 * y).cos()
     }
 
     #[test]

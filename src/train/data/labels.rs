@@ -22,11 +22,8 @@ pub fn label(ids: &[u32], specials: &Specials, form: Form, rules: LabelRules) ->
         // With the first label masked, a sequence that begins with `<image>` loses all up to its
         // second: the old releases look for the marker among the labels.
         mask_to(image, &mut labels);
-        for i in 0..labels.len() {
-            if labels[i] == end {
-                mask_to(image, &mut labels[i + 1..]);
-            }
-        }
+        let ends: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == end).collect();
+        ends.into_iter().for_each(|i| mask_to(image, &mut labels[i + 1..]));
     }
     labels.iter_mut().filter(|label| **label == image).for_each(|label| *label = NO_LABEL);
     labels

@@ -41,8 +41,8 @@ fn owners(rows: usize, columns: usize, cost: impl Fn(usize, usize) -> f64) -> Ve
             }
             let (step, column) = next;
             of_row[start] += step;
-            for c in 0..columns {
-                if is_done[c] {
+            for (c, &is_done) in is_done.iter().enumerate() {
+                if is_done {
                     of_column[c] -= step;
                     if let Some(owner) = owner[c] {
                         of_row[owner] += step;
