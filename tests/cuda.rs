@@ -196,7 +196,7 @@ fn tokens_are_the_hosts_and_steps_are_replayed() {
     let (host, _) = answer("cpu", false, 5, &[]);
     let (graphs, counted) = answer("auto", false, 5, &[]);
     let (sync, one_by_one) = answer("cuda", false, 5, &[("MEDFLAMINGO_SYNC", "1")]);
-    let (a100, _) = answer("cuda", false, 5, &[("DRIVER_CHIP", "a100")]);
+    let (a100, on_a100) = answer("cuda", false, 5, &[("DRIVER_CHIP", "a100")]);
     for answer in [&graphs, &sync, &a100] {
         assert_eq!(answer["token_ids"], host["token_ids"]);
         assert_eq!(answer["work"]["launches"], host["work"]["launches"]);
@@ -209,6 +209,10 @@ fn tokens_are_the_hosts_and_steps_are_replayed() {
     };
     assert_eq!((work(&graphs), work(&sync)), ((2, 2), (0, 0)));
     assert_eq!(counted["replays"], 4);
+    // Launches overlap in the steps of a card that can: where each waits for the one before.
+    let is_overlapping = |counted: &Value| counted["overlapping"].as_i64().unwrap() > 0;
+    assert!(is_overlapping(&counted));
+    assert!(!is_overlapping(&on_a100) && !is_overlapping(&one_by_one));
     for counted in [counted, one_by_one] {
         assert_eq!(counted["launches"], graphs["work"]["launches"]);
         assert_eq!((&counted["live"], &counted["bytes"]), (&0.into(), &0.into()), "all given back");

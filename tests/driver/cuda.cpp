@@ -59,7 +59,7 @@ size_t in_use, misaligned;
 Graph *capturing;
 /// The status that every call returns after a kernel has failed.
 int broken;
-long calls, fail_at, launches, replays, uploads, products;
+long calls, fail_at, launches, replays, uploads, products, overlapping;
 
 template <typename T> T *made(T *object) { return live.insert(object), object; }
 /// A handle that stands for nothing.
@@ -149,7 +149,7 @@ struct Report {
     fprintf(file, "{\"launches\": %ld, \"replays\": %ld, \"live\": %zu, \"bytes\": %zu,", launches,
             replays, live.size(), in_use);
     fprintf(file, " \"uploads\": %ld, \"misaligned\": %zu,", uploads, misaligned);
-    fprintf(file, " \"products\": %ld}\n", products);
+    fprintf(file, " \"overlapping\": %ld, \"products\": %ld}\n", overlapping, products);
     fclose(file);
   }
 } report;
@@ -384,9 +384,15 @@ int cuEventDestroy_v2(void *event) {
   return give_back(event);
 }
 
+struct Attribute {
+  int id;
+  char pad[4];
+  int value[16];
+};
 struct Config {
   uint32_t grid[3], block[3], shared;
-  void *stream, *attributes;
+  void *stream;
+  Attribute *attributes;
   unsigned count;
 };
 int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) {
@@ -394,6 +400,10 @@ int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) 
   if (!params || extra) return INVALID;
   long at;
   if (has("launch", &at) && launches + 1 == at) return OUT_OF_RESOURCES;
+  // The only attribute in use: to begin while the launch before ends.
+  if (c->count > 1 || (c->count && (c->attributes->id != 6 || c->attributes->value[0] != 1)))
+    return INVALID;
+  overlapping += c->count;
   // A driver knows each entry's parameters; this one is told where they end.
   const uint8_t *bytes = (const uint8_t *)params[0], *end = (const uint8_t *)params[2];
   Launch launch = {f,
