@@ -52,31 +52,65 @@ __device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D 
   }
 }
 
+/** x (16, ROWS) += the products of the warp's sixteen rows with other ones. */
+template <typename T, int ROWS, int D>
+__device__ __forceinline__ void products(float (&x)[ROWS / 8][4], Tile<T, D> &own,
+                                         SwizzledTile<T, ROWS, D> &other) {
+  const int l = lane(), first = warp() * WARP_ROWS;
+#pragma unroll
+  for (int c = 0; c < D / 8; c += 2) {
+    uint32_t a[4];
+    own.load_a(a, first, c, l);
+#pragma unroll
+    for (int j = 0; j < ROWS / 16; j++) {
+      uint32_t b[4];
+      other.load_b(b, j * 16, c, l);
+      mma<T>(x[2 * j], a, b[0], b[1]);
+      mma<T>(x[2 * j + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+/** sums (16, D) += w (16, ROWS) times the rows of `other`. The weights are multiplied as the sum of
+ *  two T, so that rounding them adds nothing to rounding the sums. */
+template <typename T, int ROWS, int D>
+__device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&w)[ROWS / 8][4],
+                                         SwizzledTile<T, ROWS, D> &other) {
+  const int l = lane();
+#pragma unroll
+  for (int j = 0; j < ROWS / 16; j++) {
+    uint32_t high[4], low[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const float x = w[2 * j + e / 2][e % 2 * 2], y = w[2 * j + e / 2][e % 2 * 2 + 1];
+      high[e] = pack2<T>(x, y);
+      low[e] = pack2<T>(x - low2<T>(high[e]), y - high2<T>(high[e]));
+    }
+#pragma unroll
+    for (int c = 0; c < D / 8; c += 2) {
+      uint32_t b[4];
+      other.load_b_trans(b, j * 16, c, l);
+      mma<T>(sums[c], high, b[0], b[1]);
+      mma<T>(sums[c], low, b[0], b[1]);
+      mma<T>(sums[c + 1], high, b[2], b[3]);
+      mma<T>(sums[c + 1], low, b[2], b[3]);
+    }
+  }
+}
+
 /** Sixteen rows of a warp on their way through the keys. */
 template <typename T, int D> struct WarpRows {
   RunningSoftmax running[2]; /**< of rows lane / 4 and lane / 4 + 8 */
   float o[D / 8][4] = {};
 
   /** Takes 64 keys and their values; `score(half, j, x)` is that of key j for this lane's row
-   *  `half`. The weights are multiplied as the sum of two T, so that rounding them adds nothing to
-   *  rounding o. */
+   *  `half`. */
   template <typename Score>
   __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float to_log2,
                                        Score score) {
-    const int l = lane(), first = warp() * WARP_ROWS;
+    const int l = lane();
     float p[TILE_KEYS / 8][4] = {};
-#pragma unroll
-    for (int c = 0; c < D / 8; c += 2) {
-      uint32_t a[4];
-      q.load_a(a, first, c, l);
-#pragma unroll
-      for (int j = 0; j < TILE_KEYS / 16; j++) {
-        uint32_t b[4];
-        k.load_b(b, j * 16, c, l);
-        mma<T>(p[2 * j], a, b[0], b[1]);
-        mma<T>(p[2 * j + 1], a, b[2], b[3]);
-      }
-    }
+    products(p, q, k);
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -104,25 +138,7 @@ template <typename T, int D> struct WarpRows {
       for (int i = 0; i < D / 8; i++) o[i][half * 2] *= factor, o[i][half * 2 + 1] *= factor;
     }
 
-#pragma unroll
-    for (int j = 0; j < TILE_KEYS / 16; j++) {
-      uint32_t high[4], low[4];
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float x = p[2 * j + e / 2][e % 2 * 2], y = p[2 * j + e / 2][e % 2 * 2 + 1];
-        high[e] = pack2<T>(x, y);
-        low[e] = pack2<T>(x - low2<T>(high[e]), y - high2<T>(high[e]));
-      }
-#pragma unroll
-      for (int c = 0; c < D / 8; c += 2) {
-        uint32_t b[4];
-        v.load_b_trans(b, j * 16, c, l);
-        mma<T>(o[c], high, b[0], b[1]);
-        mma<T>(o[c], low, b[0], b[1]);
-        mma<T>(o[c + 1], high, b[2], b[3]);
-        mma<T>(o[c + 1], low, b[2], b[3]);
-      }
-    }
+    add_rows(o, p, v);
   }
 
   /** The rows go to `output(r)`, by way of those of the queries. */

@@ -145,52 +145,6 @@ template <typename T, int D> struct BackwardShared {
   RowRange ranges[ATTEND_THREADS / WARP];
 };
 
-/** (16, 32) products of the warp's rows with the other side's. */
-template <typename T, int D>
-__device__ __forceinline__ void products(float (&x)[OTHER_ROWS / 8][4], Tile<T, D> &own,
-                                         SwizzledTile<T, OTHER_ROWS, D> &other) {
-  const int l = lane(), first = warp() * WARP_ROWS;
-#pragma unroll
-  for (int c = 0; c < D / 8; c += 2) {
-    uint32_t a[4];
-    own.load_a(a, first, c, l);
-#pragma unroll
-    for (int j = 0; j < OTHER_ROWS / 16; j++) {
-      uint32_t b[4];
-      other.load_b(b, j * 16, c, l);
-      mma<T>(x[2 * j], a, b[0], b[1]);
-      mma<T>(x[2 * j + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-/** sums (16, D) += w (16, 32) times the other side's rows, w as the sum of two T. */
-template <typename T, int D>
-__device__ __forceinline__ void add_rows(float (&sums)[D / 8][4],
-                                         const float (&w)[OTHER_ROWS / 8][4],
-                                         SwizzledTile<T, OTHER_ROWS, D> &other) {
-  const int l = lane();
-#pragma unroll
-  for (int j = 0; j < OTHER_ROWS / 16; j++) {
-    uint32_t high[4], low[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const float x = w[2 * j + e / 2][e % 2 * 2], y = w[2 * j + e / 2][e % 2 * 2 + 1];
-      high[e] = pack2<T>(x, y);
-      low[e] = pack2<T>(x - low2<T>(high[e]), y - high2<T>(high[e]));
-    }
-#pragma unroll
-    for (int c = 0; c < D / 8; c += 2) {
-      uint32_t b[4];
-      other.load_b_trans(b, j * 16, c, l);
-      mma<T>(sums[c], high, b[0], b[1]);
-      mma<T>(sums[c], low, b[0], b[1]);
-      mma<T>(sums[c + 1], high, b[2], b[3]);
-      mma<T>(sums[c + 1], low, b[2], b[3]);
-    }
-  }
-}
-
 /** A query on its way through the keys: its softmax, and the sum of weights times dP. */
 struct RunningDelta {
   RunningSoftmax softmax;
