@@ -2,6 +2,7 @@
 
 mod books;
 mod convert;
+mod curves;
 mod exam;
 mod export;
 mod inspect;
@@ -31,6 +32,7 @@ struct Cli {
 enum Command {
     Books(books::Books),
     Convert(convert::Convert),
+    Curves(curves::Curves),
     Exam(exam::Exam),
     Export(export::Export),
     Inspect(inspect::Inspect),
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Books(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Curves(command) => command.run(),
         Command::Exam(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),

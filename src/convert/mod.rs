@@ -13,6 +13,7 @@ pub mod inspect;
 mod json;
 mod language;
 pub mod ledger;
+mod mimetic;
 mod names;
 mod pieces;
 mod plan;

@@ -2,6 +2,7 @@
 //! for tests. Written at the speed of the disk.
 
 use super::ledger::FileSum;
+use super::mimetic;
 use super::vocabulary::{self, Form};
 use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{Scratch, describing, pretty};
@@ -43,7 +44,7 @@ pub enum Start {
     /// Activations keep their size through all layers and gates are open, as after training.
     #[default]
     Trained,
-    /// As before training: what upstream starts from, gates closed.
+    /// As before training: gates closed, self-attention as in [`mimetic`].
     Untrained,
 }
 
@@ -88,6 +89,16 @@ pub fn synth(options: &Options, progress: &Progress) -> Result<Vec<FileSum>> {
             Start::Trained => Spread::of(name, shape, &config),
             Start::Untrained => Spread::untrained(name, shape, &config),
         };
+        if options.start == Start::Untrained {
+            let width = *shape.last().unwrap_or(&1);
+            let mut draw = |name: &str, n: usize| {
+                Spread::untrained(name, &[n / width, width], &config)
+                    .values(n, (options.seed, name))
+            };
+            if let Some(values) = mimetic::values(name, width, &mut draw)? {
+                return write_values(&values, dtype, sink);
+            }
+        }
         spread.stream(shape.iter().product(), (options.seed, name), dtype, sink)
     };
     let (sums, _) = write::write(staging.folder(), &shards, false, progress, &mut fill)?;
@@ -128,6 +139,18 @@ fn tokenizer(config: &Config, staging: &Staging) -> Result<Vec<FileSum>> {
         return Err(Error::invalid("tokenizer of the preset", expected, found));
     }
     prepared.files()?.iter().map(|(name, bytes)| staging.file(name, bytes)).collect()
+}
+
+fn write_values(values: &[f32], dtype: DType, sink: &mut Sink) -> Result<()> {
+    for some in values.chunks(CHUNK) {
+        let bytes: Vec<u8> = match dtype {
+            DType::F32 => some.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            DType::BF16 => some.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+            _ => some.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        };
+        sink(&bytes)?;
+    }
+    Ok(())
 }
 
 /// A uniform distribution: mean, and half its width.
@@ -218,6 +241,18 @@ impl Spread {
             left -= n;
         }
         Ok(())
+    }
+
+    /// The same numbers in memory.
+    fn values(&self, count: usize, address: (u64, &str)) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(count);
+        let mut sink = |bytes: &[u8]| {
+            let cells = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            values.extend(cells);
+            Ok(())
+        };
+        self.stream(count, address, DType::F32, &mut sink)?;
+        Ok(values)
     }
 
     /// Two random bytes make one element.

@@ -15,6 +15,14 @@ pub fn caption(dice: &mut Dice) -> Page {
     Page { preamble: String::new(), pieces: vec![piece(study, text, None, dice)] }
 }
 
+/// A picture and a word for each of its properties, always in the same order: nothing in so few
+/// words says more about a picture.
+pub fn findings(dice: &mut Dice) -> Page {
+    let study = Study::draw(dice);
+    let text = words::findings(&study);
+    Page { preamble: String::new(), pieces: vec![piece(study, text, None, dice)] }
+}
+
 /// A picture and one to three questions.
 pub fn questions(dice: &mut Dice) -> Page {
     let study = Study::draw(dice);
@@ -92,19 +100,21 @@ pub fn coined_with(
     dice: &mut Dice,
 ) -> Page {
     let property = property.unwrap_or(*dice.pick(&Property::ALL));
-    let words = words::coin(dice, is_held_out);
+    let words = words::coin(2, dice, is_held_out);
     // Any two of its values, in any order: a word says nothing of the value it stands for.
     let mut values: Vec<usize> = (0..property.values().len()).collect();
     dice.shuffle(&mut values);
     let mut order: Vec<usize> = (0..count).map(|i| i % 2).collect();
     dice.shuffle(&mut order);
     order.push(dice.below(2));
-    let phrase = dice.below(2);
+    let phrase = dice.below(8);
     let mut pieces = Vec::new();
+    let mut is_said = [false; 2];
     for answer in order {
         let study = Study::draw_with(dice, property, values[answer]);
         let q = words::coined(&study, property, &words, answer, phrase);
-        pieces.push(asked(study, q, false, dice));
+        let is_first = !std::mem::replace(&mut is_said[answer], true);
+        pieces.push(Piece { is_first, ..asked(study, q, false, dice) });
     }
     Page { preamble: preamble(dice), pieces }
 }
@@ -120,6 +130,80 @@ pub fn described(mut page: Page, dice: &mut Dice) -> Page {
     page
 }
 
+/// A list of words, known and made up, said twice: the second time, each can be known from the
+/// first. What copying is, as densely as it can be taught.
+pub fn echo(dice: &mut Dice, is_held_out: bool) -> Page {
+    let mut list = words::coin(8 + dice.below(9), dice, is_held_out);
+    for _ in 0..dice.below(9) {
+        let property = *dice.pick(&Property::ALL);
+        list.push(dice.pick(property.values()).to_string());
+    }
+    dice.shuffle(&mut list);
+    let text = list.join(" ") + ".";
+    let study = Study::draw(dice);
+    let first = Piece { is_first: true, ..noted(study, "Note:".into(), text.clone(), dice) };
+    let second = noted(study, "Note:".into(), text, dice);
+    Page { preamble: String::new(), pieces: vec![first, second] }
+}
+
+/// Notes of one word, each with the made-up word that stands for it on this page, over and over;
+/// from page to page, more or less stands between the two.
+pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
+    let count = 2 + dice.below(4);
+    let made_up = words::coin(count, dice, is_held_out);
+    let mut entries: Vec<(Property, usize)> = Vec::new();
+    while entries.len() < count {
+        let property = *dice.pick(&Property::ALL);
+        let entry = (property, dice.below(property.values().len()));
+        if !entries.contains(&entry) {
+            entries.push(entry);
+        }
+    }
+    let (between, phrase) = (dice.below(4), dice.below(8));
+    let mut is_said = vec![false; count];
+    let mut pieces = Vec::new();
+    for _ in 0..4 * count {
+        let answer = dice.below(count);
+        let (property, value) = entries[answer];
+        let study = Study::draw_with(dice, property, value);
+        let q = words::coined(&study, property, &made_up, answer, phrase);
+        let mut note = words::note_of(&study, &[property], dice);
+        let text = match between {
+            0 | 1 => q.reply(false).trim_start().to_string(),
+            2 => format!("Answer:{}", q.reply(false)),
+            _ => q.ask(false) + &q.reply(false),
+        };
+        if between == 0 {
+            // No full stop.
+            note.pop();
+        }
+        let is_first = !std::mem::replace(&mut is_said[answer], true);
+        pieces.push(Piece { is_first, ..noted(study, note, text, dice) });
+    }
+    Page { preamble: String::new(), pieces }
+}
+
+/// Two to eight notes that name one property, and up to eight beside it, with a made-up word each:
+/// examples that are easy to read at first.
+pub fn drill(dice: &mut Dice, is_held_out: bool) -> Page {
+    let property = *dice.pick(&Property::ALL);
+    let count = 2 * (1 + dice.below(MOST_SHOTS));
+    let mut page = coined_with(count, Some(property), is_held_out, dice);
+    let beside = *dice.pick(&[0, 0, 1, 2, 4, 8]);
+    for piece in &mut page.pieces {
+        let mut properties = Property::ALL;
+        dice.shuffle(&mut properties);
+        let asked = properties.iter().position(|p| *p == property).unwrap_or(0);
+        properties.swap(0, asked);
+        piece.note = Some(words::note_of(&piece.study, &properties[..=beside], dice));
+    }
+    page
+}
+
+fn noted(study: Study, note: String, text: String, dice: &mut Dice) -> Piece {
+    Piece { note: Some(note), ..piece(study, text, None, dice) }
+}
+
 fn preamble(dice: &mut Dice) -> String {
     if dice.one_in(2) { words::INSTRUCTION.into() } else { String::new() }
 }
@@ -130,5 +214,5 @@ fn asked(study: Study, q: Question, says_why: bool, dice: &mut Dice) -> Piece {
 }
 
 fn piece(study: Study, text: String, question: Option<Question>, dice: &mut Dice) -> Piece {
-    Piece { study, look: dice.seed(), note: None, text, question }
+    Piece { study, look: dice.seed(), note: None, text, question, is_first: false }
 }

@@ -69,7 +69,7 @@ impl Item {
         let value = *dice.pick(&values);
         let study = Study::draw_with(dice, property, value);
         let (look, text) = (dice.seed(), String::new());
-        let other = Piece { study, look, note: None, text, question: None };
+        let other = Piece { study, look, note: None, text, question: None, is_first: false };
         let mut order: Vec<usize> = (0..page.pieces.len() - 1).collect();
         dice.shuffle(&mut order);
         Ok(Item { page, question, other, order, is_coined })

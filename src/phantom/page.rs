@@ -18,6 +18,9 @@ pub struct Piece {
     pub text: String,
     /// The last question in the text, if it has any.
     pub question: Option<Question>,
+    /// True if the text answers with a made-up word that nothing before it says, so that nobody
+    /// could know it.
+    pub is_first: bool,
 }
 
 impl Piece {

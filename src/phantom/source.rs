@@ -32,6 +32,8 @@ impl Split {
 pub enum Kind {
     /// A picture with its caption.
     Caption,
+    /// A picture with a word for each property.
+    Findings,
     /// A picture with questions and answers.
     Questions,
     /// Pictures with texts that refer to each other.
@@ -42,27 +44,41 @@ pub enum Kind {
     Words,
     /// Any of these with notes in the place of pictures: text alone.
     Reports,
+    /// A list of words, said twice: text alone.
+    Echo,
+    /// Words with the made-up words that stand for them, over and over: text alone.
+    Glossary,
+    /// As `words` after notes of a few words: text alone.
+    Drills,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Caption,
+        Kind::Findings,
         Kind::Questions,
         Kind::Interleaved,
         Kind::Shots,
         Kind::Words,
         Kind::Reports,
+        Kind::Echo,
+        Kind::Glossary,
+        Kind::Drills,
     ];
 
     /// As configurations write it.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Caption => "caption",
+            Kind::Findings => "findings",
             Kind::Questions => "questions",
             Kind::Interleaved => "interleaved",
             Kind::Shots => "shots",
             Kind::Words => "words",
             Kind::Reports => "reports",
+            Kind::Echo => "echo",
+            Kind::Glossary => "glossary",
+            Kind::Drills => "drills",
         }
     }
 
@@ -84,10 +100,14 @@ impl Kind {
         let is_held_out = split == Split::Examination;
         match self {
             Kind::Caption => episode::caption(dice),
+            Kind::Findings => episode::findings(dice),
             Kind::Questions => episode::questions(dice),
             Kind::Interleaved => episode::interleaved(dice),
             Kind::Shots => episode::shots(dice),
             Kind::Words => episode::coined(dice, is_held_out),
+            Kind::Echo => episode::echo(dice, is_held_out),
+            Kind::Glossary => episode::glossary(dice, is_held_out),
+            Kind::Drills => episode::drill(dice, is_held_out),
             Kind::Reports => {
                 let kinds =
                     [Kind::Caption, Kind::Questions, Kind::Interleaved, Kind::Shots, Kind::Words];
@@ -231,7 +251,8 @@ mod tests {
                 let (text, pictures) = (page.text(), page.pictures().unwrap().len());
                 assert_eq!(text.matches("<image>").count(), pictures, "{text}");
                 assert_eq!(text.matches("<|endofchunk|>").count(), page.pieces.len());
-                assert_eq!(pictures == 0, kind == Kind::Reports);
+                let is_text = [Kind::Reports, Kind::Echo, Kind::Glossary, Kind::Drills];
+                assert_eq!(pictures == 0, is_text.contains(&kind));
             }
             assert_eq!(kind.name().parse::<Kind>().unwrap(), kind);
         }

@@ -65,14 +65,15 @@ pub(super) fn question(study: &Study, property: Property, dice: &mut Dice) -> Qu
 pub(super) fn coined(
     study: &Study,
     property: Property,
-    words: &[String; 2],
+    words: &[String],
     answer: usize,
     phrase: usize,
 ) -> Question {
     let name = property.name();
     let text = match phrase {
         0 => format!("Which word names the {name}?"),
-        _ => format!("What is the {name} in new words?"),
+        1 => format!("What is the {name} in new words?"),
+        _ => phrases(property)[phrase % phrases(property).len()].into(),
     };
     Question { property, text, candidates: words.to_vec(), answer, reason: reason(study, property) }
 }
@@ -150,17 +151,33 @@ pub(super) fn caption(study: &Study, dice: &mut Dice) -> String {
             "In the {level} {side} part of a {outline} {kind} there {is} {count} {size} {mark}. \
              {line} The margin is {margin} and the texture is {texture}."
         ),
-        _ => note(study, dice),
+        _ => findings(study),
     }
+}
+
+/// The bare words in the order of [`Property::ALL`].
+pub(super) fn findings(study: &Study) -> String {
+    format!("Note: {}.", bare(study, &Property::ALL).join(" "))
 }
 
 /// The bare words in any order.
 pub(super) fn note(study: &Study, dice: &mut Dice) -> String {
-    let mut words: Vec<&str> = Property::ALL.map(|p| study.word(p)).to_vec();
-    words.pop();
-    words.push(["lineless", "lined"][study.get(Property::Line)]);
+    note_of(study, &Property::ALL, dice)
+}
+
+/// The bare words of `properties`, in any order.
+pub(super) fn note_of(study: &Study, properties: &[Property], dice: &mut Dice) -> String {
+    let mut words = bare(study, properties);
     dice.shuffle(&mut words);
     format!("Note: {}.", words.join(" "))
+}
+
+fn bare(study: &Study, properties: &[Property]) -> Vec<&'static str> {
+    let word = |&property: &Property| match property {
+        Property::Line => ["lineless", "lined"][study.get(property)],
+        _ => study.word(property),
+    };
+    properties.iter().map(word).collect()
 }
 
 /// How this picture compares with the one before.
@@ -187,23 +204,23 @@ pub(super) const SECOND: [&str; 16] = [
     "bo", "bu", "hi", "ho", "ja", "jo", "la", "lo", "pe", "pu", "va", "ve", "wi", "wo", "xa", "zi",
 ];
 
-/// Two made-up words that share no syllable. Those of examinations never occur in training, though
-/// their syllables do.
-pub(super) fn coin(dice: &mut Dice, is_held_out: bool) -> [String; 2] {
-    // A quarter of all words: each syllable in four of them.
-    let is_apart = |(first, second): (usize, usize)| (first % 4 == second % 4) == is_held_out;
-    let mut draw = || loop {
-        let word = (dice.below(FIRST.len()), dice.below(SECOND.len()));
-        if is_apart(word) {
-            return word;
-        }
-    };
-    loop {
-        let (a, b) = (draw(), draw());
-        if a.0 != b.0 && a.1 != b.1 {
-            return [a, b].map(|(first, second)| format!("{}{}", FIRST[first], SECOND[second]));
+/// Made-up words that share no syllable, 16 at most. Those of examinations never occur in
+/// training, though their syllables do.
+pub(super) fn coin(count: usize, dice: &mut Dice, is_held_out: bool) -> Vec<String> {
+    let mut words: Vec<(usize, usize)> = Vec::new();
+    while words.len() < count {
+        let (first, second) = (dice.below(FIRST.len()), dice.below(SECOND.len()));
+        // A quarter of all words: each syllable in four of them.
+        let is_apart = (first % 4 == second % 4) == is_held_out;
+        let is_new = words.iter().all(|(a, b)| *a != first && *b != second);
+        match is_apart && is_new {
+            true => words.push((first, second)),
+            // Others may have taken all that goes with what is left.
+            false if dice.one_in(1000) => words.clear(),
+            false => (),
         }
     }
+    words.into_iter().map(|(a, b)| format!("{}{}", FIRST[a], SECOND[b])).collect()
 }
 
 #[cfg(test)]
@@ -255,8 +272,9 @@ mod tests {
     #[test]
     fn words_of_examinations_are_new_and_their_syllables_are_not() {
         let mut dice = Dice::new(13, "coin", 0);
-        let mut draw =
-            |held| -> BTreeSet<String> { (0..4000).flat_map(|_| coin(&mut dice, held)).collect() };
+        let mut draw = |held| -> BTreeSet<String> {
+            (0..4000).flat_map(|_| coin(2, &mut dice, held)).collect()
+        };
         let (known, held) = (draw(false), draw(true));
         assert_eq!((known.len(), held.len()), (192, 64));
         assert!(known.is_disjoint(&held));

@@ -27,7 +27,7 @@ pub use checkpoint::{Checkpoints, Content, Manifest, Saved};
 pub use config::{ModelOptions, RunConfig, RunOptions, SampleOptions, SourceForm, SourceOptions};
 pub use disk::{Disk, FileSum};
 pub use folder::RunFolder;
-pub use metrics::Metrics;
+pub use metrics::{LINES, Metrics};
 pub use stop::Stop;
 pub use tensorboard::EventFile;
 pub use tensors::Named;

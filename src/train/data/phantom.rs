@@ -2,8 +2,9 @@
 //!
 //! Labels are upstream's for interleaved pages (`labels`, V2): what lies between an image and its
 //! end of chunk. A note in the place of a picture is not predicted either: its words are drawn at
-//! random, and what cannot be known would drown what can be learned. Questions are drawn as well;
-//! a source may leave them out.
+//! random, and what cannot be known would drown what can be learned. Nor is a made-up word where it
+//! is said for the first time: whoever guesses there learns which words there are, and those of
+//! examinations are not among them. Questions are drawn as well; a source may leave them out.
 
 use super::stream::Stream;
 use super::tally::Tally;
@@ -136,7 +137,10 @@ impl PhantomStream {
             labels.resize(ids.len(), NO_LABEL);
             ids.extend(self.tokenizer.encode_text(&text)?);
             ids.push(specials.end_of_chunk);
-            self.label(&ids, &mut labels);
+            match piece.is_first {
+                true => labels.resize(ids.len(), NO_LABEL),
+                false => self.label(&ids, &mut labels),
+            }
         }
         Ok(Sample { ids, labels, images, source: self.source })
     }
