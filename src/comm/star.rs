@@ -66,8 +66,8 @@ impl Star {
         let mut all = vec![own];
         for (i, peer) in self.peers.iter_mut().enumerate() {
             let message = receive(peer, deadline).map_err(|e| lost(i + 1, &e, seconds))?;
-            let parts = listed_in(&message).ok_or("a rank sent a damaged message")?;
-            all.push(parts);
+            let damaged = || format!("rank {} sent a damaged message", i + 1);
+            all.push(listed_in(&message).ok_or_else(damaged)?);
         }
         let of = |rank: usize| all.iter().map(move |parts| part_of(parts, rank));
         for (i, peer) in self.peers.iter_mut().enumerate() {
@@ -78,7 +78,7 @@ impl Star {
     }
 
     /// What the others do. Rank 0 knows better who is late: it has that much longer.
-    fn ask(&mut self, own: &Parts, deadline: Instant) -> Answer {
+    fn ask(&mut self, own: &[Vec<u8>], deadline: Instant) -> Answer {
         let seconds = self.timeout.as_secs_f64();
         let peer = self.peers.first_mut().ok_or("not connected")?;
         let own: Vec<&[u8]> = own.iter().map(Vec::as_slice).collect();
