@@ -9,7 +9,7 @@
 use medflamingo::Result;
 use medflamingo::device::{Device, Recording};
 use medflamingo::engine::ModelFolder;
-use medflamingo::train::{Batch, Recompute, Sample, Shard, TrainOptions, Trained, Trainer};
+use medflamingo::train::{Batch, Recompute, Sample, TrainOptions, Trained, Trainer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     let mut folder = ModelFolder::open(&options.model)?;
     let stream = Device::Auto.open(options.threads)?;
     let (weights, how) = (&mut folder.weights, options.train.clone());
-    let mut trainer = Trainer::new(stream, weights, &folder.config, how, Shard::WHOLE)?;
+    let mut trainer = Trainer::new(stream, weights, &folder.config, how, None)?;
     let batch = [batch(&trainer, &options)];
     let tokens = batch[0].tokens();
     trainer.step(&batch)?;

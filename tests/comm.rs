@@ -68,14 +68,18 @@ fn every_collective_does_what_it_says() {
         let n = 5 * world - 2;
         let parts = parts(n, world, 1);
         let own = parts[rank].len();
-        let mut x = Tensor::upload(&stream, &vec![(rank + 1) as f32; n], &[n]).unwrap();
+        let full = || Tensor::upload(&stream, &vec![(rank + 1) as f32; n], &[n]).unwrap();
         let mut out = Tensor::upload(&stream, &vec![0.5f32; own], &[own]).unwrap();
         let total = (world * (world + 1) / 2) as f32;
         let (accumulate, overwrite) = (Out::Accumulate, Out::Overwrite);
-        comm.reduce_scatter(&stream, out.view_mut(), accumulate, x.view(), &parts).unwrap();
+        // Several at once, and something else in between.
+        let [first, second] = [full(), full()].map(|x| comm.begin_sum(x, &parts).unwrap());
+        assert_eq!(comm.exchange(&[7]).unwrap(), vec![[7]; world]);
+        first.end(&stream, out.view_mut(), accumulate).unwrap();
         assert_eq!(out.view().read::<f32>().unwrap(), vec![total + 0.5; own]);
-        comm.reduce_scatter(&stream, out.view_mut(), overwrite, x.view(), &parts).unwrap();
+        second.end(&stream, out.view_mut(), overwrite).unwrap();
         assert_eq!(out.view().read::<f32>().unwrap(), vec![total; own]);
+        let mut x = full();
         comm.all_gather(&stream, x.view_mut(), &parts).unwrap();
         let owner = |i: usize| parts.iter().position(|p| p.contains(&i)).unwrap();
         let gathered: Vec<f32> = (0..n).map(|i| (owner(i) + 1) as f32).collect();
@@ -117,7 +121,8 @@ fn one_two_four_and_eight_ranks_train_to_the_same_bits() {
                 let micro = step * 8 + turn * comm.world() + comm.rank();
                 let g = Tensor::upload(&stream, &values(micro, N), &[N]).unwrap();
                 let mode = if turn == 0 { Out::Overwrite } else { Out::Accumulate };
-                comm.reduce_scatter(&stream, sum.view_mut(), mode, g.view(), &parts).unwrap();
+                let begun = comm.begin_sum(g, &parts).unwrap();
+                begun.end(&stream, sum.view_mut(), mode).unwrap();
             }
             if !own.is_empty() {
                 let [c1, c2] = &mut codes;
@@ -222,7 +227,7 @@ fn strangers_are_not_let_in() {
         let member = Comm::join(&own[1], Duration::from_secs(20)).unwrap();
         let other = scope.spawn(move || member.exchange(&[1]).unwrap());
         let root = root.join().unwrap();
-        assert_eq!(*root.exchange(&[0]).unwrap(), [[0], [1]]);
-        assert_eq!(*other.join().unwrap(), [[0], [1]]);
+        assert_eq!(root.exchange(&[0]).unwrap(), [[0], [1]]);
+        assert_eq!(other.join().unwrap(), [[0], [1]]);
     });
 }

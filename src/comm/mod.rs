@@ -5,23 +5,30 @@
 //! r, R + r, 2R + r, ..) therefore add the same numbers in the same order: 1, 2, 4 and 8 ranks give
 //! the same bits. NCCL chooses its own order, the same in every step on the same machines.
 //!
+//! A sum goes on while its ranks compute: [`Comm::begin_sum`] takes what is to be added, and
+//! [`Sum::end`] waits. Messages are exchanged in the order in which they were given, by a thread.
+//!
 //! A rank that is gone or does not come within the timeout ends the work of all, with an error that
 //! names it. One floor above `ops`: it adds with them.
 
+mod lane;
 mod launch;
 mod star;
+mod sum;
 mod threads;
 
 pub use launch::Launch;
+pub use sum::Sum;
 
 use crate::device::Stream;
-use crate::ops::{self, Collective, Out};
-use crate::tensor::{View, ViewMut};
+use crate::ops::Collective;
+use crate::tensor::{Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
+use lane::{Lane, Parts, Pending};
 use star::Star;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use sum::folded;
 use threads::Member;
 
 /// How long a rank waits for the others, unless it is told otherwise.
@@ -41,12 +48,14 @@ pub enum Comm {
 pub struct Ranks {
     rank: usize,
     world: usize,
-    link: Link,
+    lane: Lane,
 }
 
-enum Link {
-    Threads(Member),
-    Star(Mutex<Star>),
+/// An exchange that is under way.
+struct Exchange {
+    rank: usize,
+    world: usize,
+    pending: Pending,
 }
 
 impl Ranks {
@@ -55,28 +64,36 @@ impl Ranks {
     ///
     /// # Errors
     /// [`Error::Device`] if a rank is gone or does not come in time; all later calls fail too.
-    pub fn exchange(&self, bytes: &[u8]) -> Result<Arc<Vec<Vec<u8>>>> {
-        match &self.link {
-            Link::Threads(member) => member.exchange(self.rank, bytes),
-            Link::Star(star) => held(star).exchange(bytes).map(Arc::new),
-        }
-        .map_err(|message| self.error(message))
+    pub fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.begin(vec![bytes.to_vec()]).end()
+    }
+
+    /// Gives `parts`, one for all or one for each, and does not wait for what the others give.
+    fn begin(&self, parts: Parts) -> Exchange {
+        Exchange { rank: self.rank, world: self.world, pending: self.lane.begin(parts) }
     }
 
     fn error(&self, message: String) -> Error {
-        Error::device(format!("rank {} of {}", self.rank, self.world), message)
+        failed(self.rank, self.world, message)
     }
 }
 
-fn held(star: &Mutex<Star>) -> MutexGuard<'_, Star> {
-    star.lock().unwrap_or_else(PoisonError::into_inner)
+impl Exchange {
+    /// What every rank gave this one.
+    fn end(self) -> Result<Vec<Vec<u8>>> {
+        self.pending.end().map_err(|message| failed(self.rank, self.world, message))
+    }
+}
+
+fn failed(rank: usize, world: usize, message: String) -> Error {
+    Error::device(format!("rank {rank} of {world}"), message)
 }
 
 impl Comm {
     /// As many ranks as `world` for threads of this process, in their order.
     pub fn threads(world: usize, timeout: Duration) -> Vec<Self> {
         let members = Member::of(world, timeout).into_iter().enumerate();
-        let comm = |(rank, member)| Ranks { rank, world, link: Link::Threads(member) };
+        let comm = |(rank, member)| Ranks { rank, world, lane: Lane::new(member) };
         members.map(|m| Comm::Ranks(comm(m))).collect()
     }
 
@@ -89,9 +106,9 @@ impl Comm {
             return Ok(Comm::Single);
         }
         let (rank, world) = (launch.rank, launch.world);
-        let star = Star::join(launch, timeout)
-            .map_err(|message| Error::device(format!("rank {rank} of {world}"), message))?;
-        Ok(Comm::Ranks(Ranks { rank, world, link: Link::Star(Mutex::new(star)) }))
+        let star = Star::join(launch, timeout);
+        let star = star.map_err(|message| failed(rank, world, message))?;
+        Ok(Comm::Ranks(Ranks { rank, world, lane: Lane::new(star) }))
     }
 
     /// Passes tensors over NCCL from here on, where ranks have cards. Nothing changes on the host.
@@ -142,9 +159,9 @@ impl Comm {
     ///
     /// # Errors
     /// As there.
-    pub fn exchange(&self, bytes: &[u8]) -> Result<Arc<Vec<Vec<u8>>>> {
+    pub fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         match self.ranks() {
-            None => Ok(Arc::new(vec![bytes.to_vec()])),
+            None => Ok(vec![bytes.to_vec()]),
             Some(ranks) => ranks.exchange(bytes),
         }
     }
@@ -169,31 +186,24 @@ impl Comm {
         Ok(Ok(all.iter().map(|bytes| bytes[1..].to_vec()).collect()))
     }
 
-    /// `out` f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32; `parts` are the
-    /// elements of every rank, in their order.
+    /// Begins to add up the ranks' `x` (1, n) f32; `parts` are the elements that each rank gets the
+    /// sum of, in their order.
     ///
     /// # Errors
     /// If a shape or dtype differs; as [`Ranks::exchange`].
-    pub fn reduce_scatter(
-        &self,
-        stream: &Stream,
-        mut out: ViewMut<'_>,
-        mode: Out,
-        x: View<'_>,
-        parts: &[Range<usize>],
-    ) -> Result<()> {
-        let own = self.part("reduce_scatter", x.cols(), parts)?;
-        flat("reduce_scatter: x", &x, x.cols())?;
-        flat("reduce_scatter: out", &out.as_view(), own.len())?;
-        match self {
-            Comm::Single => add(stream, out, mode, x.block(0..1, own)?),
-            Comm::Nccl(_, nccl) => nccl.reduce_scatter(stream, out, mode, x, parts),
+    pub fn begin_sum(&self, x: Tensor, parts: &[Range<usize>]) -> Result<Sum> {
+        let (view, n) = (x.view(), x.shape().cols());
+        let own = self.part("sum over ranks", n, parts)?;
+        flat("sum over ranks: x", &view, n)?;
+        Ok(match self {
+            Comm::Single => Sum::alone(x, own),
+            Comm::Nccl(_, nccl) => Sum::on_cards(nccl.begin_sum(x, parts)?, own),
             Comm::Ranks(ranks) => {
-                let start = (mode == Out::Accumulate).then(|| out.as_view().read::<f32>());
-                let all = ranks.exchange(&x.to_bytes()?)?;
-                out.write(&folded(start.transpose()?, &all, own.start * 4..own.end * 4)?)
+                let bytes = |part: &Range<usize>| view.block(0..1, part.clone())?.to_bytes();
+                let exchange = ranks.begin(parts.iter().map(bytes).collect::<Result<_>>()?);
+                Sum::of_messages(x, own, exchange)
             }
-        }
+        })
     }
 
     /// `x` (n) f32 = its sum over ranks.
@@ -207,7 +217,7 @@ impl Comm {
             Comm::Nccl(_, nccl) => nccl.all_reduce(stream, x),
             Comm::Ranks(ranks) => {
                 let all = ranks.exchange(&x.as_view().to_bytes()?)?;
-                x.write(&folded(None, &all, 0..x.bytes())?)
+                x.write(&folded(None, &all, x.cols())?)
             }
         }
     }
@@ -289,30 +299,4 @@ fn flat(who: &str, x: &View<'_>, n: usize) -> Result<()> {
         return Err(Error::invalid(who, format!("({n}) f32"), found));
     }
     Ok(())
-}
-
-/// `out` (+)= `x`.
-fn add(stream: &Stream, mut out: ViewMut<'_>, mode: Out, x: View<'_>) -> Result<()> {
-    match mode {
-        Out::Overwrite => out.copy_from(x),
-        Out::Accumulate => ops::column_sums(stream, out, mode, x),
-    }
-}
-
-/// `start` and the given bytes of each message, as f32, added up from left to right.
-fn folded(start: Option<Vec<f32>>, all: &[Vec<u8>], own: Range<usize>) -> Result<Vec<f32>> {
-    let mut sum = start;
-    for (rank, bytes) in all.iter().enumerate() {
-        let part = bytes.get(own.clone()).ok_or_else(|| {
-            let expected = format!("at least {} bytes of rank {rank}", own.end);
-            Error::invalid("sum over ranks", expected, bytes.len()).advise(DIFFER)
-        })?;
-        let values = part.chunks_exact(4).filter_map(|b| b.first_chunk().copied());
-        let values = values.map(f32::from_le_bytes);
-        match &mut sum {
-            None => sum = Some(values.collect()),
-            Some(sum) => sum.iter_mut().zip(values).for_each(|(s, x)| *s += x),
-        }
-    }
-    Ok(sum.unwrap_or_default())
 }

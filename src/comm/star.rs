@@ -1,16 +1,17 @@
-//! Ranks that are processes: rank 0 takes what all have and gives it to all, over TCP.
+//! Ranks that are processes: rank 0 takes what all have and gives each what is for it, over TCP.
 //!
 //! Only processes with the job's token are let in. Every wait has an end; a rank that closes its
 //! connection is gone, one that sends nothing in time is stuck, and rank 0 tells the others which
 //! before it ends.
 
+use super::lane::{Answer, Link, Parts, part_of};
 use super::launch::Launch;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// The first bytes on a connection, with the version of what follows.
-const MAGIC: &[u8; 8] = b"mfranks1";
+const MAGIC: &[u8; 8] = b"mfranks2";
 /// How long a new connection may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
 /// Between two attempts to reach rank 0, which may start later.
@@ -50,47 +51,38 @@ impl Star {
         Ok(Star { rank: launch.rank, timeout, peers, failed: None })
     }
 
-    pub(super) fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-        if let Some(why) = &self.failed {
-            return Err(why.clone());
-        }
-        let deadline = Instant::now() + self.timeout;
-        let result = match self.rank {
-            0 => self.collect(bytes, deadline),
-            _ => self.ask(bytes, deadline),
-        };
-        if let Err(why) = &result {
-            self.failed = Some(why.clone());
-            if self.rank == 0 {
-                for peer in &mut self.peers {
-                    let _ = send(peer, FAILURE, &[why.as_bytes()], Instant::now() + HELLO);
-                }
+    fn fail(&mut self, why: &str) {
+        self.failed = Some(why.to_string());
+        if self.rank == 0 {
+            for peer in &mut self.peers {
+                let _ = send(peer, FAILURE, &[why.as_bytes()], Instant::now() + HELLO);
             }
         }
-        result
     }
 
     /// What rank 0 does.
-    fn collect(&mut self, own: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>, String> {
+    fn collect(&mut self, own: Parts, deadline: Instant) -> Answer {
         let seconds = self.timeout.as_secs_f64();
-        let mut all = vec![own.to_vec()];
+        let mut all = vec![own];
         for (i, peer) in self.peers.iter_mut().enumerate() {
-            all.push(receive(peer, deadline).map_err(|e| lost(i + 1, &e, seconds))?);
+            let message = receive(peer, deadline).map_err(|e| lost(i + 1, &e, seconds))?;
+            let damaged = || format!("rank {} sent a damaged message", i + 1);
+            all.push(listed_in(&message).ok_or_else(damaged)?);
         }
-        let lengths: Vec<[u8; 8]> = all.iter().map(|b| (b.len() as u64).to_le_bytes()).collect();
-        let parts = lengths.iter().zip(&all).flat_map(|(n, b)| [&n[..], b.as_slice()]);
-        let parts: Vec<&[u8]> = parts.collect();
+        let of = |rank: usize| all.iter().map(move |parts| part_of(parts, rank));
         for (i, peer) in self.peers.iter_mut().enumerate() {
-            send(peer, DATA, &parts, deadline).map_err(|e| lost(i + 1, &e, seconds))?;
+            let parts: Vec<&[u8]> = of(i + 1).collect();
+            send_list(peer, &parts, deadline).map_err(|e| lost(i + 1, &e, seconds))?;
         }
-        Ok(all)
+        Ok(of(0).map(<[u8]>::to_vec).collect())
     }
 
     /// What the others do. Rank 0 knows better who is late: it has that much longer.
-    fn ask(&mut self, own: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>, String> {
+    fn ask(&mut self, own: &[Vec<u8>], deadline: Instant) -> Answer {
         let seconds = self.timeout.as_secs_f64();
         let peer = self.peers.first_mut().ok_or("not connected")?;
-        let sent = send(peer, DATA, &[own], deadline);
+        let own: Vec<&[u8]> = own.iter().map(Vec::as_slice).collect();
+        let sent = send_list(peer, &own, deadline);
         let received = receive(peer, deadline + self.timeout / 4);
         // What rank 0 said before it ended says more than that it has.
         let message = match (sent, received) {
@@ -99,15 +91,44 @@ impl Star {
             (Ok(()), Ok(message)) => Ok(message),
         };
         let message = message.map_err(|e| lost(0, &e, seconds))?;
-        let (mut rest, mut all) = (message.as_slice(), Vec::new());
-        while let Some((len, after)) = rest.split_first_chunk() {
-            let len = u64::from_le_bytes(*len) as usize;
-            let part = after.get(..len).ok_or("rank 0 sent a damaged message")?;
-            all.push(part.to_vec());
-            rest = &after[len..];
-        }
-        Ok(all)
+        listed_in(&message).ok_or_else(|| "rank 0 sent a damaged message".into())
     }
+}
+
+impl Link for Star {
+    fn exchange(&mut self, parts: Parts) -> Answer {
+        if let Some(why) = &self.failed {
+            return Err(why.clone());
+        }
+        let deadline = Instant::now() + self.timeout;
+        let answer = match self.rank {
+            0 => self.collect(parts, deadline),
+            _ => self.ask(&parts, deadline),
+        };
+        if let Err(why) = &answer {
+            self.fail(why);
+        }
+        answer
+    }
+}
+
+/// Sends parts with their lengths.
+fn send_list(peer: &mut TcpStream, parts: &[&[u8]], deadline: Instant) -> io::Result<()> {
+    let lengths: Vec<[u8; 8]> = parts.iter().map(|b| (b.len() as u64).to_le_bytes()).collect();
+    let pieces = lengths.iter().zip(parts).flat_map(|(n, b)| [&n[..], b]);
+    send(peer, DATA, &pieces.collect::<Vec<_>>(), deadline)
+}
+
+/// The parts in a message, unless it is damaged.
+fn listed_in(message: &[u8]) -> Option<Parts> {
+    let (mut rest, mut all) = (message, Vec::new());
+    while !rest.is_empty() {
+        let (len, after) = rest.split_first_chunk()?;
+        let (part, after) = after.split_at_checked(u64::from_le_bytes(*len) as usize)?;
+        all.push(part.to_vec());
+        rest = after;
+    }
+    Some(all)
 }
 
 /// What became of a rank.

@@ -1,5 +1,6 @@
 //! Ranks that are threads of one process.
 
+use super::lane::{Answer, Link, Parts, part_of};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,9 @@ struct State {
     /// Exchanges that are complete.
     rounds: u64,
     /// What has come for the next one.
-    slots: Vec<Option<Vec<u8>>>,
+    slots: Vec<Option<Parts>>,
     /// What came for the last one.
-    result: Arc<Vec<Vec<u8>>>,
+    result: Arc<Vec<Parts>>,
     gone: Vec<bool>,
     failed: Option<String>,
 }
@@ -43,11 +44,12 @@ impl Member {
         self.meeting.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn exchange(&self, rank: usize, bytes: &[u8]) -> Result<Arc<Vec<Vec<u8>>>, String> {
+    /// What all ranks gave.
+    fn meet(&self, parts: Parts) -> Result<Arc<Vec<Parts>>, String> {
         let deadline = Instant::now() + self.timeout;
         let mut state = self.state();
         let round = state.rounds;
-        state.slots[rank] = Some(bytes.to_vec());
+        state.slots[self.rank] = Some(parts);
         if state.slots.iter().all(Option::is_some) && state.failed.is_none() {
             let all = state.slots.iter_mut().map(|slot| slot.take().unwrap_or_default()).collect();
             state.result = Arc::new(all);
@@ -83,6 +85,13 @@ impl Member {
         state.failed = Some(why.clone());
         self.meeting.changed.notify_all();
         why
+    }
+}
+
+impl Link for Member {
+    fn exchange(&mut self, parts: Parts) -> Answer {
+        let all = self.meet(parts)?;
+        Ok(all.iter().map(|parts| part_of(parts, self.rank).to_vec()).collect())
     }
 }
 

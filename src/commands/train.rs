@@ -89,8 +89,8 @@ impl Train {
         }
         let shape = Shape::of(config, &architecture, self.ranks);
         let plan = match self.memory {
-            Some(bytes) => shape.plan_for(bytes),
-            None => shape.plan(),
+            Some(bytes) => shape.plan_for(bytes)?,
+            None => shape.plan()?,
         };
         if self.json {
             return super::print_json(&plan);

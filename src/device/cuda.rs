@@ -11,7 +11,7 @@ mod timing;
 mod upload;
 
 pub(super) use launch::MOST_PARAMS;
-pub use nccl::Nccl;
+pub use nccl::{Nccl, NcclTicket};
 pub(super) use queue::{Memory, Queue};
 pub(crate) use staging::Cells;
 pub(super) use upload::Job;

@@ -15,7 +15,7 @@ mod simt;
 
 pub use buffer::Buffer;
 pub(crate) use cuda::Cells;
-pub use cuda::{CudaCard, Nccl, cuda_cards};
+pub use cuda::{CudaCard, Nccl, NcclTicket, cuda_cards};
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};

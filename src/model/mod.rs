@@ -22,7 +22,8 @@ pub use presets::{PRESETS, preset};
 pub use probe::Probe;
 pub use session::Session;
 pub use train::{
-    ALIGN, Gradients, Packed, Parameter, Parameters, Purpose, Recompute, Targets, Trained, Training,
+    ALIGN, BUCKET, Buckets, Gradients, Packed, Parameter, Parameters, Purpose, Recompute, Shard,
+    Sums, Targets, Trained, Training,
 };
 
 use crate::device::Stream;

@@ -1,12 +1,9 @@
 //! Sums and copies between cards, over NCCL: checked, then put into the stream's queue.
 
 use super::check;
-use super::column_sums::column_sums;
-use super::gemm::Out;
-use crate::device::{Nccl, Stream};
-use crate::tensor::{Tensor, View, ViewMut};
+use crate::device::{Nccl, NcclTicket, Stream};
+use crate::tensor::{Tensor, ViewMut};
 use crate::{DType, Error, Result};
-use std::cell::RefCell;
 use std::ops::Range;
 
 /// This process's place among those with a card each.
@@ -14,8 +11,23 @@ pub struct Collective {
     nccl: Nccl,
     rank: usize,
     world: usize,
-    /// What a sum is received into before it is added.
-    received: RefCell<Option<Tensor>>,
+}
+
+/// A sum that is under way beside the stream's queue, and the memory that it is made in.
+pub struct Reducing {
+    // Before the memory: where both are dropped, the queue waits first.
+    ticket: NcclTicket,
+    x: Tensor,
+}
+
+impl Reducing {
+    /// What comes into the queue from here on waits for the sum: this rank's part of the memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the card has failed.
+    pub fn end(self) -> Result<Tensor> {
+        self.ticket.end().map(|()| self.x)
+    }
 }
 
 impl Collective {
@@ -36,44 +48,28 @@ impl Collective {
     /// [`Error::Device`] if `stream` is not a card's, or NCCL is not there or does not start.
     pub fn new(stream: &Stream, id: [u8; Self::ID], rank: usize, world: usize) -> Result<Self> {
         let nccl = Nccl::new(stream, id, rank, world)?;
-        Ok(Collective { nccl, rank, world, received: RefCell::new(None) })
+        Ok(Collective { nccl, rank, world })
     }
 
-    /// `out` f32 (+)= the sum over ranks of this rank's part of their `x` (n) f32; `parts` are the
-    /// elements of every rank, in their order.
+    /// Begins to add up the ranks' `x` (n) f32 behind what the queue has and beside what comes
+    /// after it; `parts` are the elements that each rank gets the sum of, in their order. The
+    /// cells of other ranks' parts hold anything afterwards.
     ///
     /// # Errors
     /// If a shape or dtype differs; [`Error::Device`] if a rank has failed.
-    pub fn reduce_scatter(
-        &self,
-        stream: &Stream,
-        mut out: ViewMut<'_>,
-        mode: Out,
-        x: View<'_>,
-        parts: &[Range<usize>],
-    ) -> Result<()> {
-        let (op, n) = ("reduce_scatter", x.cols());
-        let own = self.part(op, n, parts)?.len();
-        check::flat(op, "out", &out.as_view(), own, DType::F32)?;
-        check::flat(op, "x", &x, n, DType::F32)?;
-        if mode == Out::Overwrite {
-            // SAFETY: sizes and dtypes were checked; what is written is borrowed exclusively.
-            return unsafe { self.nccl.reduce_scatter(out.ptr(), x.ptr(), parts) };
-        }
-        let mut received = self.received.borrow_mut();
-        if received.as_ref().is_none_or(|t| t.shape().elements() != own) {
-            *received = Some(Tensor::zeros(stream, DType::F32, &[1, own])?);
-        }
-        let Some(received) = received.as_mut() else { return Ok(()) };
-        // SAFETY: as above; the tensor has as many elements.
-        unsafe { self.nccl.reduce_scatter(received.view_mut().ptr(), x.ptr(), parts)? };
-        column_sums(stream, out, Out::Accumulate, received.view())
+    pub fn begin_sum(&self, mut x: Tensor, parts: &[Range<usize>]) -> Result<Reducing> {
+        let (op, n) = ("sum over ranks", x.shape().cols());
+        self.part(op, n, parts)?;
+        check::flat(op, "x", &x.view(), n, DType::F32)?;
+        // SAFETY: size and dtype were checked; nobody else has the tensor before the ticket ends.
+        let ticket = unsafe { self.nccl.begin_sum(x.view_mut().ptr(), parts)? };
+        Ok(Reducing { ticket, x })
     }
 
     /// `x` (n) f32 = its sum over ranks.
     ///
     /// # Errors
-    /// As [`Collective::reduce_scatter`].
+    /// As [`Collective::begin_sum`].
     pub fn all_reduce(&self, _: &Stream, mut x: ViewMut<'_>) -> Result<()> {
         let n = x.cols();
         check::flat("all_reduce", "x", &x.as_view(), n, DType::F32)?;
@@ -85,7 +81,7 @@ impl Collective {
     /// ranks.
     ///
     /// # Errors
-    /// As [`Collective::reduce_scatter`].
+    /// As [`Collective::begin_sum`].
     pub fn all_gather(&self, _: &Stream, mut y: ViewMut<'_>, parts: &[Range<usize>]) -> Result<()> {
         let (n, dtype) = (y.cols(), y.dtype());
         check::flat("all_gather", "y", &y.as_view(), n, dtype)?;
@@ -99,7 +95,7 @@ impl Collective {
     /// `x` becomes that of rank `root`.
     ///
     /// # Errors
-    /// As [`Collective::reduce_scatter`].
+    /// As [`Collective::begin_sum`].
     pub fn broadcast(&self, _: &Stream, mut x: ViewMut<'_>, root: usize) -> Result<()> {
         let dense = x.as_view();
         check::dense("broadcast", "x", &dense)?;

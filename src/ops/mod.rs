@@ -55,7 +55,7 @@ pub use attention_backward::{
 pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
 pub use batch::{Labels, Media, MediaSpans, Ragged, Sequence, TokenGroups, TokenIds};
 pub use checksum::{CHECKSUM, checksum, xor};
-pub use collective::Collective;
+pub use collective::{Collective, Reducing};
 pub use column_sums::{COLUMN_SUMS, column_sums};
 pub use cross_attention::{CROSS_ATTENTION, cross_attention};
 pub use cross_entropy::{CROSS_ENTROPY, cross_entropy};

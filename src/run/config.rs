@@ -56,8 +56,8 @@ pub struct RunOptions {
     #[serde(default)]
     pub threads: usize,
     /// Micro-batches are summed one by one, as several ranks do it: then 1, 2, 4 and 8 ranks give
-    /// the same bits. Without it a single rank adds them up in place, which saves a copy of the
-    /// gradients.
+    /// the same bits. Without it a single rank adds them up in place, which saves the memory of two
+    /// buckets of gradients, and their copies.
     #[serde(default = "defaults::exact_sums")]
     pub exact_sums: bool,
     /// Steps between two checkpoints.
@@ -149,7 +149,7 @@ pub struct SampleOptions {
 }
 
 impl RunOptions {
-    /// True if `world` ranks keep sums apart from the gradients that are added to them.
+    /// True if `world` ranks keep sums apart from the gradients of a micro-batch.
     pub fn has_sums(&self, world: usize) -> bool {
         world > 1 || (self.exact_sums && self.micro_batches > 1)
     }

@@ -16,15 +16,15 @@ use super::validation::{self, Measured};
 use crate::comm::Comm;
 use crate::device::Stream as Queue;
 use crate::engine::ModelFolder;
-use crate::ops::Out;
 use crate::phantom::Split;
 use crate::tensor::Tensor;
 use crate::train::data::Feed;
-use crate::train::{Batch, Report, Shard, Skipped, SourceLoss, Trainer};
-use crate::{DType, Error, Result};
+use crate::train::{Batch, OverRanks, Report, Shard, Skipped, SourceLoss, Sums, Trainer};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// How a run begins.
@@ -74,7 +74,7 @@ const MOST_UNSAVED: u32 = 3;
 
 struct Run<'a> {
     config: RunConfig,
-    comm: Comm,
+    comm: Rc<Comm>,
     trainer: Trainer,
     sources: Vec<Feed>,
     names: Vec<String>,
@@ -86,8 +86,6 @@ struct Run<'a> {
     metrics: Option<Metrics>,
     /// Elements of the flat tensors that each rank looks after.
     parts: Vec<Range<usize>>,
-    /// The sum over ranks of this rank's part of the gradients.
-    sum: Option<Tensor>,
     /// Numbers of the embedding rows that are trained.
     rows: Vec<(String, Tensor)>,
     stop: Stop,
@@ -157,16 +155,12 @@ fn prepare<'a>(
         sources.push(opened.map_err(|e| e.within(format!("[[source]] {}", source.name)))?);
     }
     let samples = samples::read(&config.samples, &model)?;
-    let comm = comm.on(&queue)?;
+    let comm = Rc::new(comm.on(&queue)?);
     let (architecture, options) = (model.config.clone(), config.train.clone());
-    let shard = Shard { rank, world };
-    let trainer = Trainer::new(queue, &mut model.weights, &architecture, options, shard)?;
-    let elements = trainer.flat().cols();
-    let parts: Vec<_> = (0..world).map(|rank| Shard { rank, world }.range(elements)).collect();
-    let sum = match config.run.has_sums(world) {
-        false => None,
-        true => Some(Tensor::zeros(trainer.stream(), DType::F32, &[1, parts[rank].len()])?),
-    };
+    let over = || Box::new(OverRanks::new(comm.clone())) as Box<dyn Sums>;
+    let sums = config.run.has_sums(world).then(over);
+    let trainer = Trainer::new(queue, &mut model.weights, &architecture, options, sums)?;
+    let parts = Shard { rank, world }.ranges(trainer.flat().cols());
     let identity =
         Identity { model: model_identity(&folder)?, model_folder: folder.display().to_string() };
     Ok(Run {
@@ -186,7 +180,6 @@ fn prepare<'a>(
         samples,
         identity,
         parts,
-        sum,
         stop,
         watch,
     })
@@ -252,13 +245,9 @@ impl Run<'_> {
     /// One optimiser step and what is due after it; true if somebody wants the run to end.
     fn step(&mut self) -> Result<bool> {
         let (micro_batches, world) = (self.config.run.micro_batches, self.comm.world());
-        for turn in 0..micro_batches {
+        for _ in 0..micro_batches {
             let batch = self.batch()?;
             self.trainer.accumulate(&batch, micro_batches * world)?;
-            self.reduce(turn == 0)?;
-        }
-        if let Some(sum) = &self.sum {
-            self.trainer.put_gradients(sum.view())?;
         }
         let own = Told {
             loss: self.trainer.loss(),
@@ -291,16 +280,6 @@ impl Run<'_> {
             all.sequences.extend(batch.sequences);
         }
         Ok(all)
-    }
-
-    /// Adds the ranks' gradients of one micro-batch to this rank's part of the sum.
-    fn reduce(&mut self, is_first: bool) -> Result<()> {
-        let Some(sum) = &mut self.sum else { return Ok(()) };
-        let (comm, parts) = (&self.comm, &self.parts);
-        let mode = if is_first { Out::Overwrite } else { Out::Accumulate };
-        self.trainer.take_gradients(&mut |stream, gradients| {
-            comm.reduce_scatter(stream, sum.view_mut(), mode, gradients, parts)
-        })
     }
 
     /// Everybody's sums of squares, one after another, and what they tell.
@@ -406,6 +385,7 @@ impl Run<'_> {
             ("images", report.images as f64),
             ("tokens_per_second", report.tokens as f64 / seconds.max(1e-9)),
             ("data_wait_share", waited / elapsed.max(1e-9)),
+            ("sum_wait_share", report.seconds.waiting / seconds.max(1e-9)),
             ("skipped", self.trainer.progress().skipped as f64),
         ];
         numbers.extend(more.map(|(name, value)| (name.to_string(), value)));

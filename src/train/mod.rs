@@ -1,22 +1,24 @@
 //! Training: batches in, better weights out. A [`Trainer`] owns a device, a model, its gradients
 //! and the state of its optimiser; everything that changes while training is in it.
 //!
-//! A step is [`Trainer::accumulate`] for each micro-batch, then [`Trainer::update`]; between the
-//! two the gradients can be reduced over ranks. [`Trainer::step`] is both for one rank.
+//! A step is [`Trainer::accumulate`] for each micro-batch, then [`Trainer::update`]; with [`Sums`]
+//! the gradients are added up over ranks meanwhile. [`Trainer::step`] is both for one rank.
 
 mod batch;
 pub mod data;
 mod guard;
 mod optimizer;
 mod options;
+mod ranks;
 
-pub use crate::model::{ALIGN, Parameter, Recompute, Trained};
+pub use crate::model::{ALIGN, Parameter, Recompute, Shard, Sums, Trained};
 pub use batch::{Batch, NO_LABEL, Sample};
 pub use guard::{Guard, Skipped};
-pub use optimizer::{Shard, StateTensor};
+pub use optimizer::StateTensor;
 pub use options::{
     Decayed, OptimizerOptions, Outliers, Precision, Schedule, ScheduleKind, TrainOptions,
 };
+pub use ranks::OverRanks;
 
 use crate::device::Stream;
 use crate::model::{Config, Gradients, Packed, Parameters, Purpose, Training};
@@ -87,10 +89,13 @@ pub struct Report {
 /// Where the time of a step went, as the host sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Seconds {
-    /// Losses and gradients.
+    /// Losses and gradients, with their sums over ranks.
     pub gradients: f64,
     /// Norm, clipping and update.
     pub optimizer: f64,
+    /// Of those of gradients: waiting for sums over ranks that had not ended when they were needed.
+    /// On a card the queue waits, which the host does not see.
+    pub waiting: f64,
 }
 
 /// What has been accumulated since the last update.
@@ -107,7 +112,8 @@ struct Pending {
 
 impl Trainer {
     /// A trainer of the model in `weights`, which are copied to the device where they are not on
-    /// it; the optimiser's state is that of `shard`.
+    /// it. With `sums`, each micro-batch's gradients are added up over ranks, and those of a rank's
+    /// share and the optimiser's state of it are what is here.
     ///
     /// # Errors
     /// Options that contradict each other or the model, a missing tensor, too little memory.
@@ -116,9 +122,10 @@ impl Trainer {
         weights: &mut Weights,
         config: &Config,
         options: TrainOptions,
-        shard: Shard,
+        sums: Option<Box<dyn Sums>>,
     ) -> Result<Self> {
         options.check(config.dtype.into())?;
+        let shard = sums.as_ref().map_or(Shard::WHOLE, |sums| sums.shard());
         if shard.rank >= shard.world {
             let expected = format!("a rank below {}", shard.world);
             return Err(Error::invalid("shard", expected, shard.rank));
@@ -130,7 +137,7 @@ impl Trainer {
         let (o, seed) = (&options.optimizer, options.seed);
         Ok(Trainer {
             optimizer: Optimizer::new(&stream, &params, o, seed, own.clone())?,
-            grads: Gradients::new(&stream, &params)?,
+            grads: Gradients::new(&stream, &params, config, sums)?,
             squares: Tensor::zeros(&stream, DType::F32, &[own.len() / ALIGN, 2])?,
             config: config.clone(),
             progress: Progress::default(),
@@ -159,8 +166,8 @@ impl Trainer {
         self.update(&squares, 1.0, loss)
     }
 
-    /// Adds the gradients of one micro-batch out of `micro_batches`: of the sum over sources of
-    /// weight times mean loss, divided by `micro_batches`.
+    /// Adds the gradients of one micro-batch out of `micro_batches`, of all ranks: of the sum over
+    /// sources of weight times mean loss, divided by `micro_batches`.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -182,6 +189,7 @@ impl Trainer {
         let rows = self.options.logit_rows;
         let (stream, params, grads) = (&self.stream, &self.params, &mut self.grads);
         let sums = self.model.run(stream, params, grads, &packed, rows, purpose)?;
+        grads.complete(stream, params)?;
         let pending = &mut self.pending;
         pending.micro_batches += 1;
         pending.tokens += batch.tokens();
@@ -206,38 +214,14 @@ impl Trainer {
         self.pending.loss
     }
 
-    /// Gradients accumulated since the last update, (1, elements) f32: those of
-    /// [`Trainer::parameters`], each in its range.
+    /// Gradients of this rank's share accumulated since the last update, (1, elements) f32: those
+    /// of [`Trainer::parameters`], each in its range, from [`Trainer::own`] on.
     ///
     /// # Errors
-    /// If the device has failed.
-    pub fn gradients(&mut self) -> Result<ViewMut<'_>> {
+    /// If the device or a rank has failed.
+    pub fn gradients(&mut self) -> Result<View<'_>> {
         self.grads.settle(&self.stream, &self.params)?;
-        Ok(self.grads.flat_mut())
-    }
-
-    /// Gives `take` the gradients since the last call and forgets them, but not their losses: for
-    /// sums over micro-batches and ranks that are kept elsewhere.
-    ///
-    /// # Errors
-    /// Those of `take`; if the device has failed.
-    pub fn take_gradients(
-        &mut self,
-        take: &mut dyn FnMut(&Stream, View<'_>) -> Result<()>,
-    ) -> Result<()> {
-        self.grads.settle(&self.stream, &self.params)?;
-        take(&self.stream, self.grads.flat())?;
-        self.grads.clear();
-        Ok(())
-    }
-
-    /// Puts `sum` in the place of the gradients in this rank's share.
-    ///
-    /// # Errors
-    /// If it is not as long as that.
-    pub fn put_gradients(&mut self, sum: View<'_>) -> Result<()> {
-        self.grads.settle(&self.stream, &self.params)?;
-        self.grads.flat_mut().block(0..1, self.own.clone())?.copy_from(sum)
+        Ok(self.grads.own())
     }
 
     /// Sums of squares of the gradients in this rank's share, [`ALIGN`] elements each: those of all
@@ -246,12 +230,13 @@ impl Trainer {
     /// # Errors
     /// If the device has failed.
     pub fn squares(&mut self) -> Result<Vec<f32>> {
+        let start = Instant::now();
         self.grads.settle(&self.stream, &self.params)?;
+        self.pending.seconds += start.elapsed().as_secs_f64();
         if self.own.is_empty() {
             return Ok(Vec::new());
         }
-        let own = self.grads.flat().block(0..1, self.own.clone())?;
-        ops::square_sum(&self.stream, self.squares.view_mut(), own)?;
+        ops::square_sum(&self.stream, self.squares.view_mut(), self.grads.own())?;
         let parts = self.squares.view().read::<f32>()?;
         let sum = |p: &[f32]| if p[1] == 0.0 { p[0] } else { f32::NAN };
         Ok(parts.chunks_exact(2).map(sum).collect())
@@ -275,7 +260,7 @@ impl Trainer {
             let clip = self.options.clip;
             // As torch.nn.utils.clip_grad_norm_.
             let limit = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-            let (grads, step) = (self.grads.flat(), self.progress.steps + 1);
+            let (grads, step) = (self.grads.own(), self.progress.steps + 1);
             let _phase = self.stream.phase("optimizer");
             let factor = (scale * limit) as f32;
             self.optimizer.step(&self.stream, &mut self.params, grads, step, lr, factor)?;
@@ -284,6 +269,11 @@ impl Trainer {
         let Pending { losses, tokens, images, seconds, .. } = std::mem::take(&mut self.pending);
         let of_source = |(source, (sum, count, targets)): (usize, (f64, usize, usize))| {
             (count > 0).then(|| SourceLoss { source, loss: sum / count as f64, targets })
+        };
+        let seconds = Seconds {
+            gradients: seconds,
+            optimizer: start.elapsed().as_secs_f64(),
+            waiting: self.grads.waited().as_secs_f64(),
         };
         Ok(Report {
             step: self.progress.steps,
@@ -294,7 +284,7 @@ impl Trainer {
             tokens,
             images,
             skipped,
-            seconds: Seconds { gradients: seconds, optimizer: start.elapsed().as_secs_f64() },
+            seconds,
         })
     }
 
@@ -401,7 +391,7 @@ impl Trainer {
     pub fn memory(&self) -> Memory {
         Memory {
             parameters: self.params.flat().bytes(),
-            gradients: self.grads.flat().bytes(),
+            gradients: self.grads.bytes(),
             optimizer: self.optimizer.bytes(),
             activations: self.model.bytes(),
         }

@@ -2,30 +2,11 @@
 
 use super::options::{OptimizerOptions, Precision};
 use crate::device::Stream;
-use crate::model::{ALIGN, Parameter, Parameters};
+use crate::model::{Parameter, Parameters};
 use crate::ops::{self, AdamwStep, Codebooks, Moments8};
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::{DType, Result};
 use std::ops::Range;
-
-/// Which rank's share of the optimiser's state is here: all ranks share it evenly (ZeRO stage 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    pub rank: usize,
-    pub world: usize,
-}
-
-impl Shard {
-    /// Everything, as one rank has it.
-    pub const WHOLE: Shard = Shard { rank: 0, world: 1 };
-
-    /// This rank's elements out of so many, which are a multiple of [`ALIGN`]: a contiguous range
-    /// that begins and ends at such multiples, so that no block of 8-bit moments is cut.
-    pub fn range(&self, elements: usize) -> Range<usize> {
-        let each = (elements / ALIGN).div_ceil(self.world) * ALIGN;
-        (self.rank * each).min(elements)..((self.rank + 1) * each).min(elements)
-    }
-}
 
 /// The moments of a piece.
 enum Moments {
@@ -54,6 +35,8 @@ pub struct StateTensor<'a> {
 pub(super) struct Optimizer {
     options: OptimizerOptions,
     seed: u64,
+    /// The first element of the share.
+    start: usize,
     pieces: Vec<Piece>,
     books: Option<Codebooks>,
     /// What the kernels multiply gradients with, (1) f32.
@@ -80,13 +63,14 @@ impl Optimizer {
         Ok(Optimizer {
             options: options.clone(),
             seed,
+            start: own.start,
             pieces: pieces.collect::<Result<_>>()?,
             books,
             factor: Tensor::zeros(stream, DType::F32, &[1])?,
         })
     }
 
-    /// Step number `step`, from 1, with gradients times `factor`.
+    /// Step number `step`, from 1, with the share's gradients times `factor`.
     pub fn step(
         &mut self,
         stream: &Stream,
@@ -109,7 +93,8 @@ impl Optimizer {
                 seed: if is_random { noise_seed(self.seed, step, piece.range.start) } else { 0 },
             };
             let param = params.flat_mut().block(0..1, piece.range.clone())?;
-            let grad = grads.block(0..1, piece.range.clone())?;
+            let own = piece.range.start - self.start..piece.range.end - self.start;
+            let grad = grads.block(0..1, own)?;
             let master = piece.master.as_mut().map(Tensor::view_mut);
             match (&mut piece.moments, &self.books) {
                 (Moments::Eight { codes, absmax }, Some(books)) => {
@@ -237,26 +222,4 @@ fn noise_seed(seed: u64, step: u64, start: usize) -> u64 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let of_step = (seed ^ step.wrapping_mul(0xbf58_476d_1ce4_e5b9)).rotate_left(31);
     of_step.wrapping_add((start as u64).wrapping_mul(GOLDEN)).max(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shards_cover_everything_once_and_begin_where_blocks_do() {
-        for blocks in [0, 1, 5, 8, 17] {
-            for world in [1, 2, 3, 8] {
-                let elements = blocks * ALIGN;
-                let mut end = 0;
-                for rank in 0..world {
-                    let range = Shard { rank, world }.range(elements);
-                    assert!(range.is_empty() || range.start == end);
-                    assert!(range.start.is_multiple_of(ALIGN) && range.end.is_multiple_of(ALIGN));
-                    end = range.end;
-                }
-                assert_eq!(end, elements);
-            }
-        }
-    }
 }

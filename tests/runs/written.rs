@@ -5,8 +5,9 @@ use medflamingo::checkpoint::Checkpoint;
 use medflamingo::convert::export::{Options, export};
 use medflamingo::engine::{Engine, EngineOptions, ModelFolder};
 use medflamingo::run::plan::Shape;
-use medflamingo::train::{Recompute, Shard, Trainer};
+use medflamingo::train::{OverRanks, Recompute, Trained, Trainer};
 use serde_json::Value;
+use std::rc::Rc;
 
 #[test]
 fn metrics_validation_samples_and_the_whole_configuration() {
@@ -38,7 +39,15 @@ max_new_tokens = 4
     assert_eq!(of("train").len(), 6);
     assert_eq!(of("validation").len(), 2);
     let first = of("train")[0];
-    for key in ["loss/waves", "loss", "lr", "grad_norm", "tokens_per_second", "data_wait_share"] {
+    for key in [
+        "loss/waves",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "data_wait_share",
+        "sum_wait_share",
+    ] {
         assert!(first[key].as_f64().is_some_and(f64::is_finite), "{key}: {first}");
     }
     assert!(of("validation")[1]["loss/held-out"].as_f64().unwrap() > 0.0);
@@ -65,8 +74,7 @@ fn the_plan_is_what_a_trainer_holds() {
         let options = run.train.clone();
         let queue = Stream::host(1);
         let mut trainer =
-            Trainer::new(queue, &mut folder.weights, &folder.config, options, Shard::WHOLE)
-                .unwrap();
+            Trainer::new(queue, &mut folder.weights, &folder.config, options, None).unwrap();
         let source = &run.sources[0];
         let mut data = medflamingo::train::data::Stream::open(
             source.source(),
@@ -81,7 +89,7 @@ fn the_plan_is_what_a_trainer_holds() {
         shape.size.tokens = batch.tokens();
         shape.size.targets = batch.tokens() - 32;
         trainer.step(&[batch]).unwrap();
-        let (held, plan) = (trainer.memory(), shape.plan());
+        let (held, plan) = (trainer.memory(), shape.plan().unwrap());
         let of = |names: &[&str]| {
             let own = plan.classes.iter().filter(|c| names.iter().any(|n| c.name.starts_with(n)));
             own.map(|c| c.bytes).sum::<u64>() as f64
@@ -95,6 +103,26 @@ fn the_plan_is_what_a_trainer_holds() {
         near(of(&["moments", "master"]), held.optimizer, 0.97, 1.03);
         let passing = ["activations", "tokens of", "pixels", "working", "logits", "transposed"];
         near(of(&passing), held.activations, 0.8, 1.25);
+    }
+}
+
+/// Gradients are a share and buckets; rank 0 has the largest share.
+#[test]
+fn the_plan_of_several_ranks_is_what_the_first_holds() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut run = RunConfig::read(&prepared(scratch.path(), 2, "")).unwrap();
+    for (trained, world) in [(Trained::default(), 2), (Trained::ALL, 4)] {
+        run.train.trained = trained;
+        let mut folder = ModelFolder::open(&model(0)).unwrap();
+        let (queue, options) = (Stream::host(1), run.train.clone());
+        let comm = Comm::threads(world, std::time::Duration::from_secs(9)).remove(0);
+        let sums = Box::new(OverRanks::new(Rc::new(comm)));
+        let (weights, config) = (&mut folder.weights, &folder.config);
+        let trainer = Trainer::new(queue, weights, config, options, Some(sums)).unwrap();
+        let plan = Shape::of(&run, config, world).plan().unwrap();
+        let own = plan.classes.iter().filter(|c| c.name.starts_with("gradients"));
+        let planned: u64 = own.map(|c| c.bytes).sum();
+        assert_eq!(planned, trainer.memory().gradients as u64, "{plan}");
     }
 }
 

@@ -2,7 +2,8 @@
 //! on threads, shards or interruptions, and that bad steps change nothing.
 
 use crate::golden_folder::relative_l2;
-use crate::runs::{batch, gradients, model, on, options, sharded, trainer};
+use crate::ranks::Alike;
+use crate::runs::{batch, gradients, model, on, options, trainer};
 use medflamingo::device::{Chip, Stream};
 use medflamingo::train::{
     ALIGN, Batch, NO_LABEL, Outliers, Precision, Shard, Skipped, Trained, Trainer,
@@ -148,7 +149,7 @@ fn emulated_kernels_give_the_hosts_gradients() {
     one.sequences.truncate(1);
     let expected = gradients(&mut host, std::slice::from_ref(&one));
     let stream = Stream::emulated(Chip::A100).unwrap();
-    let mut emulated = on(&model, "f32", how, stream, Shard::WHOLE);
+    let mut emulated = on(&model, "f32", how, stream, None);
     let found = gradients(&mut emulated, &[one]);
     let error = relative_l2(&found, &expected);
     assert!(error < 1e-5, "{error:e}");
@@ -227,8 +228,10 @@ fn shards_make_the_step_of_one_rank() {
         let expected = whole.flat().to_f32().unwrap();
         for world in [2, 3] {
             let shards = (0..world).map(|rank| Shard { rank, world });
-            let mut ranks: Vec<Trainer> =
-                shards.map(|shard| sharded(&model, dtype, how.clone(), 1, shard)).collect();
+            let one = |shard| {
+                on(&model, dtype, how.clone(), Stream::host(1), Some(Alike::boxed(shard, 1 << 14)))
+            };
+            let mut ranks: Vec<Trainer> = shards.map(one).collect();
             let mut squares = Vec::new();
             for rank in &mut ranks {
                 rank.accumulate(&batch, 1).unwrap();

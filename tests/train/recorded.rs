@@ -187,7 +187,7 @@ fn losses_and_gradients_are_upstreams() {
         let recorded = &run.json["steps"][0]["micro"][0];
         let at = &run.model.name;
         near(trainer.loss(), recorded["combined"].as_f64().unwrap(), 1e-5, at);
-        let flat = trainer.gradients().unwrap().as_view().read::<f32>().unwrap();
+        let flat = trainer.gradients().unwrap().read::<f32>().unwrap();
         let (mut compared, mut worst) = (0, (0.0, String::new()));
         for p in trainer.parameters() {
             let own = &flat[p.range.clone()];
@@ -255,7 +255,7 @@ fn recomputed_activations_give_the_same_bits() {
         let gradients = |recompute: Recompute| {
             let mut trainer = run.trainer(|o| o.recompute = recompute);
             trainer.accumulate(&run.batch(1), 1).unwrap();
-            let flat = trainer.gradients().unwrap().as_view().read::<f32>().unwrap();
+            let flat = trainer.gradients().unwrap().read::<f32>().unwrap();
             (flat, trainer.memory().activations)
         };
         let (kept, most) = gradients(Recompute::None);

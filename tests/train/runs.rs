@@ -3,7 +3,7 @@
 use crate::golden_folder::{Model, models};
 use medflamingo::device::Stream;
 use medflamingo::engine::ModelFolder;
-use medflamingo::train::{Batch, NO_LABEL, Sample, Shard, TrainOptions, Trained, Trainer};
+use medflamingo::train::{Batch, NO_LABEL, Sample, Sums, TrainOptions, Trained, Trainer};
 use std::sync::Arc;
 
 pub fn model(name: &str) -> Model {
@@ -12,29 +12,19 @@ pub fn model(name: &str) -> Model {
 
 /// A trainer of a converted model on so many threads.
 pub fn trainer(model: &Model, dtype: &str, options: TrainOptions, threads: usize) -> Trainer {
-    sharded(model, dtype, options, threads, Shard::WHOLE)
+    on(model, dtype, options, Stream::host(threads), None)
 }
 
-pub fn sharded(
-    model: &Model,
-    dtype: &str,
-    options: TrainOptions,
-    threads: usize,
-    shard: Shard,
-) -> Trainer {
-    on(model, dtype, options, Stream::host(threads), shard)
-}
-
-/// As [`sharded`], wherever launches run.
+/// As [`trainer`], wherever launches run, one of several ranks if there are sums over them.
 pub fn on(
     model: &Model,
     dtype: &str,
     options: TrainOptions,
     stream: Stream,
-    shard: Shard,
+    sums: Option<Box<dyn Sums>>,
 ) -> Trainer {
     let mut folder = ModelFolder::open(&model.convert(dtype)).unwrap();
-    Trainer::new(stream, &mut folder.weights, &folder.config, options, shard).unwrap()
+    Trainer::new(stream, &mut folder.weights, &folder.config, options, sums).unwrap()
 }
 
 /// Upstream's choice of options but for what tests need: a rate from the first step on.
@@ -80,5 +70,5 @@ pub fn gradients(trainer: &mut Trainer, batches: &[Batch]) -> Vec<f32> {
     for batch in batches {
         trainer.accumulate(batch, batches.len()).unwrap();
     }
-    trainer.gradients().unwrap().as_view().read::<f32>().unwrap()
+    trainer.gradients().unwrap().read::<f32>().unwrap()
 }

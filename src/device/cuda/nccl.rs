@@ -1,4 +1,5 @@
-//! NCCL: sums and copies between cards, in the order of the queue. Loaded when it is asked for.
+//! NCCL: sums and copies between cards, on a stream beside the queue's: each begins behind what the
+//! queue has, and the queue waits for its end when it is asked to. Loaded when it is asked for.
 //!
 //! The library waits for ever. A thread of our own looks after what is under way: when a rank is
 //! gone or too late it ends the wait, and everything after that is an error.
@@ -23,9 +24,26 @@ const LOOK: Duration = Duration::from_millis(100);
 /// One rank's place among the cards.
 pub struct Nccl {
     queue: Arc<Queue>,
+    rank: i32,
+    /// All collectives run here, one after another.
+    stream: driver::CUstream,
     shared: Arc<Shared>,
     guard: Option<JoinHandle<()>>,
 }
+
+// SAFETY: the driver's stream may be used by any thread; it is, with the queue's lock held.
+unsafe impl Send for Nccl {}
+// SAFETY: as above.
+unsafe impl Sync for Nccl {}
+
+/// A collective that is under way. Dropped or ended, it lets the queue wait for it.
+pub struct NcclTicket {
+    queue: Arc<Queue>,
+    event: driver::CUevent,
+}
+
+// SAFETY: an event may be used by any thread.
+unsafe impl Send for NcclTicket {}
 
 struct Shared {
     queue: Arc<Queue>,
@@ -93,32 +111,36 @@ impl Nccl {
         let queue = stream.queue().cloned();
         let queue =
             queue.ok_or_else(|| Error::device("cpu", "NCCL passes tensors of cards only"))?;
-        let (mut comm, mut event) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut comm, mut side) = (std::ptr::null_mut(), std::ptr::null_mut());
         let id = sys::ncclUniqueId { internal: id.map(|b| b as std::ffi::c_char) };
-        {
+        let event = {
             let _state = queue.enter()?;
             // SAFETY: writes the handle it is given; the queue's context is current.
             let status = unsafe { sys::ncclCommInitRank(&mut comm, world as i32, id, rank as i32) };
             nccl(&queue.name, "start", status)?;
-            let flags = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            // 1 is a stream that no other waits for, -1 one whose kernels come before the queue's:
+            // they are small, and other ranks wait for them.
             // SAFETY: writes the handle it is given.
-            let status = unsafe { driver::cuEventCreate(&mut event, flags) };
-            check(&queue.name, "event", status)?;
-        }
+            let status = unsafe { driver::cuStreamCreateWithPriority(&mut side, 1, -1) };
+            check(&queue.name, "stream", status)?;
+            event(&queue)?
+        };
         let state = State { comm, event, since: None, failed: None, is_over: false };
         let shared = Arc::new(Shared { queue: queue.clone(), state: Mutex::new(state) });
         let watched = shared.clone();
         let guard = std::thread::Builder::new().name("nccl".into()).spawn(move || watched.guard());
         let guard = guard.map_err(|e| Error::device(&queue.name, format!("thread: {e}")))?;
-        Ok(Nccl { queue, shared, guard: Some(guard) })
+        Ok(Nccl { queue, rank: rank as i32, stream: side, shared, guard: Some(guard) })
     }
 
-    /// Puts a collective behind what the queue has.
-    fn put(
+    /// Begins a collective behind what the queue has.
+    fn begin(
         &self,
         doing: &str,
         body: impl FnOnce(sys::ncclComm_t, sys::cudaStream_t) -> sys::ncclResult_t,
-    ) -> Result<()> {
+    ) -> Result<NcclTicket> {
+        // Before the queue's lock, which it takes when it is dropped.
+        let ticket = NcclTicket::new(&self.queue)?;
         let mut queue = self.queue.enter()?;
         self.queue.flush(&mut queue)?;
         self.queue.send(&mut queue)?;
@@ -126,31 +148,37 @@ impl Nccl {
         if let Some(why) = &state.failed {
             return Err(Error::device(&self.queue.name, why));
         }
-        nccl(&self.queue.name, doing, body(state.comm, self.queue.stream.cast()))?;
-        // SAFETY: both handles live as long as this.
-        let status = unsafe { driver::cuEventRecord(state.event, self.queue.stream) };
+        // A wait is for the last record before it, so that the ticket's event serves twice.
+        // SAFETY: all handles live as long as this.
+        let status = unsafe { driver::cuEventRecord(ticket.event, self.queue.stream) };
         self.queue.settle(&mut queue, doing, status)?;
+        // SAFETY: as above.
+        let status = unsafe { driver::cuStreamWaitEvent(self.stream, ticket.event, 0) };
+        self.queue.settle(&mut queue, doing, status)?;
+        nccl(&self.queue.name, doing, body(state.comm, self.stream.cast()))?;
+        for event in [ticket.event, state.event] {
+            // SAFETY: as above.
+            let status = unsafe { driver::cuEventRecord(event, self.stream) };
+            self.queue.settle(&mut queue, doing, status)?;
+        }
         state.since = Some(Instant::now());
-        Ok(())
+        Ok(ticket)
     }
 
-    /// `out` f32 = the sum over ranks of this rank's part of their `x` f32.
+    /// Begins to add up the ranks' `x` f32: of each of `parts` its rank gets the sum, in place.
     ///
     /// # Safety
-    /// Both are this card's memory, valid until the queue has run.
-    pub unsafe fn reduce_scatter(
-        &self,
-        out: *mut f32,
-        x: *const f32,
-        parts: &[Range<usize>],
-    ) -> Result<()> {
+    /// This card's memory, which nobody else uses until the ticket has ended.
+    pub unsafe fn begin_sum(&self, x: *mut f32, parts: &[Range<usize>]) -> Result<NcclTicket> {
         let (sum, kind) = (sys::ncclRedOp_t::ncclSum, sys::ncclDataType_t::ncclFloat32);
-        // Parts may differ in length: one reduction to each rank, all under way at once.
+        // Parts differ in length, and most of a bucket is one rank's: one reduction to each rank,
+        // all under way at once.
         // SAFETY: the caller's; only the root of a reduction writes.
-        self.put("reduce_scatter", |comm, stream| unsafe {
+        self.begin("sum", |comm, stream| unsafe {
             grouped(parts, |root, part| {
-                let from = x.wrapping_add(part.start).cast();
-                sys::ncclReduce(from, out.cast(), part.len(), kind, sum, root, comm, stream)
+                let from = x.wrapping_add(part.start);
+                let to = if root == self.rank { from } else { std::ptr::null_mut() };
+                sys::ncclReduce(from.cast(), to.cast(), part.len(), kind, sum, root, comm, stream)
             })
         })
     }
@@ -158,40 +186,85 @@ impl Nccl {
     /// `x` (n) f32 = its sum over ranks.
     ///
     /// # Safety
-    /// As [`Nccl::reduce_scatter`].
+    /// `x` is this card's memory, valid until the queue has run.
     pub unsafe fn all_reduce(&self, x: *mut f32, n: usize) -> Result<()> {
         let (sum, kind) = (sys::ncclRedOp_t::ncclSum, sys::ncclDataType_t::ncclFloat32);
         // SAFETY: the caller's.
-        self.put("all_reduce", |comm, stream| unsafe {
+        let begun = self.begin("all_reduce", |comm, stream| unsafe {
             sys::ncclAllReduce(x.cast(), x.cast(), n, kind, sum, comm, stream)
-        })
+        });
+        begun?.end()
     }
 
     /// The bytes of `y` in each of `parts` become those of their rank.
     ///
     /// # Safety
-    /// As [`Nccl::reduce_scatter`].
+    /// As [`Nccl::all_reduce`].
     pub unsafe fn all_gather(&self, y: *mut u8, parts: &[Range<usize>]) -> Result<()> {
         let kind = sys::ncclDataType_t::ncclUint8;
         // SAFETY: the caller's; in place, as the library allows.
-        self.put("all_gather", |comm, stream| unsafe {
+        let begun = self.begin("all_gather", |comm, stream| unsafe {
             grouped(parts, |root, part| {
                 let at = y.wrapping_add(part.start);
                 sys::ncclBroadcast(at.cast(), at.cast(), part.len(), kind, root, comm, stream)
             })
-        })
+        });
+        begun?.end()
     }
 
     /// `x` becomes that of rank `root`.
     ///
     /// # Safety
-    /// As [`Nccl::reduce_scatter`].
+    /// As [`Nccl::all_reduce`].
     pub unsafe fn broadcast(&self, x: *mut u8, bytes: usize, root: usize) -> Result<()> {
         let kind = sys::ncclDataType_t::ncclUint8;
         // SAFETY: the caller's.
-        self.put("broadcast", |comm, stream| unsafe {
+        let begun = self.begin("broadcast", |comm, stream| unsafe {
             sys::ncclBroadcast(x.cast(), x.cast(), bytes, kind, root as i32, comm, stream)
-        })
+        });
+        begun?.end()
+    }
+}
+
+/// An event; the queue's context is current.
+fn event(queue: &Queue) -> Result<driver::CUevent> {
+    let mut event = std::ptr::null_mut();
+    let flags = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+    // SAFETY: writes the handle it is given.
+    check(&queue.name, "event", unsafe { driver::cuEventCreate(&mut event, flags) })?;
+    Ok(event)
+}
+
+impl NcclTicket {
+    fn new(queue: &Arc<Queue>) -> Result<Self> {
+        let _state = queue.enter()?;
+        Ok(NcclTicket { queue: queue.clone(), event: event(queue)? })
+    }
+
+    /// What comes into the queue from here on waits for the collective.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the card has failed.
+    pub fn end(self) -> Result<()> {
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<()> {
+        let mut queue = self.queue.enter()?;
+        self.queue.flush(&mut queue)?;
+        // SAFETY: both handles live as long as this.
+        let status = unsafe { driver::cuStreamWaitEvent(self.queue.stream, self.event, 0) };
+        self.queue.settle(&mut queue, "wait for other ranks", status)
+    }
+}
+
+impl Drop for NcclTicket {
+    fn drop(&mut self) {
+        // Where it has ended this waits for nothing more. Memory is given back in the queue's
+        // order, so that what the collective uses stays until its end.
+        let _ = self.wait();
+        // SAFETY: nobody uses the handle any more; waits that have begun keep what they need.
+        let _ = unsafe { driver::cuEventDestroy_v2(self.event) };
     }
 }
 
@@ -266,10 +339,15 @@ impl Drop for Nccl {
         let state = self.shared.state();
         // SAFETY: nobody uses the handles any more.
         unsafe {
-            if state.failed.is_none() {
-                let _ = sys::ncclCommDestroy(state.comm);
-            }
+            let is_idle = driver::cuEventQuery(state.event) == CUresult::CUDA_SUCCESS;
+            let _ = match state.failed {
+                None if is_idle => sys::ncclCommDestroy(state.comm),
+                // After an error others may never come to what is under way.
+                None => sys::ncclCommAbort(state.comm),
+                Some(_) => sys::ncclResult_t::ncclSuccess,
+            };
             let _ = driver::cuEventDestroy_v2(state.event);
+            let _ = driver::cuStreamDestroy_v2(self.stream);
         }
     }
 }

@@ -274,14 +274,15 @@ impl Decoder {
         mut dlatents: Option<&mut Tensor>,
     ) -> Result<()> {
         let mut out = Out::Overwrite;
-        let layers = self.layers.iter().zip(saved.layers).skip(self.first);
-        for (layer, (kept_block, kept)) in layers.rev() {
+        let layers = self.layers.iter().enumerate().zip(saved.layers).skip(self.first);
+        for ((i, layer), (kept_block, kept)) in layers.rev() {
             let forward =
                 |pass: &mut Pass<'_>, x: &mut Tensor| self.forward_layer(pass, layer, x, text);
             let saved = pass.saved(kept, forward)?;
             self.backward_layer(pass, layer, &mut d, &saved, &text.batch)?;
             drop(saved);
             pass.release()?;
+            pass.done(&format!("language.layers.{i}."))?;
             let (Some(block), Some(kept)) = (&layer.block, kept_block) else { continue };
             let forward = |pass: &mut Pass<'_>, x: &mut Tensor| block.forward(pass, x, seen);
             let saved = pass.saved(kept, forward)?;
@@ -290,8 +291,10 @@ impl Decoder {
             out = Out::Accumulate;
             drop(saved);
             pass.release()?;
+            pass.done(&format!("xattn.{i}."))?;
         }
-        self.embedding_backward(pass, &d, text)
+        self.embedding_backward(pass, &d, text)?;
+        pass.done("language.embedding.")
     }
 
     fn backward_layer(
@@ -413,7 +416,7 @@ impl Decoder {
         let bytes = TokenGroups::footprint(text.ids.rows());
         let groups = TokenGroups::new(pass.scratch_arena(bytes)?, &text.tokens, row_of)?;
         pass.grads.start(stream, params, i)?;
-        let (dw, _) = pass.grads.of(params, i)?;
+        let (dw, _) = pass.grads.of(stream, params, i)?;
         ops::embedding_backward(stream, dw, &groups, d.view())?;
         drop(groups);
         pass.release()

@@ -55,7 +55,9 @@ impl Decoder {
         let mut dpicked = pass.temp(count + 1, d)?;
         dpicked.view_mut().block(count..count + 1, 0..d)?.zero()?;
         let to = dpicked.view_mut().block(0..count, 0..d)?;
+        pass.done("language.head.")?;
         self.norm.backward(pass, to, Out::Overwrite, dnormed.view(), picked.view())?;
+        pass.done("language.norm.")?;
         ops::embedding(stream, dx.view_mut(), &back, dpicked.view())?;
         drop((ids, back, picked, normed, dnormed, dpicked));
         pass.release()?;
@@ -94,7 +96,9 @@ impl Decoder {
             let room = HeadRoom { chunk: scales.logit_rows.min(own.len()), ..size };
             let arena = pass.scratch.arena(stream, room.footprint(w.dtype(), own.len()))?;
             let dw = match (trained, &mut added) {
-                (Some(i), _) => Some(HeadGradient { dw: pass.grads.of(params, i)?.0, first: 0 }),
+                (Some(i), _) => {
+                    Some(HeadGradient { dw: pass.grads.of(stream, params, i)?.0, first: 0 })
+                }
                 (None, Some((dw, first))) => {
                     Some(HeadGradient { dw: dw.view_mut(), first: *first })
                 }
@@ -136,7 +140,7 @@ impl Decoder {
     fn add_added(&self, pass: &mut Pass<'_>, dw: &Tensor, first: usize) -> Result<()> {
         let Some((i, rows)) = self.added(pass) else { return Ok(()) };
         let (stream, params, cols) = (pass.stream, pass.params, dw.shape().cols());
-        let (mut to, out) = pass.grads.of(params, i)?;
+        let (mut to, out) = pass.grads.of(stream, params, i)?;
         for (k, &row) in rows.iter().enumerate() {
             let at = row as usize - first;
             let to = to.reborrow().block(k..k + 1, 0..cols)?;

@@ -84,7 +84,7 @@ impl Linear {
             let mut b = room.take(stream, x.dtype(), &[x.cols(), rows])?;
             ops::transpose(stream, a.view_mut(), dy)?;
             ops::transpose(stream, b.view_mut(), x)?;
-            let (dw, out) = pass.grads.of(params, i)?;
+            let (dw, out) = pass.grads.of(stream, params, i)?;
             let epilogue = Epilogue { out, gate, ..Epilogue::default() };
             ops::gemm(stream, dw, a.view(), b.view(), epilogue)?;
         }
@@ -100,7 +100,7 @@ pub(super) fn add_column_sums(pass: &mut Pass<'_>, i: usize, x: View<'_>) -> Res
     let (stream, params) = (pass.stream, pass.params);
     let mut parts = pass.temp_of(DType::F32, PARTS.min(x.rows().max(1)), x.cols())?;
     ops::column_sums(stream, parts.view_mut(), Out::Overwrite, x)?;
-    let (sums, out) = pass.grads.of(params, i)?;
+    let (sums, out) = pass.grads.of(stream, params, i)?;
     let cols = sums.rows() * sums.cols();
     ops::column_sums(stream, sums.shaped(&[1, cols])?, out, parts.view())
 }
@@ -163,7 +163,7 @@ impl Norm {
         }
         for (i, parts) in [(dw, dw_parts), (db, db_parts)] {
             let (Some(i), Some(parts)) = (i, parts) else { continue };
-            let (sums, out) = pass.grads.of(params, i)?;
+            let (sums, out) = pass.grads.of(stream, params, i)?;
             ops::column_sums(stream, sums.shaped(&[1, cols])?, out, parts.view())?;
         }
         Ok(())

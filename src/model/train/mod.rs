@@ -8,7 +8,9 @@
 //! | resampler, gated blocks, trained layers | inputs of every launch with a backward | all |
 //! | frozen decoder layers | what the gradient of their input needs | of their input only |
 
+mod buckets;
 mod decoder;
+mod gradients;
 mod head;
 mod images;
 mod layers;
@@ -20,8 +22,10 @@ mod room;
 mod vision;
 mod xattn;
 
+pub use buckets::{BUCKET, Buckets, Shard};
+pub use gradients::{Gradients, Sums};
 pub use packed::{Packed, Targets};
-pub use parameters::{ALIGN, Gradients, Parameter, Parameters, Trained};
+pub use parameters::{ALIGN, Parameter, Parameters, Trained};
 pub use pass::Recompute;
 
 use super::config::Config;

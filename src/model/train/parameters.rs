@@ -3,7 +3,6 @@
 
 use super::super::config::{Config, TensorSpec};
 use crate::device::Stream;
-use crate::ops::{self, Out};
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::Weights;
 use crate::{DType, Error, Result};
@@ -101,6 +100,16 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// What would be trained of `config`, in the order of names.
+    pub fn planned(config: &Config, parts: &Trained) -> Vec<Parameter> {
+        let rows = (parts.embedding_rows && !parts.language).then(|| {
+            let mut rows = vec![config.tokens.end_of_chunk, config.tokens.image];
+            rows.sort_unstable();
+            rows
+        });
+        laid_out(&specs(config, parts), parts, rows)
+    }
+
     /// Finds every tensor of `config` in `weights` and copies those that are trained, in the order
     /// of their names.
     ///
@@ -112,16 +121,8 @@ impl Parameters {
         config: &Config,
         parts: &Trained,
     ) -> Result<Self> {
-        let mut specs = config.tensors();
-        // The frozen vision tower is the one of inference, and finds its own.
-        specs.retain(|(name, _)| parts.vision || !name.starts_with("vision."));
-        specs.sort();
-        let rows = (parts.embedding_rows && !parts.language).then(|| {
-            let mut rows = vec![config.tokens.end_of_chunk, config.tokens.image];
-            rows.sort_unstable();
-            rows
-        });
-        let trained = laid_out(&specs, parts, rows);
+        let specs = specs(config, parts);
+        let trained = Self::planned(config, parts);
         let elements = trained.last().map_or(0, |p| p.range.end.next_multiple_of(ALIGN));
         let dtype = config.dtype.into();
         let mut all = Parameters {
@@ -255,6 +256,15 @@ fn row_of(matrix: &Tensor, row: u32) -> Result<View<'_>> {
     matrix.view().block(row..row + 1, 0..matrix.shape().cols())
 }
 
+/// The tensors that training reads, sorted. The frozen vision tower is the one of inference, and
+/// finds its own.
+fn specs(config: &Config, parts: &Trained) -> Vec<TensorSpec> {
+    let mut specs = config.tensors();
+    specs.retain(|(name, _)| parts.vision || !name.starts_with("vision."));
+    specs.sort();
+    specs
+}
+
 /// Where each trained tensor of the sorted `specs` goes.
 fn laid_out(specs: &[TensorSpec], parts: &Trained, rows: Option<Vec<u32>>) -> Vec<Parameter> {
     let mut end = 0usize;
@@ -273,72 +283,4 @@ fn laid_out(specs: &[TensorSpec], parts: &Trained, rows: Option<Vec<u32>>) -> Ve
         list.push(Parameter { name: name.clone(), shape, range: start..end, rows });
     }
     list
-}
-
-/// Gradients of everything that is trained, f32, laid out as the parameters are.
-pub struct Gradients {
-    flat: Tensor,
-    /// No rows, as wide as all of them.
-    nothing: Tensor,
-    /// Parameters that have one since the last [`Gradients::clear`].
-    has_some: Vec<bool>,
-}
-
-impl Gradients {
-    /// # Errors
-    /// If there is not that much memory.
-    pub fn new(stream: &Stream, parameters: &Parameters) -> Result<Self> {
-        let elements = parameters.flat.shape().elements();
-        let flat = Tensor::zeros(stream, DType::F32, &[1, elements])?;
-        let nothing = Tensor::zeros(stream, DType::F32, &[0, elements])?;
-        Ok(Gradients { flat, nothing, has_some: vec![false; parameters.trained.len()] })
-    }
-
-    /// All of them, (1, elements) f32.
-    pub fn flat(&self) -> View<'_> {
-        self.flat.view()
-    }
-
-    /// As [`Gradients::flat`], to reduce them over ranks.
-    pub fn flat_mut(&mut self) -> ViewMut<'_> {
-        self.flat.view_mut()
-    }
-
-    /// They count as 0 from here on; memory is written when the first are added.
-    pub fn clear(&mut self) {
-        self.has_some.fill(false);
-    }
-
-    /// Writes zeros where nothing was added since [`Gradients::clear`].
-    ///
-    /// # Errors
-    /// If the device has failed.
-    pub fn settle(&mut self, stream: &Stream, parameters: &Parameters) -> Result<()> {
-        (0..parameters.trained.len()).try_for_each(|i| self.start(stream, parameters, i))
-    }
-
-    /// Writes zeros into the gradient of parameter `i`, unless something was added already.
-    pub(super) fn start(
-        &mut self,
-        stream: &Stream,
-        parameters: &Parameters,
-        i: usize,
-    ) -> Result<()> {
-        if std::mem::replace(&mut self.has_some[i], true) {
-            return Ok(());
-        }
-        let range = parameters.trained[i].range.clone();
-        let nothing = self.nothing.view().block(0..0, range.clone())?;
-        let own = self.flat.view_mut().block(0..1, range)?;
-        // The sums of no rows.
-        ops::column_sums(stream, own, Out::Overwrite, nothing)
-    }
-
-    /// Where the gradient of parameter `i` goes, and whether it is the first or one more.
-    pub(super) fn of(&mut self, parameters: &Parameters, i: usize) -> Result<(ViewMut<'_>, Out)> {
-        let Parameter { range, shape, .. } = &parameters.trained[i];
-        let out = if self.has_some[i] { Out::Accumulate } else { Out::Overwrite };
-        self.has_some[i] = true;
-        Ok((self.flat.view_mut().block(0..1, range.clone())?.shaped(shape)?, out))
-    }
 }

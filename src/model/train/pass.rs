@@ -1,6 +1,7 @@
 //! What every part of a training pass works with: launches, weights, gradients, memory.
 
-use super::parameters::{Gradients, Id, Parameters};
+use super::gradients::Gradients;
+use super::parameters::{Id, Parameters};
 use super::room::Room;
 use crate::device::Stream;
 use crate::tensor::{Arena, Tensor, View};
@@ -168,6 +169,12 @@ impl<'a> Pass<'a> {
     /// A tensor that lives as long as the pass, of a type of its own.
     pub fn lasting(&mut self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
         self.kept.take(self.stream, dtype, shape)
+    }
+
+    /// All gradients of what is called `part..` are complete, and of all that backward comes to
+    /// before it: they can go to other ranks.
+    pub fn done(&mut self, part: &str) -> Result<()> {
+        self.grads.done(self.stream, self.params, part)
     }
 
     /// Forgets what was temporary.

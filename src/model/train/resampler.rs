@@ -179,8 +179,9 @@ impl Resampler {
         let mut d = pass.lasting(pass.dtype(), &[rows, cols])?;
         let (dy, x) = (dlatents.view(), saved.last.view());
         self.norm.backward(pass, d.view_mut(), Out::Overwrite, dy, x)?;
+        pass.done("resampler.norm.")?;
         let mut out = Out::Overwrite;
-        for (layer, kept) in self.layers.iter().zip(saved.layers).rev() {
+        for ((i, layer), kept) in self.layers.iter().enumerate().zip(saved.layers).rev() {
             let forward = |pass: &mut Pass<'_>, x: &mut Tensor| {
                 self.forward_layer(pass, layer, x, media, images)
             };
@@ -191,15 +192,16 @@ impl Resampler {
             out = Out::Accumulate;
             drop(saved);
             pass.release()?;
+            pass.done(&format!("resampler.layers.{i}."))?;
         }
         let (stream, params) = (pass.stream, pass.params);
         if let Some(i) = params.trained_as(self.latents) {
-            let (to, out) = pass.grads.of(params, i)?;
+            let (to, out) = pass.grads.of(stream, params, i)?;
             let each = self.count * cols;
             let d = d.view().shaped(&[images, each])?;
             ops::column_sums(stream, to.shaped(&[1, each])?, out, d)?;
         }
-        Ok(())
+        pass.done("resampler.latents")
     }
 
     fn mlp_backward(

@@ -173,17 +173,19 @@ impl Vision {
         let (mut class, mut rest) = each.split_columns(d)?;
         class.zero()?;
         rest.copy_from(own)?;
-        for (layer, kept) in self.layers.iter().zip(saved.layers).rev() {
+        for ((i, layer), kept) in self.layers.iter().enumerate().zip(saved.layers).rev() {
             let forward =
                 |pass: &mut Pass<'_>, x: &mut Tensor| self.forward_layer(pass, layer, x, images);
             let saved = pass.saved(kept, forward)?;
             self.backward_layer(pass, layer, &mut dx, &saved, images)?;
             drop(saved);
             pass.release()?;
+            pass.done(&format!("vision.layers.{i}."))?;
         }
         let mut dtokens = pass.temp(rows, d)?;
         let (dy, x) = (dx.view(), saved.tokens.view());
         self.ln_pre.backward(pass, dtokens.view_mut(), Out::Overwrite, dy, x)?;
+        pass.done("vision.ln_pre.")?;
         self.embedding_backward(pass, &dtokens, &saved.cut, images)
     }
 
@@ -196,17 +198,20 @@ impl Vision {
         images: usize,
     ) -> Result<()> {
         let (d, patches) = (self.shape.width, self.patches());
+        let mut dembedded = pass.temp(images * patches, d)?;
+        let mut target = dembedded.view_mut().shaped(&[images, patches * d])?;
+        target.copy_from(patches_of(dtokens, images)?)?;
+        self.patch_embedding.weight_gradient(pass, dembedded.view(), cut.view(), None)?;
+        pass.done("vision.patch_embedding.")?;
         let each = dtokens.view().shaped(&[images, (1 + patches) * d])?;
         if let Some(i) = pass.params.trained_as(self.position_embedding) {
             add_column_sums(pass, i, each)?;
         }
+        pass.done("vision.position_embedding")?;
         if let Some(i) = pass.params.trained_as(self.class_embedding) {
             add_column_sums(pass, i, each.block(0..images, 0..d)?)?;
         }
-        let mut dembedded = pass.temp(images * patches, d)?;
-        let mut target = dembedded.view_mut().shaped(&[images, patches * d])?;
-        target.copy_from(patches_of(dtokens, images)?)?;
-        self.patch_embedding.weight_gradient(pass, dembedded.view(), cut.view(), None)
+        pass.done("vision.class_embedding")
     }
 
     fn backward_layer(

@@ -230,7 +230,7 @@ impl GatedBlock {
         let factor = pass.view(gate)?;
         ops::gate_backward(stream, dy.view_mut(), parts.view_mut(), y.view(), factor)?;
         if let Some(i) = params.trained_as(gate) {
-            let (dgate, out) = pass.grads.of(params, i)?;
+            let (dgate, out) = pass.grads.of(stream, params, i)?;
             ops::column_sums(stream, dgate.shaped(&[1, 1])?, out, parts.view())?;
         }
         Ok(dy)
