@@ -6,5 +6,6 @@ mod exact;
 #[path = "../golden_folder/mod.rs"]
 #[allow(dead_code, reason = "the tests of inference read more of it")]
 mod golden_folder;
+mod quantized;
 mod recorded;
 mod runs;
