@@ -1,6 +1,7 @@
 //! Training, against recordings of upstream's own training loop, against finite differences, and
 //! against itself: what must not change a bit does not.
 
+mod augmented;
 mod differences;
 mod exact;
 #[path = "../golden_folder/mod.rs"]
