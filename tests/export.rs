@@ -8,6 +8,8 @@ use golden_folder::models;
 use medflamingo::checkpoint::Checkpoint;
 use medflamingo::convert;
 use medflamingo::convert::export::{Options, export};
+use medflamingo::convert::quantize::{self, Choice, Part, Precision};
+use medflamingo::device::Device;
 use medflamingo::model::Config;
 use medflamingo::model::config::StoredDType;
 use medflamingo::weights::Weights;
@@ -143,4 +145,34 @@ fn a_checkpoint_of_another_model_is_refused() {
     let output = scratch.path().join("a.pt");
     let e = export(&options(&b, &file, output.clone()), &|_, _| {}).unwrap_err().to_string();
     assert!(e.contains("another model") && !output.exists(), "{e}");
+}
+
+/// GPT-NeoX's head is in upstream's form whatever was trained, and there only as elements.
+#[test]
+fn a_quantised_head_is_no_part_of_upstreams_form() {
+    let neox = models().into_iter().find(|m| m.name == "neox-tiny").unwrap();
+    let folder = neox.convert("f32");
+    let scratch = tempfile::tempdir().unwrap();
+    let quantized = scratch.path().join("int8");
+    let choice = Choice { weights: Precision::Int8, parts: vec![Part::Language, Part::Head] };
+    let how = quantize::Options {
+        model: folder.clone(),
+        output: quantized.clone(),
+        choice,
+        max_shard: 1 << 30,
+        is_forced: false,
+        device: Device::Host,
+        threads: 1,
+    };
+    quantize::quantize(&how, &|_, _| {}).unwrap();
+    let (file, _) = trained(&folder, scratch.path());
+    let output = scratch.path().join("a.pt");
+    let e = export(&options(&quantized, &file, output.clone()), &|_, _| {}).unwrap_err();
+    let e = e.to_string();
+    assert!(e.contains("language.head.weight") && e.contains("--model"), "{e}");
+    assert!(!output.exists());
+    export(&options(&folder, &file, output.clone()), &|_, _| {}).unwrap();
+    let whole = scratch.path().join("folder");
+    export(&options(&quantized, &file, whole.clone()), &|_, _| {}).unwrap();
+    medflamingo::convert::verify::verify(&whole, &|_, _| {}).unwrap();
 }

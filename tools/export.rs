@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 ///
 /// FILE.pt and FILE.safetensors hold the trained part and the embeddings in f32 under upstream's
 /// names: `model.load_state_dict(torch.load("FILE.pt"), strict=False)`. Any other name becomes a
-/// folder for `medflamingo generate`.
+/// folder for `medflamingo generate`; what was frozen with 8 or 4 bits a weight keeps them there.
 #[derive(Args)]
 pub struct Export {
     /// A run's folder, whose newest checkpoint that holds is taken, or one checkpoint
@@ -23,7 +23,8 @@ pub struct Export {
     /// What to make
     #[arg(long, value_name = "FILE.pt|FILE.safetensors|DIR")]
     output: PathBuf,
-    /// The model folder that training began with, if it is no longer where the run found it
+    /// The model folder that training began with, if it is no longer where the run found it; or the
+    /// one that it was quantised from
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Most bytes of weights in one file of a model folder, such as 5GB or 500MB

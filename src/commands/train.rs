@@ -3,11 +3,14 @@
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use medflamingo::comm::{Comm, Launch};
+use medflamingo::convert::Spec;
+use medflamingo::convert::quantize::{Choice, Part, Precision};
 use medflamingo::device::Device;
 use medflamingo::model::{Config, preset};
-use medflamingo::run::plan::{Shape, bytes_of};
+use medflamingo::run::plan::{Shape, Stored, bytes_of};
 use medflamingo::run::{Disk, Event, RunConfig, Start, Stop, train};
-use medflamingo::train::Report;
+use medflamingo::train::{Report, Trained};
+use medflamingo::weights::{INDEX, SINGLE};
 use medflamingo::{Error, Result};
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -87,7 +90,16 @@ impl Train {
         if !(1..=65536).contains(&self.ranks) {
             return Err(Error::invalid("--ranks", "1 to 65536", self.ranks));
         }
-        let shape = Shape::of(config, &architecture, self.ranks);
+        let mut shape = Shape::of(config, &architecture, self.ranks);
+        let trained = &config.train.trained;
+        let has_weights =
+            |folder: &&PathBuf| [SINGLE, INDEX].iter().any(|name| folder.join(name).exists());
+        if let Some(folder) = config.model.folder.as_ref().filter(has_weights) {
+            shape.weights = Stored::read(folder, trained)?;
+        }
+        if !shape.weights.has_codes {
+            shape.int8 = frozen_int8(&architecture, trained);
+        }
         let plan = match self.memory {
             Some(bytes) => shape.plan_for(bytes)?,
             None => shape.plan()?,
@@ -98,6 +110,22 @@ impl Train {
         super::print_text(&plan.to_string());
         Ok(())
     }
+}
+
+/// The weights as `medflamingo-tools quantize` would store them, with 8 bits where nothing is
+/// trained.
+fn frozen_int8(config: &Config, trained: &Trained) -> Option<Stored> {
+    let parts = Part::ALL.into_iter().filter(|part| !match part {
+        Part::Vision => trained.vision,
+        Part::Resampler => trained.resampler,
+        Part::Xattn => trained.gated_blocks,
+        Part::Language | Part::Head => trained.language,
+    });
+    let choice = Choice { weights: Precision::Int8, parts: parts.collect() };
+    let specs = choice.stored(config);
+    let has_codes = specs.iter().any(|spec| !spec.dtype.is_float());
+    let bytes: usize = specs.iter().filter_map(Spec::bytes).sum();
+    has_codes.then_some(Stored { bytes: bytes as u64, has_codes })
 }
 
 /// Progress for people: a bar on a terminal, else a line now and then.

@@ -14,7 +14,7 @@ use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{LEDGER, pretty, synth};
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::model::Config;
-use crate::weights::{INDEX, ROW_IDS, ROWS, Weights};
+use crate::weights::{INDEX, ROW_IDS, ROWS, SCALES, Weights};
 use crate::{DType, Error, Result};
 use serde_json::json;
 use std::fs::File;
@@ -28,7 +28,8 @@ const HEAD: &str = "language.head.weight";
 /// What to write, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The model folder that training began with.
+    /// The model folder that training began with; or, if that is a quantised one, the one that it
+    /// was made from: the output is then of elements throughout.
     pub folder: PathBuf,
     /// What training changed, by the model's names, or rows of it ([`ROWS`]).
     pub trained: PathBuf,
@@ -176,13 +177,25 @@ fn own<'w>(weights: &'w Weights, name: &str) -> Result<&'w Entry> {
     found.ok_or_else(|| Error::invalid(name, "a tensor of the folder", "no such tensor"))
 }
 
-/// Every tensor of a model folder.
+/// Every tensor of a model folder; what is frozen and has few bits keeps them.
 fn folder_items(config: &Config, weights: &Weights, trained: &Trained) -> Result<Vec<Item>> {
-    let item = |(name, shape): (String, Vec<usize>)| {
-        let pieces = trained.pieces(&name, own(weights, &name)?)?;
-        Ok(Item { spec: Spec { name, shape, dtype: config.dtype.into() }, pieces })
-    };
-    config.tensors().into_iter().map(item).collect()
+    let mut items = Vec::new();
+    for (name, shape) in config.tensors() {
+        let stored = own(weights, &name)?;
+        if stored.dtype.is_float() || trained.has(&name) {
+            let pieces = trained.pieces(&name, stored)?;
+            items.push(Item { spec: Spec { name, shape, dtype: config.dtype.into() }, pieces });
+            continue;
+        }
+        let scales = format!("{}{SCALES}", name.strip_suffix(".weight").unwrap_or(&name));
+        for name in [name, scales] {
+            let stored = own(weights, &name)?;
+            let (shape, dtype) = (stored.shape.clone(), stored.dtype);
+            let pieces = vec![Piece::Stored(stored.clone())];
+            items.push(Item { spec: Spec { name, shape, dtype }, pieces });
+        }
+    }
+    Ok(items)
 }
 
 /// What is trained, and the embeddings, under upstream's names, f32.
@@ -196,7 +209,14 @@ fn upstream_items(config: &Config, weights: &Weights, trained: &Trained) -> Resu
         if !trained.has(&name) && !is_kept {
             continue;
         }
-        let whole = trained.pieces(&name, own(weights, &name)?)?;
+        let stored = own(weights, &name)?;
+        if !stored.dtype.is_float() && !trained.has(&name) {
+            let who = format!("{}: {name}", weights.folder().display());
+            let found = format!("{} codes", stored.dtype);
+            return Err(Error::invalid(who, "elements, as upstream's form has them", found)
+                .advise("give the folder that this one was quantised from with --model"));
+        }
+        let whole = trained.pieces(&name, stored)?;
         let recipe = upstream(&name, layout);
         let recipe = recipe.ok_or_else(|| Error::invalid(&name, "one of upstream's", "none"))?;
         let parts = recipe.sources.len();

@@ -19,6 +19,8 @@ pub(super) enum Piece {
     Ranges { entry: Entry, ranges: Vec<(usize, usize)> },
     /// A matrix with rows and columns exchanged.
     Transposed(Entry),
+    /// The bytes of a source tensor as they are: codes and their scales.
+    Stored(Entry),
     /// Zeros.
     Zeros(usize),
     /// Normal numbers with this deviation, from a generator of its own.
@@ -44,7 +46,7 @@ impl Piece {
     pub(super) fn count(&self) -> usize {
         match self {
             Piece::Ranges { ranges, .. } => ranges.iter().map(|r| r.1).sum(),
-            Piece::Transposed(entry) => entry.count(),
+            Piece::Transposed(entry) | Piece::Stored(entry) => entry.count(),
             Piece::Zeros(count) | Piece::Normal { count, .. } => *count,
         }
     }
@@ -52,7 +54,9 @@ impl Piece {
     /// The type in the source, if it has one.
     pub(super) fn dtype(&self) -> Option<DType> {
         match self {
-            Piece::Ranges { entry, .. } | Piece::Transposed(entry) => Some(entry.dtype),
+            Piece::Ranges { entry, .. } | Piece::Transposed(entry) | Piece::Stored(entry) => {
+                Some(entry.dtype)
+            }
             _ => None,
         }
     }
@@ -89,6 +93,7 @@ impl Piece {
                     .try_for_each(|&(at, n)| pass(entry.dtype, &bytes[at * size..(at + n) * size]))
             }
             Piece::Transposed(entry) => pass(entry.dtype, &transposed(entry)),
+            Piece::Stored(entry) => entry.read(out),
             Piece::Zeros(count) => {
                 let zeros = [0u8; 4096];
                 let mut left = count * 4;

@@ -2,10 +2,20 @@
 
 use super::probe::Probe;
 use crate::device::Stream;
-use crate::ops::{self, Epilogue, Quantized};
+use crate::ops::{self, Epilogue, Quantized, Weight};
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::{Matrix, Weights};
 use crate::{Error, Result};
+
+/// A matrix of the folder as launches read it.
+pub(super) fn stored(w: &Matrix) -> Weight<'_> {
+    match w {
+        Matrix::Dense(w) => Weight::Dense(w.view()),
+        Matrix::Quantized { codes, scales } => {
+            Weight::Quantized(Quantized { codes: codes.view(), scales: scales.view() })
+        }
+    }
+}
 
 /// y = f(x W^T + b), W (outputs, inputs), of elements or of few bits.
 pub struct Linear {
@@ -36,13 +46,7 @@ impl Linear {
     ) -> Result<()> {
         let bias = self.b.as_ref().map(Tensor::view);
         let epilogue = Epilogue { bias, ..epilogue };
-        match &self.w {
-            Matrix::Dense(w) => ops::gemm(stream, y, x, w.view(), epilogue),
-            Matrix::Quantized { codes, scales } => {
-                let w = Quantized { codes: codes.view(), scales: scales.view() };
-                ops::gemm_quantized(stream, y, x, w, epilogue)
-            }
-        }
+        ops::linear(stream, y, x, stored(&self.w), epilogue)
     }
 
     /// Shows a watcher x W^T + b alone, which `run` adds to something without ever storing it.

@@ -8,6 +8,7 @@ use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
+use std::ops::Range;
 
 /// C = residual + tanh(gate) * f(A B^T + bias), B of few bits; see `kernels/gemm_quantized.h`.
 pub static GEMM_QUANTIZED: Kernel<GemmQuantizedParams> =
@@ -23,6 +24,25 @@ pub struct Quantized<'a> {
     pub codes: View<'a>,
     /// bf16: a scale per row, (n); or per row and group, (n,k/[`INT4_GROUP`]).
     pub scales: View<'a>,
+}
+
+impl Quantized<'_> {
+    /// k.
+    pub fn cols(&self) -> usize {
+        let of_a_byte = if self.codes.dtype() == DType::U8 { 2 } else { 1 };
+        self.codes.cols() * of_a_byte
+    }
+
+    /// Some of its rows.
+    ///
+    /// # Errors
+    /// If there are no such rows.
+    pub fn some(self, rows: Range<usize>) -> Result<Self> {
+        let (all, width) = (self.codes.rows(), self.codes.cols());
+        let groups = self.scales.shape().elements() / all.max(1);
+        let scales = self.scales.shaped(&[all, groups])?.block(rows.clone(), 0..groups)?;
+        Ok(Quantized { codes: self.codes.block(rows, 0..width)?, scales })
+    }
 }
 
 /// C = [C +] tanh(gate) * f(A B^T + bias); C (m,n), A (m,k), B (n,k). C has A's dtype, or f32.

@@ -8,6 +8,7 @@ use super::column_sums::column_sums;
 use super::cross_entropy::cross_entropy_from;
 use super::gemm::{Epilogue, Out, gemm};
 use super::transpose::transpose;
+use super::weight::{Weight, linear};
 use crate::device::Stream;
 use crate::tensor::{Arena, Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
@@ -19,7 +20,7 @@ const PACK: usize = 8;
 /// The head (V, D) of a language model, and its transpose for the gradient of its input.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
-    w: View<'a>,
+    w: Weight<'a>,
     transposed: View<'a>,
 }
 
@@ -29,16 +30,22 @@ impl<'a> Head<'a> {
         vocabulary.next_multiple_of(PACK)
     }
 
-    /// `transposed` (D, [`Head::padded`]) is `w` (V, D) by [`transpose`](super::transpose), zeros
-    /// behind it.
+    /// `transposed` (D, [`Head::padded`]) is `w` (V, D) by [`turn`](super::turn), zeros behind it.
     ///
     /// # Errors
     /// If shape or dtype of the transpose differ.
-    pub fn new(w: View<'a>, transposed: View<'a>) -> Result<Self> {
+    pub fn new(w: Weight<'a>, transposed: View<'a>) -> Result<Self> {
         let op = "linear_cross_entropy";
         check::matrix(op, "transposed head", &transposed, w.cols(), Head::padded(w.rows()))?;
-        check::dtype(op, "transposed head", &transposed, w.dtype())?;
+        if let Weight::Dense(w) = &w {
+            check::dtype(op, "transposed head", &transposed, w.dtype())?;
+        }
         Ok(Head { w, transposed })
+    }
+
+    /// Storage type of what it is multiplied with.
+    fn dtype(&self) -> DType {
+        self.transposed.dtype()
     }
 }
 
@@ -51,7 +58,8 @@ pub struct HeadGradient<'a> {
 }
 
 /// loss (1) f32 += sum of the rows' cross-entropies with `labels`; dx (rows, D) = scale * its
-/// gradient by x, and dw += scale * that by the head. x and dx (rows, D) are of the head's dtype;
+/// gradient by x, and dw += scale * that by the head. x and dx (rows, D) are of the transposed
+/// head's dtype;
 /// the logits of `chunk` rows at a time are in `arena`, together with what else a chunk needs, for
 /// which [`HeadRoom::footprint`] is enough. A row whose label is none adds nothing.
 ///
@@ -73,7 +81,13 @@ pub fn linear_cross_entropy(
     let op = "linear_cross_entropy";
     let (rows, width, vocabulary) = (x.rows(), x.cols(), head.w.rows());
     check::matrix(op, "dx", &dx.as_view(), rows, width)?;
-    check::matrix(op, "head", &head.w, vocabulary, width)?;
+    if head.w.cols() != width {
+        return Err(Error::invalid(
+            "linear_cross_entropy: x",
+            format!("(rows, {})", head.w.cols()),
+            x.shape(),
+        ));
+    }
     if labels.len() != rows || chunk == 0 {
         let found = format!("{} labels and {chunk} rows", labels.len());
         let expected = format!("{rows} labels and chunks of 1 row or more");
@@ -86,12 +100,12 @@ pub fn linear_cross_entropy(
     }
     let sizes = HeadRoom { chunk: chunk.min(rows), width, vocabulary, gradient: part.len() };
     let labels = Labels::new(arena, labels, vocabulary)?;
-    let mut room = Room::new(arena, head.w.dtype(), &sizes)?;
+    let mut room = Room::new(arena, head.dtype(), &sizes)?;
     for start in (0..rows).step_by(chunk) {
         let own = start..rows.min(start + chunk);
         let (x, count) = (x.block(own.clone(), 0..width)?, own.len());
         let logits = room.logits.view_mut().block(0..count, 0..vocabulary)?;
-        gemm(stream, logits, x, head.w, Epilogue::default())?;
+        linear(stream, logits, x, head.w, Epilogue::default())?;
         let logits = room.logits.view().block(0..count, 0..vocabulary)?;
         let d = room.d.view_mut().block(0..count, 0..Head::padded(vocabulary))?;
         let losses = room.losses.view_mut().block(0..count, 0..1)?;

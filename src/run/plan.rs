@@ -2,17 +2,20 @@
 //! would make it fit. The numbers follow the training pass (`model/train`), tensor by tensor;
 //! `tests/plan.rs` compares them with what a trainer really holds.
 
+mod passing;
+
 use super::config::RunConfig;
-use crate::model::{BUCKET, Buckets, Config, Family, Parameter, Parameters};
+use crate::model::{BUCKET, Buckets, Config, Parameter, Parameters};
 use crate::train::{ALIGN, OptimizerOptions, Precision, Recompute, Shard, TrainOptions, Trained};
+use crate::weights::Weights;
 use crate::{DType, Error, Result};
+use passing::Elements;
 use serde::Serialize;
 use std::fmt;
+use std::path::Path;
 
 /// Share of a card that is left to its driver and to fragments.
 const RESERVE: f64 = 0.05;
-/// Images that a frozen vision encoder sees at a time.
-const TOGETHER: usize = 16;
 
 /// One micro-batch at its largest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -55,6 +58,34 @@ pub struct Card {
     pub ways: Vec<(String, u64)>,
 }
 
+/// Weights as they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub bytes: u64,
+    /// Some have 8 or 4 bits.
+    pub has_codes: bool,
+}
+
+impl Stored {
+    /// All of the model's own type.
+    pub fn dense(config: &Config) -> Self {
+        let elements = |(_, shape): (String, Vec<usize>)| shape.iter().product::<usize>();
+        let all: usize = config.tensors().into_iter().map(elements).sum();
+        Stored { bytes: (all * DType::from(config.dtype).size()) as u64, has_codes: false }
+    }
+
+    /// Those of a folder, of which `trained` parts can be trained.
+    ///
+    /// # Errors
+    /// Files that are damaged, codes in what is trained.
+    pub fn read(folder: &Path, trained: &Trained) -> Result<Self> {
+        let weights = Weights::open(folder)?;
+        trained.check(&weights)?;
+        let has_codes = weights.iter().any(|(_, entry)| !entry.dtype.is_float());
+        Ok(Stored { bytes: weights.bytes() as u64, has_codes })
+    }
+}
+
 /// The shape of a run: everything that its memory depends on.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -64,10 +95,13 @@ pub struct Shape {
     pub ranks: usize,
     /// See [`super::RunOptions::has_sums`].
     pub has_sums: bool,
+    pub weights: Stored,
+    /// What they would be if everything frozen had 8 bits, if that is another way to make it fit.
+    pub int8: Option<Stored>,
 }
 
 impl Shape {
-    /// That of a configuration over `ranks` ranks, with the model's own.
+    /// That of a configuration over `ranks` ranks, with the model's own; no weight has few bits.
     pub fn of(run: &RunConfig, config: &Config, ranks: usize) -> Self {
         let context = config.language.context;
         let mut size = Size { sequences: 0, tokens: 0, images: 0, targets: 0 };
@@ -78,8 +112,10 @@ impl Shape {
             size.images += source.batch * rules.max_images;
         }
         size.targets = size.tokens;
+        let (weights, int8) = (Stored::dense(config), None);
         let (config, options) = (config.clone(), run.train.clone());
-        Shape { config, options, size, ranks, has_sums: run.run.has_sums(ranks) }
+        let has_sums = run.run.has_sums(ranks);
+        Shape { config, options, size, ranks, has_sums, weights, int8 }
     }
 
     /// Its memory.
@@ -156,15 +192,19 @@ impl Shape {
                 stochastic(s);
             });
         }
+        if let Some(int8) = self.int8 {
+            let quantized = |s: &mut Shape| s.weights = int8;
+            add("int8 frozen weights (medflamingo-tools quantize)".into(), &quantized);
+            add("int8 frozen weights, bits = 8, recompute = \"all\"".into(), &|s| {
+                eight(s);
+                all(s);
+                quantized(s);
+            });
+        }
         for parts in [2, 4, 8, 16, 32] {
             if self.size.sequences >= parts {
-                add(format!("1/{parts} of the batch, {parts} x run.micro_batches"), &|s| {
-                    s.has_sums = true;
-                    let z = &mut s.size;
-                    for n in [&mut z.sequences, &mut z.tokens, &mut z.images, &mut z.targets] {
-                        *n = n.div_ceil(parts);
-                    }
-                });
+                let what = format!("1/{parts} of the batch, {parts} x run.micro_batches");
+                add(what, &|s| s.divide(parts));
             }
         }
         for ranks in [2, 4, 8] {
@@ -173,6 +213,15 @@ impl Shape {
             }
         }
         list.into_iter().collect()
+    }
+
+    /// Cuts the batch into micro-batches.
+    fn divide(&mut self, parts: usize) {
+        self.has_sums = true;
+        let z = &mut self.size;
+        for n in [&mut z.sequences, &mut z.tokens, &mut z.images, &mut z.targets] {
+            *n = n.div_ceil(parts);
+        }
     }
 
     fn layout(&self) -> Result<Layout> {
@@ -206,8 +255,12 @@ impl Shape {
         let under_way = if self.has_sums { 4 * layout.buckets as u64 } else { 0 };
         let has_master = o.precision == Precision::Master && size != 4;
         let class = |name, bytes: f64| Class { name, bytes: bytes as u64 };
+        let weights = match self.weights.has_codes {
+            true => "weights, some of few bits, with their scales",
+            false => "weights",
+        };
         vec![
-            Class { name: "weights", bytes: layout.all * size },
+            Class { name: weights, bytes: self.weights.bytes },
             Class { name: "trained weights, a copy", bytes: layout.flat as u64 * size },
             Class { name: "embeddings, a copy", bytes: layout.tables as u64 * size },
             class("gradients, f32", 4.0 * own),
@@ -250,178 +303,6 @@ struct Layout {
     tables: usize,
     /// Of the buffers in which buckets of gradients are made.
     buckets: usize,
-}
-
-/// Elements that backward reads, by part, and those of one layer at work.
-struct Elements<'a> {
-    shape: &'a Shape,
-}
-
-impl Elements<'_> {
-    fn trained(&self) -> &Trained {
-        &self.shape.options.trained
-    }
-
-    fn rows(&self) -> usize {
-        self.shape.size.tokens
-    }
-
-    fn latents(&self) -> usize {
-        self.shape.size.images * self.shape.config.resampler.latents
-    }
-
-    fn patches(&self) -> usize {
-        self.shape.size.images * self.shape.config.patches()
-    }
-
-    fn is_kept(&self, is_block: bool) -> bool {
-        match self.shape.options.recompute {
-            Recompute::None => true,
-            Recompute::Blocks => !is_block,
-            Recompute::All => false,
-        }
-    }
-
-    /// Layers with a backward.
-    fn first(&self) -> usize {
-        let (t, config) = (self.trained(), &self.shape.config);
-        match t.language || t.embedding_rows {
-            true => 0,
-            false => config.gated_layers().next().unwrap_or(config.language.layers),
-        }
-    }
-
-    /// One decoder layer, a token: what is kept, and what is not if it is frozen.
-    fn layer(&self) -> (usize, usize) {
-        let l = &self.shape.config.language;
-        let (d, f) = (l.width, l.mlp_width);
-        let fc1 = if l.family == Family::Llama { 2 * f } else { f };
-        let middle = if l.parallel_residual { 0 } else { d };
-        let qk = if l.qk_norm { 2 * d } else { 0 };
-        let kept = d + 3 * d + qk + middle + fc1;
-        let rest = 3 * d + f;
-        if self.trained().language { (kept + rest, 0) } else { (kept, rest) }
-    }
-
-    fn language(&self) -> usize {
-        let (l, rows) = (&self.shape.config.language, self.rows());
-        let count = l.layers - self.first();
-        let each = if self.is_kept(false) { self.layer().0 } else { l.width };
-        // The sequence through all layers, its gradient, keys and values of one layer.
-        rows * (count * each + l.width + l.width + 2 * l.width)
-    }
-
-    /// One gated block: for a token, and for a latent.
-    fn block(&self) -> (usize, usize) {
-        let (x, d) = (&self.shape.config.cross_attention, self.shape.config.language.width);
-        let inner = x.heads * x.head_dim;
-        (2 * d + 2 * inner + 2 * d + 2 * x.mlp_width, 2 * inner)
-    }
-
-    fn blocks(&self) -> usize {
-        let config = &self.shape.config;
-        let count = config.gated_layers().filter(|&l| l >= self.first()).count();
-        if !self.is_kept(true) {
-            return count * self.rows() * config.language.width;
-        }
-        let (token, latent) = self.block();
-        count * (self.rows() * token + self.latents() * latent)
-    }
-
-    /// One resampler layer.
-    fn resampler_layer(&self) -> usize {
-        let (r, d) = (&self.shape.config.resampler, self.shape.config.vision.width);
-        let inner = r.heads * r.head_dim;
-        let latent = 4 * d + inner + 2 * inner + inner + 2 * r.mlp_width;
-        self.patches() * (d + 2 * inner) + self.latents() * latent
-    }
-
-    fn resampler(&self) -> usize {
-        let (r, d) = (&self.shape.config.resampler, self.shape.config.vision.width);
-        let t = self.trained();
-        let is_seen = t.resampler || t.vision;
-        let each = match (is_seen, self.is_kept(false)) {
-            (false, _) => 0,
-            (true, true) => self.resampler_layer(),
-            (true, false) => self.latents() * d,
-        };
-        // The latents through all layers, normed, and the gradients of both.
-        r.layers * each + self.latents() * d * if is_seen { 4 } else { 2 }
-    }
-
-    fn vision(&self) -> usize {
-        let (v, images) = (&self.shape.config.vision, self.shape.size.images);
-        let rows = |images: usize| images * (1 + self.shape.config.patches());
-        let layer = 2 * v.width + 3 * v.width + v.width + 2 * v.width + 2 * v.mlp_width;
-        if self.trained().vision {
-            let each = if self.is_kept(false) { layer } else { v.width };
-            return rows(images) * (v.layers * each + 2 * v.width);
-        }
-        // One layer of a few images.
-        let together = images.min(TOGETHER);
-        rows(together) * (2 * v.width + 3 * v.width + v.width + v.mlp_width)
-    }
-
-    fn media(&self) -> usize {
-        let gradient = usize::from(self.trained().vision);
-        self.patches() * self.shape.config.vision.width * (1 + gradient)
-    }
-
-    /// The layer that needs most while it works: forward again, if it was not kept, and backward.
-    fn scratch(&self) -> usize {
-        let (l, x) = (&self.shape.config.language, &self.shape.config.cross_attention);
-        let (d, f, rows) = (l.width, l.mlp_width, self.rows());
-        let fc1 = if l.family == Family::Llama { 2 * f } else { f };
-        let again = |is_block: bool, kept: usize| if self.is_kept(is_block) { 0 } else { kept };
-        let (kept, rest) = self.layer();
-        let forward = if self.is_kept(false) { 0 } else { kept + rest };
-        let layer = rows * (forward + f + fc1 + d + d + 3 * d + d + 4 * l.heads);
-        let inner = x.heads * x.head_dim;
-        let (token, latent) = self.block();
-        let block = rows * (again(true, token) + 3 * d + 2 * inner + 2 * x.mlp_width + 4 * x.heads)
-            + self.latents() * (again(true, latent) + 2 * inner);
-        let r = &self.shape.config.resampler;
-        let (dv, own) = (self.shape.config.vision.width, r.heads * r.head_dim);
-        let resampler = again(false, self.resampler_layer())
-            + self.latents() * (2 * r.mlp_width + 2 * dv + 4 * own + 4 * r.heads)
-            + self.patches() * (2 * own + 2 * dv);
-        let forward = rows * rest;
-        layer.max(block).max(resampler).max(forward)
-    }
-
-    /// The head: normed rows, their gradients, the matrix and its transpose.
-    fn head(&self) -> usize {
-        let l = &self.shape.config.language;
-        l.width * l.vocabulary.next_multiple_of(64) + 4 * self.shape.size.targets * l.width
-    }
-
-    /// Bytes of a few rows of logits, f32, and their gradients.
-    fn logits(&self) -> usize {
-        let rows = self.shape.options.logit_rows.min(self.shape.size.targets);
-        let size = DType::from(self.shape.config.dtype).size();
-        rows * self.shape.config.language.vocabulary.next_multiple_of(64) * (4 + size)
-    }
-
-    /// The largest matrix turned for a product, or the two sides of a weight's gradient.
-    fn turned(&self) -> usize {
-        let config = &self.shape.config;
-        let (l, x, d) = (&config.language, &config.cross_attention, config.language.width);
-        let fc1 = if l.family == Family::Llama { 2 * l.mlp_width } else { l.mlp_width };
-        let mut most = (d * fc1).max(3 * d * d).max(d * x.mlp_width);
-        if self.trained().gated_blocks {
-            most = most.max(self.rows() * (d + x.mlp_width));
-        }
-        if self.trained().language {
-            most = most.max(self.rows() * (d + fc1));
-        }
-        if self.trained().resampler {
-            let (r, dv) = (&config.resampler, config.vision.width);
-            let inner = r.heads * r.head_dim;
-            most = most.max(self.patches().max(self.latents()) * (2 * inner + dv));
-            most = most.max(self.latents() * (r.mlp_width + dv));
-        }
-        most
-    }
 }
 
 /// `80GB`, `512MB` or bytes.
@@ -492,7 +373,8 @@ mod tests {
         options.optimizer.bits = 8;
         let size = Size { sequences: 6, tokens, images: 18, targets: tokens };
         let config = preset("med-flamingo-9b").unwrap();
-        Shape { config, options, size, ranks, has_sums: ranks > 1 }
+        let (weights, has_sums) = (Stored::dense(&config), ranks > 1);
+        Shape { config, options, size, ranks, has_sums, weights, int8: None }
     }
 
     fn of(plan: &Plan, start: &str) -> f64 {
@@ -524,6 +406,29 @@ mod tests {
         // An eighth, and two blocks: one that is added up, one that backward writes.
         near(of(&eighth, "gradients, f32"), 2.0 * 2.36 / 8.0, 0.01);
         near(of(&eighth, "gradients under way"), 2.0 * 0.554, 0.02);
+    }
+
+    /// Frozen weights of half the bytes make the 9B model fit where nothing else does.
+    #[test]
+    fn weights_of_8_bits_are_a_way_to_make_it_fit() {
+        let mut s = shape(2048, 1);
+        s.options.optimizer.precision = Precision::Stochastic;
+        let dense = s.weights.bytes;
+        let int8 = Stored { bytes: dense * 6 / 10, has_codes: true };
+        s.int8 = Some(int8);
+        let total = s.plan().unwrap().total;
+        let card = s.plan_for((total - dense / 5) * 100 / 95).card.unwrap();
+        let (what, least) = card.ways.iter().find(|w| w.0.starts_with("int8")).unwrap();
+        assert!(what.contains("quantize") && *least < total - dense / 5);
+        s.weights = int8;
+        let plan = s.plan().unwrap();
+        assert_eq!(plan.total, *least);
+        assert!(
+            plan.to_string().contains("few bits")
+                && plan.parameters == shape(1, 1).plan().unwrap().parameters
+        );
+        // A part of a matrix that becomes numbers, beside its transpose.
+        assert_eq!(dense - int8.bytes, total - plan.total + (2 * crate::ops::Weight::PART) as u64);
     }
 
     #[test]

@@ -410,7 +410,7 @@ impl Run<'_> {
     }
 
     fn sample(&mut self, step: u64) -> Result<()> {
-        let mode = self.config.train.mask_mode;
+        let mode = self.config.train.mask_mode.at_inference();
         let all = samples::run(&self.samples, &mut self.model, &self.trainer, mode)?;
         let text: String = all
             .iter()

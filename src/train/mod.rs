@@ -21,7 +21,7 @@ pub use options::{
 pub use ranks::OverRanks;
 
 use crate::device::Stream;
-use crate::model::{Config, Gradients, Packed, Parameters, Purpose, Training};
+use crate::model::{Config, Gradients, MaskMode, Packed, Parameters, Purpose, Training};
 use crate::ops;
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::Weights;
@@ -40,6 +40,7 @@ pub struct Trainer {
     params: Parameters,
     grads: Gradients,
     optimizer: Optimizer,
+    shard: Shard,
     own: Range<usize>,
     /// Of each part of the own gradients the sum of squares, and how many are not finite.
     squares: Tensor,
@@ -144,6 +145,7 @@ impl Trainer {
             pending: Pending::default(),
             model,
             params,
+            shard,
             own,
             options,
             stream,
@@ -166,8 +168,8 @@ impl Trainer {
         self.update(&squares, 1.0, loss)
     }
 
-    /// Adds the gradients of one micro-batch out of `micro_batches`, of all ranks: of the sum over
-    /// sources of weight times mean loss, divided by `micro_batches`.
+    /// Adds the gradients of one micro-batch out of `micro_batches`, those of all ranks together:
+    /// of the sum over sources of weight times mean loss, divided by `micro_batches`.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -177,7 +179,9 @@ impl Trainer {
         if self.pending.micro_batches == 0 {
             self.grads.clear();
         }
-        let packed = self.pack(batch);
+        let (placement, seed) = (self.options.mask_mode, self.options.seed);
+        let forward = self.forward(micro_batches);
+        let packed = self.pack(batch, |source| placement.mask(seed, forward, source));
         let shares: Vec<f64> = (packed.targets().iter().enumerate())
             .map(|(source, t)| {
                 let parts = t.rows.len().max(1) * micro_batches.max(1);
@@ -294,7 +298,8 @@ impl Trainer {
     /// As [`Trainer::step`].
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Vec<SourceLoss>> {
         batch.check(&self.config)?;
-        let packed = self.pack(batch);
+        let mask = self.options.mask_mode.at_inference();
+        let packed = self.pack(batch, |_| mask);
         let (rows, purpose) = (self.options.logit_rows, Purpose::Evaluate);
         let (stream, params, grads) = (&self.stream, &self.params, &mut self.grads);
         let sums = self.model.run(stream, params, grads, &packed, rows, purpose)?;
@@ -307,14 +312,23 @@ impl Trainer {
         Ok(each.filter_map(of_source).collect())
     }
 
-    fn pack<'a>(&self, batch: &'a Batch) -> Packed<'a> {
+    /// The number of the next forward among those of all ranks, since the run began. Micro-batch
+    /// `turn` of rank r of W is the (turn W + r)-th of a step: the records of one sequence a source
+    /// are in the same order, so that these are forwards of the same data for every W.
+    fn forward(&self, micro_batches: usize) -> u64 {
+        let Shard { rank, world } = self.shard;
+        let steps = self.progress.steps + self.progress.skipped;
+        let own = self.pending.micro_batches * world + rank;
+        steps * micro_batches as u64 + own as u64
+    }
+
+    fn pack<'a>(&self, batch: &'a Batch, mask: impl Fn(usize) -> MaskMode) -> Packed<'a> {
         let sources = batch.sequences.iter().map(|s| s.source + 1).max().unwrap_or(0);
         let mut packed = Packed::new(sources);
         for s in &batch.sequences {
             let label = |i: usize| u32::try_from(s.labels[i]).ok();
             let images = s.images.iter().map(|p| p.as_slice());
-            let mode = self.options.mask_mode;
-            packed.push(&self.config, mode, &s.ids, label, images, s.source);
+            packed.push(&self.config, mask(s.source), &s.ids, label, images, s.source);
         }
         packed
     }

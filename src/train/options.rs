@@ -1,6 +1,7 @@
 //! How a model is trained: which parts, which optimiser, which schedule; and what is impossible.
 
-use crate::model::{MaskMode, Recompute, Trained};
+use super::data::Placement;
+use crate::model::{Recompute, Trained};
 use crate::ops::SecondMomentMap;
 use crate::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,8 @@ pub struct TrainOptions {
     pub trained: Trained,
     /// Factor of each source's loss, by source number; 1 for those that are not here.
     pub loss_weights: Vec<f64>,
-    /// Which image a text token attends to.
-    pub mask_mode: MaskMode,
+    /// Which image a text token attends to; `v1-augmented` draws it for each forward.
+    pub mask_mode: Placement,
     pub optimizer: OptimizerOptions,
     pub schedule: Schedule,
     /// Largest norm of all gradients together; 0 for no limit.
@@ -26,7 +27,7 @@ pub struct TrainOptions {
     pub outliers: Outliers,
     /// Rows of logits that exist at a time.
     pub logit_rows: usize,
-    /// Of the noise of stochastic rounding.
+    /// Of the noise of stochastic rounding, and of the masks that are drawn.
     pub seed: u64,
 }
 
@@ -35,7 +36,7 @@ impl Default for TrainOptions {
         TrainOptions {
             trained: Trained::default(),
             loss_weights: Vec::new(),
-            mask_mode: MaskMode::V2,
+            mask_mode: Placement::default(),
             optimizer: OptimizerOptions::default(),
             schedule: Schedule::default(),
             clip: 1.0,

@@ -170,7 +170,7 @@ fn check_linear<T: Real>(stream: &Stream, chunk: usize) {
     let padded = Head::padded(l.vocabulary);
     let mut turned = Tensor::zeros(stream, T::DTYPE, &[l.width, padded]).unwrap();
     ops::transpose(stream, turned.view_mut(), w.view()).unwrap();
-    let head = Head::new(w.view(), turned.view()).unwrap();
+    let head = Head::new(w.view().into(), turned.view()).unwrap();
     let (first, part) = (5, 20);
     let sizes = HeadRoom { chunk, width: l.width, vocabulary: l.vocabulary, gradient: part };
     let mut arena = Arena::new(stream, sizes.footprint(T::DTYPE, l.rows)).unwrap();

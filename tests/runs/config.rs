@@ -96,6 +96,7 @@ fn mistakes_name_the_key_and_what_it_may_be() {
         ("[model]\nfolder", "[model]\npreset", &["model: preset", "med-flamingo-9b"]),
         ("[run]", "[run", &["line 2"]),
         ("[train.schedule]", "[train.schedule]\nkind = \"sine\"", &["`sine`", "`cosine`"]),
+        ("[train.schedule]", "[train]\nmask_mode = \"v3\"\n[train.schedule]", &["v1-augmented"]),
     ] {
         let message = with(from, to);
         for needle in needles {

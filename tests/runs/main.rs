@@ -4,6 +4,7 @@
 mod checkpoints;
 mod config;
 mod killed;
+mod quantized;
 mod ranks;
 mod refused;
 mod written;

@@ -5,11 +5,13 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// Trains with so many threads as ranks, eight micro-batches of one sequence a step in all.
-fn with_ranks(world: usize, bits: u32) -> BTreeMap<String, String> {
+fn with_ranks(world: usize, bits: u32, mask: &str) -> BTreeMap<String, String> {
     let scratch = tempfile::tempdir().unwrap();
     let config = prepared(scratch.path(), 2, &format!("micro_batches = {}", 8 / world));
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replace("bits = 8", &format!("bits = {bits}"))).unwrap();
+    let train = format!("[train]\nmask_mode = \"{mask}\"\n[train.schedule]");
+    let text = text.replace("bits = 8", &format!("bits = {bits}"));
+    std::fs::write(&config, text.replace("[train.schedule]", &train)).unwrap();
     let comms = Comm::threads(world, Duration::from_secs(120));
     std::thread::scope(|scope| {
         let one = |comm: Comm| scope.spawn(|| trained(&config, false, comm, Disk::default()).0);
@@ -25,16 +27,20 @@ fn with_ranks(world: usize, bits: u32) -> BTreeMap<String, String> {
 
 #[test]
 fn one_two_four_and_eight_ranks_end_with_the_same_parameters() {
-    for (bits, worlds) in [(8, &[2, 4, 8][..]), (32, &[4])] {
-        let alone = with_ranks(1, bits);
+    let (name, mut all) = ("trainable.safetensors", Vec::new());
+    for (bits, worlds, mask) in
+        [(8, &[2, 4, 8][..], "v2"), (32, &[4], "v2"), (8, &[4], "v1-augmented")]
+    {
+        let alone = with_ranks(1, bits, mask);
+        all.push(alone[name].clone());
         for &world in worlds {
-            let sums = with_ranks(world, bits);
-            let name = "trainable.safetensors";
+            let sums = with_ranks(world, bits, mask);
             assert_eq!(sums[name], alone[name], "{world} ranks, {bits} bits");
             let parts = sums.keys().filter(|n| n.starts_with("optimizer-")).count();
             assert_eq!(parts, world, "each has a part of the state");
         }
     }
+    assert_ne!(all[0], all[2], "masks are drawn");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::golden_folder::relative_l2;
 use crate::ranks::Alike;
-use crate::runs::{batch, gradients, model, on, options, trainer};
+use crate::runs::{batch, gradients, model, on, options, restore, saved, trainer};
 use medflamingo::device::{Chip, Stream};
 use medflamingo::train::{
     ALIGN, Batch, NO_LABEL, Outliers, Precision, Shard, Skipped, Trained, Trainer,
@@ -159,29 +159,6 @@ fn emulated_kernels_give_the_hosts_gradients() {
     }
     let [a, b] = [&emulated, &host].map(|t| t.flat().to_f32().unwrap());
     assert!(relative_l2(&a, &b) < 1e-4);
-}
-
-/// A saved state, under its names.
-fn saved(trainer: &Trainer) -> BTreeMap<String, Vec<u8>> {
-    let bytes = |view: medflamingo::tensor::View<'_>| match view.dtype() {
-        medflamingo::DType::U8 => view.read::<u8>().unwrap(),
-        medflamingo::DType::BF16 => {
-            let values = view.read::<half::bf16>().unwrap();
-            values.iter().flat_map(|x| x.to_le_bytes()).collect()
-        }
-        _ => view.read::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect(),
-    };
-    trainer.state().unwrap().into_iter().map(|t| (t.name, bytes(t.view))).collect()
-}
-
-fn restore(trainer: &mut Trainer, from: &Trainer) {
-    let tensors = from.state().unwrap();
-    let progress = from.progress().clone();
-    trainer
-        .restore(progress, &mut |name, mut to| {
-            to.copy_from(tensors.iter().find(|t| t.name == name).unwrap().view)
-        })
-        .unwrap();
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Trainers of the models that come with the sources, and what is read out of them.
 
 use crate::golden_folder::{Model, models};
+use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::engine::ModelFolder;
+use medflamingo::tensor::View;
 use medflamingo::train::{Batch, NO_LABEL, Sample, Sums, TrainOptions, Trained, Trainer};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub fn model(name: &str) -> Model {
@@ -71,4 +74,28 @@ pub fn gradients(trainer: &mut Trainer, batches: &[Batch]) -> Vec<f32> {
         trainer.accumulate(batch, batches.len()).unwrap();
     }
     trainer.gradients().unwrap().read::<f32>().unwrap()
+}
+
+/// A saved state, under its names.
+pub fn saved(trainer: &Trainer) -> BTreeMap<String, Vec<u8>> {
+    let bytes = |view: View<'_>| match view.dtype() {
+        DType::U8 => view.read::<u8>().unwrap(),
+        DType::BF16 => {
+            let values = view.read::<half::bf16>().unwrap();
+            values.iter().flat_map(|x| x.to_le_bytes()).collect()
+        }
+        _ => view.read::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    trainer.state().unwrap().into_iter().map(|t| (t.name, bytes(t.view))).collect()
+}
+
+/// Gives `trainer` the state of another.
+pub fn restore(trainer: &mut Trainer, from: &Trainer) {
+    let tensors = from.state().unwrap();
+    let progress = from.progress().clone();
+    trainer
+        .restore(progress, &mut |name, mut to| {
+            to.copy_from(tensors.iter().find(|t| t.name == name).unwrap().view)
+        })
+        .unwrap();
 }

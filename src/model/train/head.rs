@@ -74,9 +74,10 @@ impl Decoder {
         scales: &Scales<'_>,
     ) -> Result<()> {
         let (stream, params, d) = (pass.stream, pass.params, normed.shape().cols());
-        let w = pass.view(self.head)?;
+        let (dtype, w) = (pass.dtype(), pass.weight(self.head)?);
         let mut turned = pass.temp(d, Head::padded(w.rows()))?;
-        ops::transpose(stream, turned.view_mut(), w)?;
+        let mut part = pass.turned()?.take(stream, dtype, &w.part())?;
+        ops::turn(stream, turned.view_mut(), part.view_mut(), w)?;
         let head = Head::new(w, turned.view())?;
         let trained = params.trained_as(self.head).filter(|_| scales.trains);
         if let Some(i) = trained {
@@ -94,7 +95,7 @@ impl Decoder {
                 continue;
             }
             let room = HeadRoom { chunk: scales.logit_rows.min(own.len()), ..size };
-            let arena = pass.scratch.arena(stream, room.footprint(w.dtype(), own.len()))?;
+            let arena = pass.scratch.arena(stream, room.footprint(dtype, own.len()))?;
             let dw = match (trained, &mut added) {
                 (Some(i), _) => {
                     Some(HeadGradient { dw: pass.grads.of(stream, params, i)?.0, first: 0 })

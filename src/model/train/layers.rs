@@ -35,7 +35,7 @@ impl Linear {
         epilogue: Epilogue<'_>,
     ) -> Result<()> {
         let bias = self.b.map(|b| pass.view(b)).transpose()?;
-        ops::gemm(pass.stream, y, x, pass.view(self.w)?, Epilogue { bias, ..epilogue })
+        ops::linear(pass.stream, y, x, pass.weight(self.w)?, Epilogue { bias, ..epilogue })
     }
 
     /// As [`Linear::run`], without anything more.
@@ -54,7 +54,8 @@ impl Linear {
         pass.params.trained_as(self.w).is_some()
     }
 
-    /// dx (+)= dy W; dx (rows, inputs), dy (rows, outputs).
+    /// dx (+)= dy W; dx (rows, inputs), dy (rows, outputs). Codes become numbers on the way to W's
+    /// transpose, which is forgotten after the product.
     pub fn input_gradient(
         &self,
         pass: &mut Pass<'_>,
@@ -62,9 +63,11 @@ impl Linear {
         out: Out,
         dy: View<'_>,
     ) -> Result<()> {
-        let (stream, w) = (pass.stream, pass.view(self.w)?);
-        let mut turned = pass.turned()?.take(stream, w.dtype(), &[w.cols(), w.rows()])?;
-        ops::transpose(stream, turned.view_mut(), w)?;
+        let (stream, dtype, w) = (pass.stream, pass.dtype(), pass.weight(self.w)?);
+        let room = pass.turned()?;
+        let mut turned = room.take(stream, dtype, &[w.cols(), w.rows()])?;
+        let mut part = room.take(stream, dtype, &w.part())?;
+        ops::turn(stream, turned.view_mut(), part.view_mut(), w)?;
         ops::gemm(stream, dx, dy, turned.view(), Epilogue { out, ..Epilogue::default() })
     }
 

@@ -7,6 +7,10 @@
 //! | frozen vision | nothing | none |
 //! | resampler, gated blocks, trained layers | inputs of every launch with a backward | all |
 //! | frozen decoder layers | what the gradient of their input needs | of their input only |
+//!
+//! Frozen matrices may have 8 or 4 bits a weight. Forward multiplies with the codes; backward makes
+//! numbers of one matrix at a time, on the way to its transpose, so that there is never a copy of
+//! the model in its own type.
 
 mod buckets;
 mod decoder;

@@ -1,10 +1,12 @@
 //! Every tensor of a model by name: those that are trained side by side in one flat tensor, the
-//! others where the weights are.
+//! others where the weights are, and as they are: a frozen matrix may have 8 or 4 bits a weight.
 
 use super::super::config::{Config, TensorSpec};
+use super::super::layers::stored;
 use crate::device::Stream;
+use crate::ops::Weight;
 use crate::tensor::{Tensor, View, ViewMut};
-use crate::weights::Weights;
+use crate::weights::{Matrix, Weights};
 use crate::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +51,36 @@ impl Trained {
         vision: true,
     };
 
+    /// Refuses codes of few bits in what is trained: a step is less than what they can differ by.
+    ///
+    /// # Errors
+    /// Names the tensor, the key of its part, and which parts of the model may be quantised.
+    pub fn check(&self, weights: &Weights) -> Result<()> {
+        let has_codes = |dtype: DType| !dtype.is_float();
+        let mut all = weights.iter().filter(|(_, entry)| has_codes(entry.dtype));
+        let Some((name, entry)) = all.find(|(name, _)| self.covers(name)) else { return Ok(()) };
+        // The keys here, and the parts of `medflamingo-tools quantize`.
+        let parts = [
+            ("vision", self.vision, "vision"),
+            ("resampler", self.resampler, "resampler"),
+            ("gated_blocks", self.gated_blocks, "xattn"),
+            ("language", self.language, "language,head"),
+        ];
+        let own = name.split('.').next().unwrap_or_default();
+        let key = parts.iter().find(|p| p.2.starts_with(own)).map_or("", |p| p.0);
+        let frozen: Vec<&str> = parts.iter().filter(|p| !p.1).map(|p| p.2).collect();
+        let whole = "train from the folder that this one was quantised from";
+        let advice = match frozen.is_empty() {
+            true => whole.to_string(),
+            false => {
+                format!("{whole}, or from one quantised with --parts {}", frozen.join(","))
+            }
+        };
+        let who = format!("{}: {name}", weights.folder().display());
+        let expected = format!("{} weights, because train.trained.{key} is set", weights.dtype());
+        Err(Error::invalid(who, expected, format!("{} codes", entry.dtype)).advise(advice))
+    }
+
     /// True if the whole tensor called `name` is trained.
     fn covers(&self, name: &str) -> bool {
         match name.split('.').next().unwrap_or_default() {
@@ -86,7 +118,7 @@ pub struct Parameter {
 }
 
 enum Held {
-    Frozen(Tensor),
+    Frozen(Matrix),
     /// Index of the parameter.
     Trained(usize),
 }
@@ -114,13 +146,15 @@ impl Parameters {
     /// of their names.
     ///
     /// # Errors
-    /// A tensor that is missing, has another shape or few bits; too little memory.
+    /// A tensor that is missing or has another shape, one of few bits that is trained; too little
+    /// memory.
     pub fn load(
         stream: &Stream,
         weights: &Weights,
         config: &Config,
         parts: &Trained,
     ) -> Result<Self> {
+        parts.check(weights)?;
         let specs = specs(config, parts);
         let trained = Self::planned(config, parts);
         let elements = trained.last().map_or(0, |p| p.range.end.next_multiple_of(ALIGN));
@@ -144,20 +178,18 @@ impl Parameters {
         name: String,
         shape: Vec<usize>,
     ) -> Result<()> {
-        let stored = weights.get(&name, &shape).map_err(|e| {
-            e.advise("training reads weights as they are: use a folder that is not quantised")
-        })?;
         let place = self.trained.iter().position(|p| p.name == name);
         let held = match place {
-            None => Held::Frozen(stored),
+            None => Held::Frozen(frozen(weights, &name, &shape)?),
             Some(i) if self.trained[i].rows.is_none() => {
-                let range = self.trained[i].range.clone();
+                let (range, stored) = (self.trained[i].range.clone(), weights.get(&name, &shape)?);
                 let target = self.flat.view_mut().block(0..1, range)?;
                 target.shaped(&shape)?.copy_from(stored.view())?;
                 Held::Trained(i)
             }
             Some(i) => {
                 // Its rows change, so that it is a copy too.
+                let stored = weights.get(&name, &shape)?;
                 let mut table = Tensor::zeros(stream, stored.dtype(), &shape)?;
                 table.view_mut().copy_from(stored.view())?;
                 let parameter = &self.trained[i];
@@ -166,7 +198,7 @@ impl Parameters {
                     let mut own = self.flat.view_mut().block(0..1, start..start + shape[1])?;
                     own.copy_from(row_of(&stored, row)?)?;
                 }
-                Held::Frozen(table)
+                Held::Frozen(Matrix::Dense(table))
             }
         };
         self.names.insert(name, Id(self.held.len()));
@@ -183,13 +215,26 @@ impl Parameters {
         found.ok_or_else(|| Error::invalid(name, "a tensor of the model", "no such tensor"))
     }
 
-    /// What the model computes with.
+    /// What the model computes with: a tensor of elements.
     pub(super) fn view(&self, id: Id) -> Result<View<'_>> {
+        match self.weight(id)? {
+            Weight::Dense(view) => Ok(view),
+            Weight::Quantized(of) => {
+                let name = self.names.iter().find(|(_, own)| **own == id).map(|(name, _)| name);
+                let name = name.map_or("tensor", String::as_str);
+                Err(Error::invalid(name, self.dtype(), format!("{} codes", of.codes.dtype())))
+            }
+        }
+    }
+
+    /// As [`Parameters::view`], of the matrix of a linear layer: elements or codes.
+    pub(super) fn weight(&self, id: Id) -> Result<Weight<'_>> {
         let (shape, held) = &self.held[id.0];
         match held {
-            Held::Frozen(tensor) => Ok(tensor.view()),
+            Held::Frozen(matrix) => Ok(stored(matrix)),
             Held::Trained(i) => {
-                self.flat.view().block(0..1, self.trained[*i].range.clone())?.shaped(shape)
+                let own = self.flat.view().block(0..1, self.trained[*i].range.clone())?;
+                own.shaped(shape).map(Weight::Dense)
             }
         }
     }
@@ -237,7 +282,7 @@ impl Parameters {
         for parameter in &self.trained {
             let Some(rows) = &parameter.rows else { continue };
             let Some(id) = self.names.get(&parameter.name) else { continue };
-            let Held::Frozen(table) = &mut self.held[id.0].1 else { continue };
+            let Held::Frozen(Matrix::Dense(table)) = &mut self.held[id.0].1 else { continue };
             let cols = parameter.shape[1];
             for (k, &row) in rows.iter().enumerate() {
                 let start = parameter.range.start + k * cols;
@@ -247,6 +292,14 @@ impl Parameters {
             }
         }
         Ok(())
+    }
+}
+
+/// A tensor as it is stored: codes only where a linear layer multiplies with them.
+fn frozen(weights: &Weights, name: &str, shape: &[usize]) -> Result<Matrix> {
+    match (name.strip_suffix(".weight"), shape) {
+        (Some(at), &[rows, cols]) if name != EMBEDDING => weights.matrix(at, rows, cols),
+        _ => weights.get(name, shape).map(Matrix::Dense),
     }
 }
 

@@ -4,6 +4,7 @@ use super::gradients::Gradients;
 use super::parameters::{Id, Parameters};
 use super::room::Room;
 use crate::device::Stream;
+use crate::ops::Weight;
 use crate::tensor::{Arena, Tensor, View};
 use crate::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ pub(super) struct Pass<'a> {
     kept: &'a mut Room,
     /// What a layer forgets when it is done.
     pub scratch: &'a mut Room,
-    /// A matrix and its transpose, for one product.
+    /// A matrix that is turned for one product, and a part of it on the way.
     turned: &'a mut Room,
     keeps: bool,
 }
@@ -107,6 +108,11 @@ impl<'a> Pass<'a> {
 
     pub fn view(&self, id: Id) -> Result<View<'a>> {
         self.params.view(id)
+    }
+
+    /// The matrix of a linear layer.
+    pub fn weight(&self, id: Id) -> Result<Weight<'a>> {
+        self.params.weight(id)
     }
 
     /// A tensor that backward will read, if there is one.

@@ -8,7 +8,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// One mask for all forwards, or release 0.0.2's `--use_media_placement_augmentation`: for each
-/// forward, text attends to the image before it or to the one after it, with equal chances.
+/// forward of training, text attends to the image before it or to the one after it, with equal
+/// chances. As upstream runs one forward for each source of a micro-batch, each source has a draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Placement {
@@ -20,16 +21,28 @@ pub enum Placement {
 const AUGMENTED: &str = "v1-augmented";
 
 impl Placement {
-    /// The mask of forward number `forward` under `seed`.
-    pub fn mask(self, seed: u64, forward: u64) -> MaskMode {
+    /// The mask of source number `source` in forward number `forward` under `seed`: nothing else
+    /// decides it, so that there is nothing to save.
+    pub fn mask(self, seed: u64, forward: u64, source: usize) -> MaskMode {
         match self {
             Placement::Fixed(mask) => mask,
             Placement::Augmented => {
-                match uniform(&mut numbers(seed, Use::Placement, forward)) < 0.5 {
+                let mut random = numbers(seed, Use::Placement, forward);
+                let draws = (0..=source).map(|_| uniform(&mut random));
+                match draws.last().is_some_and(|own| own < 0.5) {
                     true => MaskMode::V1AttendPrevious,
                     false => MaskMode::V1AttendNext,
                 }
             }
+        }
+    }
+
+    /// The mask where nothing is left to chance: at inference release 0.0.2 takes the next image,
+    /// however it was trained.
+    pub fn at_inference(self) -> MaskMode {
+        match self {
+            Placement::Fixed(mask) => mask,
+            Placement::Augmented => MaskMode::V1AttendNext,
         }
     }
 }
@@ -83,10 +96,18 @@ mod tests {
 
     #[test]
     fn augmentation_draws_both_masks_by_number() {
-        let draw = |i| Placement::Augmented.mask(5, i);
-        let previous = (0..400).filter(|&i| draw(i) == MaskMode::V1AttendPrevious).count();
-        assert!((150..250).contains(&previous), "{previous}");
-        assert!((0..400).all(|i| draw(i) == draw(i) && draw(i) != MaskMode::V2));
+        let draw = |i, source| Placement::Augmented.mask(5, i, source);
+        for source in 0..3 {
+            let previous = (0..400).filter(|&i| draw(i, source) == MaskMode::V1AttendPrevious);
+            let previous = previous.count();
+            assert!((150..250).contains(&previous), "{previous}");
+            let is_other = |&i: &u64| draw(i, source) != draw(i, source + 1);
+            let others = (0..400).filter(is_other).count();
+            assert!((150..250).contains(&others), "{others}");
+            assert!((0..400).all(|i| draw(i, source) != MaskMode::V2));
+        }
+        assert_eq!(Placement::Augmented.at_inference(), MaskMode::V1AttendNext);
+        assert_eq!(Placement::Fixed(MaskMode::V2).mask(1, 2, 3), MaskMode::V2);
     }
 
     #[test]
