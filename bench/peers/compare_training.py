@@ -5,9 +5,10 @@ MODEL_DIR is a folder written by make_model.py; each --converted names what `med
 convert` made of it; --ours is the bench binary `train` (`cargo bench --no-run --bench train` prints
 where it is).  All begin with the same weights and see the same ids, labels and pixels; what is
 trained and how is upstream's: resampler, gated blocks and two embedding rows, AdamW at 1e-4,
-clipping to 1.  For each --batch every contestant is a process that stays loaded; every round is
-one step of each, odd rounds in the reverse order.  Two ratios are reported: the median of those
-within a round, and that of the fastest steps, which a busy machine disturbs less.  Ends with status 1 if the first losses in f32 differ by more than 1e-4.
+clipping to 1.  For each --batch every contestant is a process that stays loaded; a round is one
+step of each, odd rounds in the reverse order.  Two ratios are reported: the median of those within
+a round, and that of the fastest steps, which a busy machine disturbs less.  Ends with status 1 if
+the first losses in f32 differ by more than 1e-4.
 Needs the environment that bench/peers/setup makes.
 """
 
