@@ -7,12 +7,14 @@ where it is).  All begin with the same weights and see the same ids, labels and 
 trained and how is upstream's: resampler, gated blocks and two embedding rows, AdamW at 1e-4,
 clipping to 1.  For each --batch every contestant is a process that stays loaded; a round is one
 step of each, odd rounds in the reverse order.  Two ratios are reported: the median of those within
-a round, and that of the fastest steps, which a busy machine disturbs less.  Ends with status 1 if
-the first losses in f32 differ by more than 1e-4.
+a round, and that of the fastest steps, which a busy machine disturbs less; least of all it disturbs
+processor time with --threads 1.  Ends with status 1 if the first losses in f32 differ by more than
+1e-4.
 Needs the environment that bench/peers/setup makes.
 """
 
 import argparse
+import datetime
 import json
 import os
 import statistics
@@ -31,6 +33,7 @@ PARTS = {
     "losses and gradients": "gradients_ms",
     "norm, clipping, AdamW": "optimizer_ms",
     "whole step": "step_ms",
+    "processor time of a step": "processor_ms",
 }
 BAR = 1.5
 
@@ -52,10 +55,16 @@ class Contestant:
             raise SystemExit(f"{self.name} ended; try by hand: {' '.join(self.process.args)}")
         return json.loads(line)
 
+    def processor_ms(self) -> float:
+        """Of all threads so far, in ticks of the system's clock."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
+
     def measure(self) -> dict:
+        before = self.processor_ms()
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        return self.answer()
+        return self.answer() | {"processor_ms": self.processor_ms() - before}
 
     def close(self) -> float:
         """Peak resident memory, MiB."""
@@ -111,9 +120,9 @@ def measure(args, batch: Path) -> dict:
     return runs
 
 
-def ratios(runs: dict, ours: str, peer: str) -> tuple:
+def ratios(runs: dict, ours: str, peer: str, key: str) -> tuple:
     """Median over rounds of (peer's time / our time) in that round, and that of the minima."""
-    mine, theirs = ([step["step_ms"] for step in runs[n]["steps"][1:]] for n in (ours, peer))
+    mine, theirs = ([step[key] for step in runs[n]["steps"][1:]] for n in (ours, peer))
     within = statistics.median(b / a for a, b in zip(mine, theirs))
     return within, min(theirs) / min(mine)
 
@@ -133,12 +142,15 @@ def tables(runs: dict) -> list:
         cells = [f"{run['steps'][at][key]:.6f}" for run in runs.values()]
         lines.append(f"| {name}, step {number} | " + " | ".join(cells) + " |")
     ours = [name for name in runs if name not in PEERS]
-    lines += ["", "| whole step, times faster: in a round (minima) | " + " | ".join(PEERS) +
+    lines += ["", "| times faster: in a round (minima) | " + " | ".join(PEERS) +
               " | the faster of both |", "|---|---|---|---|"]
     for name in ours:
-        both = [ratios(runs, name, peer) for peer in PEERS]
-        cells = [f"{within:.2f} ({minima:.2f})" for within, minima in both + [min(both)]]
-        lines.append(f"| {name} | {' | '.join(cells)}, bar {BAR} |")
+        for what, key in [("", "step_ms"), (", processor time", "processor_ms")]:
+            both = [ratios(runs, name, peer, key) for peer in PEERS]
+            both.append(tuple(map(min, zip(*both))))
+            cells = [f"{within:.2f} ({minima:.2f})" for within, minima in both]
+            bar = "" if what else f", bar {BAR}"
+            lines.append(f"| {name}{what} | {' | '.join(cells)}{bar} |")
     return lines
 
 
@@ -169,10 +181,10 @@ def report(all_runs: dict, args) -> str:
         f"# A training step beside open-flamingo 2.0.1 (torch {about['torch']})", "",
         f"- model `{args.model.name}`, {about['parameters'] / 1e6:.1f} M parameters that upstream "
         f"trains, {args.threads} threads, {args.rounds} rounds after one untimed",
-        f"- {machine()}; commit {commit or 'unknown'}; load average at the end "
-        f"{os.getloadavg()[0]:.1f}",
+        f"- {machine()}; {datetime.date.today()}; commit {commit or 'unknown'}; load average at "
+        f"the end {os.getloadavg()[0]:.1f}",
         f"- `bench/peers/compare_training.py {args.model.name} --ours train {converted} {shapes} "
-        f"--rounds {args.rounds}`",
+        f"--rounds {args.rounds} --threads {args.threads}`",
     ]
     for name, runs in all_runs.items():
         sequences, tokens, images = shape(name)
