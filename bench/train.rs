@@ -2,18 +2,24 @@
 //! part of the pass and by kernel.
 //!
 //! `cargo bench --bench train -- --model DIR [--sequences N] [--tokens N] [--images N] [--all]
-//! [--recompute none|blocks|all] [--bits 8|32] [--reps N] [--threads N] [--json]`
+//! [--recompute none|blocks|all] [--bits 8|32] [--reps N] [--threads N] [--batch FILE] [--json]
+//! [--serve]`
 //!
-//! What the words mean does not matter here; every token has a label.
+//! What the words mean does not matter here; every token has a label. A batch of its own is a
+//! safetensors file: `ids` and `labels` (B, T) i64, and `pixels` (N, 3, S, S) f32 of the images in
+//! the order of their markers. With --serve nothing is measured until a line comes on standard
+//! input: each is one step, answered with a line of JSON (`bench/peers/train.py` asks so).
 
 use medflamingo::Result;
 use medflamingo::device::{Device, Recording};
 use medflamingo::engine::ModelFolder;
 use medflamingo::train::{Batch, Recompute, Sample, TrainOptions, Trained, Trainer};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 struct Options {
     model: PathBuf,
@@ -22,7 +28,9 @@ struct Options {
     images: usize,
     reps: usize,
     threads: usize,
+    batch: Option<PathBuf>,
     json: bool,
+    serve: bool,
     train: TrainOptions,
 }
 
@@ -34,7 +42,9 @@ fn options() -> Options {
         images: 2,
         reps: 5,
         threads: 0,
+        batch: None,
         json: false,
+        serve: false,
         train: TrainOptions::default(),
     };
     options.train.schedule.warmup_steps = 0;
@@ -54,7 +64,9 @@ fn options() -> Options {
                 let name = arguments.next().unwrap_or_default();
                 options.train.recompute = name.parse::<Recompute>().expect("none, blocks or all");
             }
+            "--batch" => options.batch = Some(arguments.next().expect("--batch FILE").into()),
             "--json" => options.json = true,
+            "--serve" => options.serve = true,
             "--bench" => {}
             other => panic!("unknown argument {other}; see the first lines of bench/train.rs"),
         }
@@ -73,7 +85,13 @@ fn main() -> Result<()> {
     let stream = Device::Auto.open(options.threads)?;
     let (weights, how) = (&mut folder.weights, options.train.clone());
     let mut trainer = Trainer::new(stream, weights, &folder.config, how, None)?;
-    let batch = [batch(&trainer, &options)];
+    let batch = [match &options.batch {
+        Some(path) => read(&trainer, path),
+        None => made_up(&trainer, &options),
+    }];
+    if options.serve {
+        return serve(&mut trainer, &batch);
+    }
     let tokens = batch[0].tokens();
     trainer.step(&batch)?;
     let mut gradients = Vec::new();
@@ -111,8 +129,53 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
+/// A step for each line on standard input, after a line that says that it can begin.
+fn serve(trainer: &mut Trainer, batch: &[Batch]) -> Result<()> {
+    println!("{}", json!({"ready": batch[0].tokens(), "memory": trainer.memory()}));
+    for line in std::io::stdin().lines() {
+        assert_eq!(line.expect("standard input").trim(), "step");
+        let start = Instant::now();
+        let report = trainer.step(batch)?;
+        let step = start.elapsed().as_secs_f64() * 1e3;
+        let gradients = report.seconds.gradients * 1e3;
+        let answer = json!({
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "skipped": report.skipped,
+            "step_ms": step,
+            "gradients_ms": gradients,
+            "optimizer_ms": step - gradients,
+        });
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+/// A batch that somebody else has made.
+fn read(trainer: &Trainer, path: &Path) -> Batch {
+    let bytes = std::fs::read(path).expect("--batch FILE");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let tensor = |name| file.tensor(name).expect("ids, labels and pixels");
+    let integers = |name| -> Vec<i64> {
+        tensor(name).data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+    };
+    let (ids, labels, pixels) = (integers("ids"), integers("labels"), tensor("pixels"));
+    let pixels: Vec<f32> =
+        pixels.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let (tokens, side) = (tensor("ids").shape()[1], trainer.config().vision.image_size);
+    let mut images = pixels.chunks(3 * side * side).map(|image| Arc::new(image.to_vec()));
+    let marker = i64::from(trainer.config().tokens.image);
+    let sequence = |(ids, labels): (&[i64], &[i64])| Sample {
+        images: ids.iter().filter(|&&id| id == marker).map_while(|_| images.next()).collect(),
+        ids: ids.iter().map(|&id| id as u32).collect(),
+        labels: labels.iter().map(|&label| label as i32).collect(),
+        source: 0,
+    };
+    Batch { sequences: ids.chunks(tokens).zip(labels.chunks(tokens)).map(sequence).collect() }
+}
+
 /// Sequences of images with as much text after each.
-fn batch(trainer: &Trainer, options: &Options) -> Batch {
+fn made_up(trainer: &Trainer, options: &Options) -> Batch {
     let config = trainer.config();
     let side = config.vision.image_size;
     let pixels = |i: usize| (0..3 * side * side).map(move |k| ((k * 7 + i) % 97) as f32 / 48.0);

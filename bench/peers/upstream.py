@@ -44,13 +44,19 @@ def create(folder: Path, every: int):
         )
 
 
-def load(folder: Path, dtype: str):
-    """(model, image transform, tokenizer) of `folder`, in evaluation mode; `dtype` fp32 or bf16."""
+def open_model(folder: Path):
+    """(model, image transform, tokenizer) of `folder`, trainable where upstream trains, f32."""
     state = torch.load(folder / "flamingo.pt", map_location="cpu")
     model, transform, tokenizer = create(folder, interval(state))
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     if unexpected:
         raise SystemExit(f"{folder}/flamingo.pt: unexpected keys {unexpected[:3]}")
+    return model, transform, tokenizer
+
+
+def load(folder: Path, dtype: str):
+    """(model, image transform, tokenizer) of `folder`, in evaluation mode; `dtype` fp32 or bf16."""
+    model, transform, tokenizer = open_model(folder)
     model.eval().requires_grad_(False)
     tokenizer.padding_side = "left"
     return model.bfloat16() if dtype == "bf16" else model, transform, tokenizer

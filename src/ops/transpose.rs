@@ -59,8 +59,13 @@ fn cost(p: &TransposeParams, dtype: DType) -> Cost {
     Cost { bytes: cells * dtype.size() as f64, flops: 0.0 }
 }
 
-/// Columns of x of one task, and rows of x at a time: a tile that stays in the first cache.
-const TILE: usize = 32;
+/// Rows and columns of x of a tile. A column of it is two lines of y or more, which are written
+/// whole; a tile stays in the first cache.
+const HEIGHT: usize = 64;
+const WIDTH: usize = 32;
+
+/// A tile turned over.
+type Tile<T> = [[T; HEIGHT]; WIDTH];
 
 /// # Safety
 /// As [`Stream::launch`].
@@ -68,27 +73,141 @@ unsafe fn transpose_twin<T: Real>(p: &TransposeParams, host: &Host) {
     let (rows, cols, y_cols) = (p.rows as usize, p.cols as usize, p.y_cols as usize);
     let y = Rows::<T>::new(p.y, p.y_stride, y_cols);
     let x = Rows::<T>::new(p.x, p.x_stride, cols);
-    host.pool.run(cols.div_ceil(TILE), |task| {
-        let (start, zero) = (task * TILE, T::from_f32(0.0));
-        let width = TILE.min(cols - start);
-        let mut tile = [[zero; TILE]; TILE];
-        for top in (0..y_cols).step_by(TILE) {
-            let height = TILE.min(y_cols - top);
-            for (i, line) in tile[..height].iter_mut().enumerate() {
-                if top + i < rows {
-                    // SAFETY: the row exists.
-                    line[..width].copy_from_slice(unsafe { x.part(top + i, start, width) });
-                } else {
-                    line.fill(zero);
-                }
+    host.pool.run(cols.div_ceil(WIDTH), |task| {
+        let start = task * WIDTH;
+        let width = WIDTH.min(cols - start);
+        let mut tile = [[T::from_f32(0.0); HEIGHT]; WIDTH];
+        for top in (0..y_cols).step_by(HEIGHT) {
+            let height = HEIGHT.min(y_cols - top);
+            let filled = height.min(rows.saturating_sub(top));
+            if filled == HEIGHT && width == WIDTH {
+                // SAFETY: all of the tile is in x.
+                unsafe { turn(&mut tile, x, top, start) };
+            } else {
+                // SAFETY: so is this part of it.
+                unsafe { gather(&mut tile[..width], x, top, start, filled) };
             }
-            for j in 0..width {
+            for (j, column) in tile[..width].iter().enumerate() {
                 // SAFETY: the row exists and is this task's only.
-                let y = unsafe { y.part_mut(start + j, top, height) };
-                for (y, line) in y.iter_mut().zip(&tile) {
-                    *y = line[j];
-                }
+                unsafe { y.part_mut(start + j, top, height) }.copy_from_slice(&column[..height]);
             }
         }
     });
+}
+
+/// The first `height` elements of columns of x, from (top, start) on; zeros behind them.
+///
+/// # Safety
+/// The elements are in x.
+unsafe fn gather<T: Real>(
+    columns: &mut [[T; HEIGHT]],
+    x: Rows<T>,
+    top: usize,
+    start: usize,
+    height: usize,
+) {
+    for i in 0..height {
+        // SAFETY: the caller's.
+        let row = unsafe { x.part(top + i, start, columns.len()) };
+        for (column, &element) in columns.iter_mut().zip(row) {
+            column[i] = element;
+        }
+    }
+    columns.iter_mut().for_each(|column| column[height..].fill(T::from_f32(0.0)));
+}
+
+/// As [`gather`], of a whole tile.
+///
+/// # Safety
+/// The tile is in x.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn turn<T: Real>(tile: &mut Tile<T>, x: Rows<T>, top: usize, start: usize) {
+    // SAFETY: the caller's.
+    unsafe { gather(tile, x, top, start, HEIGHT) }
+}
+
+/// As [`gather`], of a whole tile: blocks of four or eight rows of 16 bytes at a time, while the
+/// tile below is asked for. The instructions are those that every x86-64 has.
+///
+/// # Safety
+/// The tile is in x.
+#[cfg(target_arch = "x86_64")]
+unsafe fn turn<T: Real>(tile: &mut Tile<T>, x: Rows<T>, top: usize, start: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let side = 16 / size_of::<T>();
+    for i in (0..HEIGHT).step_by(side) {
+        // SAFETY: the caller's.
+        let rows = unsafe { x.part(top + i, start, WIDTH) }.as_ptr();
+        for k in 0..side {
+            let below = rows.wrapping_add((HEIGHT + k) * x.stride()).cast::<i8>();
+            for line in (0..WIDTH * size_of::<T>()).step_by(64) {
+                // SAFETY: only a hint; any address will do.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(below.wrapping_add(line)) };
+            }
+        }
+        for (j, columns) in tile.chunks_exact_mut(side).enumerate() {
+            // SAFETY: a block of the tile, and as many elements of as many columns.
+            unsafe {
+                let (y, from) = (columns.as_mut_ptr().cast::<T>().add(i), rows.add(j * side));
+                match size_of::<T>() {
+                    4 => turn_4(y.cast(), from.cast(), x.stride()),
+                    _ => turn_8(y.cast(), from.cast(), x.stride()),
+                }
+            }
+        }
+    }
+}
+
+/// y[c, r] = x[r, c] of 4 x 4 elements; rows of y are [`HEIGHT`] apart, those of x `stride`.
+///
+/// # Safety
+/// The elements exist.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn turn_4(y: *mut u32, x: *const u32, stride: usize) {
+    use std::arch::x86_64::{
+        _mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi32 as high32,
+        _mm_unpackhi_epi64 as high64, _mm_unpacklo_epi32 as low32, _mm_unpacklo_epi64 as low64,
+    };
+    // SAFETY: the caller's; every x86-64 has the instructions.
+    unsafe {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| _mm_loadu_si128(x.add(i * stride).cast()));
+        let pairs = [(low32(a, b), low32(c, d)), (high32(a, b), high32(c, d))];
+        for (k, (ab, cd)) in pairs.into_iter().enumerate() {
+            _mm_storeu_si128(y.add(2 * k * HEIGHT).cast(), low64(ab, cd));
+            _mm_storeu_si128(y.add((2 * k + 1) * HEIGHT).cast(), high64(ab, cd));
+        }
+    }
+}
+
+/// As [`turn_4`], of 8 x 8 elements.
+///
+/// # Safety
+/// The elements exist.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn turn_8(y: *mut u16, x: *const u16, stride: usize) {
+    use std::arch::x86_64::{
+        _mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi16 as high16,
+        _mm_unpackhi_epi32 as high32, _mm_unpackhi_epi64 as high64, _mm_unpacklo_epi16 as low16,
+        _mm_unpacklo_epi32 as low32, _mm_unpacklo_epi64 as low64,
+    };
+    // SAFETY: the caller's; every x86-64 has the instructions.
+    unsafe {
+        let row = |i: usize| _mm_loadu_si128(x.add(i * stride).cast());
+        // Columns 0 to 3 and 4 to 7 of rows 2i and 2i + 1.
+        let twos = [0, 2, 4, 6].map(|i| {
+            let (a, b) = (row(i), row(i + 1));
+            [low16(a, b), high16(a, b)]
+        });
+        for half in 0..2 {
+            let [a, b, c, d] = twos.map(|two| two[half]);
+            let fours = [(low32(a, b), low32(c, d)), (high32(a, b), high32(c, d))];
+            for (k, (above, below)) in fours.into_iter().enumerate() {
+                let y = y.add((4 * half + 2 * k) * HEIGHT);
+                _mm_storeu_si128(y.cast(), low64(above, below));
+                _mm_storeu_si128(y.add(HEIGHT).cast(), high64(above, below));
+            }
+        }
+    }
 }

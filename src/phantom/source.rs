@@ -256,7 +256,7 @@ mod tests {
             }
             assert_eq!(kind.name().parse::<Kind>().unwrap(), kind);
         }
-        assert!("captions".parse::<Kind>().unwrap_err().to_string().contains("caption, questions"));
+        assert!("captions".parse::<Kind>().unwrap_err().to_string().contains("caption, findings"));
         assert!(Pages::new(0, Split::Train, vec![(Kind::Caption, 0)]).is_err());
         let mix = Kind::mix("shots, words = 3").unwrap();
         assert_eq!(mix, [(Kind::Shots, 1), (Kind::Words, 3)]);

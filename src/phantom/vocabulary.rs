@@ -146,7 +146,8 @@ mod tests {
                 used.extend(ids);
             }
         }
-        assert!(longest <= 320, "{longest} tokens");
+        // A page fits in the context, with room for the longest one that was not drawn.
+        assert!(longest <= 420, "{longest} tokens");
         let token = |id| String::from_utf8(tokenizer.token_bytes(id)).unwrap_or_default();
         let bytes: Vec<_> = used.iter().filter(|id| (3..259).contains(*id)).copied().collect();
         let letters: Vec<_> = bytes.into_iter().map(token).filter(|t| t != "A").collect();

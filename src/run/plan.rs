@@ -417,7 +417,7 @@ mod tests {
         let int8 = Stored { bytes: dense * 6 / 10, has_codes: true };
         s.int8 = Some(int8);
         let total = s.plan().unwrap().total;
-        let card = s.plan_for((total - dense / 5) * 100 / 95).card.unwrap();
+        let card = s.plan_for((total - dense / 5) * 100 / 95).unwrap().card.unwrap();
         let (what, least) = card.ways.iter().find(|w| w.0.starts_with("int8")).unwrap();
         assert!(what.contains("quantize") && *least < total - dense / 5);
         s.weights = int8;

@@ -22,10 +22,13 @@ pub fn cases() -> Vec<Case> {
         case("ragged", 37, 77),
         case("whole_tiles", 128, 64),
         case("packs_beyond_a_tile", 72, 136),
+        case("ragged_beyond_tiles", 131, 77),
         case("no_rows", 0, 8),
         Case { more: 3, ..case("padded_rows", 61, 64) },
         Case { more: 67, ..case("padded_beyond_a_tile", 5, 16) },
+        Case { more: 3, ..case("tiles_and_padding", 126, 64) },
         Case { gaps: [8, 16], ..case("strided", 24, 80) },
+        Case { gaps: [5, 3], ..case("strided_tiles", 128, 96) },
         Case { gaps: [3, 1], more: 2, ..case("strided_unaligned", 33, 31) },
     ]
 }
