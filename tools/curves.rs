@@ -105,7 +105,9 @@ impl Axes {
         let steps = all().map(|p| p.0).fold(1.0, f64::max);
         let least = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
         let most = all().map(|p| p.1).fold(0.0, f64::max);
-        Axes { top, steps, losses: (least.min(most / 2.0) * 0.9, most * 1.1) }
+        // What has been learned by heart would take all the room.
+        let low = (0.9 * least).clamp(most / 1000.0, most / 2.0);
+        Axes { top, steps, losses: (low, most * 1.1) }
     }
 
     fn x(&self, step: f64) -> f64 {
@@ -114,7 +116,7 @@ impl Axes {
 
     fn y(&self, loss: f64) -> f64 {
         let (low, high) = self.losses;
-        let share = (loss / low).ln() / (high / low).ln();
+        let share = (loss.max(low) / low).ln() / (high / low).ln();
         self.top + HEAD + (1.0 - share) * (PANEL - HEAD - FOOT)
     }
 

@@ -7,7 +7,7 @@
 use super::lane::{Answer, Link, Parts, part_of};
 use super::launch::Launch;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// The first bytes on a connection, with the version of what follows.
@@ -53,11 +53,15 @@ impl Star {
 
     fn fail(&mut self, why: &str) {
         self.failed = Some(why.to_string());
-        if self.rank == 0 {
-            for peer in &mut self.peers {
-                let _ = send(peer, FAILURE, &[why.as_bytes()], Instant::now() + HELLO);
-            }
+        if self.rank > 0 {
+            self.peers.iter().for_each(|peer| drop(peer.shutdown(Shutdown::Both)));
+            return;
         }
+        for peer in &mut self.peers {
+            let _ = send(peer, FAILURE, &[why.as_bytes()], Instant::now() + HELLO);
+        }
+        let deadline = Instant::now() + self.timeout / 4;
+        self.peers.iter_mut().for_each(|peer| part(peer, deadline));
     }
 
     /// What rank 0 does.
@@ -129,6 +133,17 @@ fn listed_in(message: &[u8]) -> Option<Parts> {
         rest = after;
     }
     Some(all)
+}
+
+/// Takes what the other side may have sent until it closes: to close before that is a reset, which
+/// can overtake what was said last.
+fn part(peer: &mut TcpStream, deadline: Instant) {
+    let _ = peer.shutdown(Shutdown::Write);
+    let mut rest = [0; 4096];
+    while let Ok(left) = left(deadline)
+        && peer.set_read_timeout(Some(left)).is_ok()
+        && peer.read(&mut rest).is_ok_and(|n| n > 0)
+    {}
 }
 
 /// What became of a rank.

@@ -1,13 +1,14 @@
 //! How self-attention begins before training: keys half like queries, outputs half like values
 //! turned round, so that from the start a token attends to what is like it and copies what it finds
-//! ("Mimetic initialization of self-attention layers", arXiv:2305.09828, with a positive sign for
-//! copying). The small model of phantom studies learns to copy from examples in a fifth of the steps
-//! that it takes from independent matrices.
+//! ("Mimetic initialization of self-attention layers", arXiv:2305.09828; the sign of the outputs is
+//! positive here, for copying). The small model of phantom studies learns to copy from examples in
+//! a fraction of the steps that it takes from independent matrices.
 
+use crate::Result;
 use std::f32::consts::FRAC_1_SQRT_2;
 
 /// Values of a tensor, independent of all others, by name and number of elements.
-pub(super) type Draw<'a> = dyn FnMut(&str, usize) -> crate::Result<Vec<f32>> + 'a;
+pub(super) type Draw<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
 
 /// The values of `name` if it is `attn.qkv.weight`, (3 D, D), or `attn.out.weight`, (D, D), of a
 /// layer of self-attention:
@@ -18,7 +19,7 @@ pub(super) type Draw<'a> = dyn FnMut(&str, usize) -> crate::Result<Vec<f32>> + '
 ///
 /// # Errors
 /// As `draw`.
-pub(super) fn values(name: &str, width: usize, draw: &mut Draw) -> crate::Result<Option<Vec<f32>>> {
+pub(super) fn values(name: &str, width: usize, draw: &mut Draw) -> Result<Option<Vec<f32>>> {
     let is_self = name.starts_with("language.") || name.starts_with("vision.");
     let square = width * width;
     let half = |a: f32, b: f32| (a + b) * FRAC_1_SQRT_2;

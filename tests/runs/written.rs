@@ -188,3 +188,32 @@ fn a_plan_is_printed_and_nothing_is_made() {
     assert_eq!(json["total"].as_u64(), Some(sum));
     assert!(!scratch.path().join("out").exists());
 }
+
+/// A panel for each run, a color for each source; damaged metrics are refused by line.
+#[test]
+fn curves_are_drawn_from_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, output) = (folder.path().join("a&b"), folder.path().join("curves.svg"));
+    std::fs::create_dir(&run).unwrap();
+    let curves = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_medflamingo-tools"));
+        command.arg("curves").arg(&run).arg("--output").arg(&output).output().unwrap()
+    };
+    let step = |kind: &str, step: usize, loss: f64| {
+        format!("{{\"kind\":\"{kind}\",\"step\":{step},\"loss/text\":{loss},\"loss/pairs\":1}}\n")
+    };
+    let metrics: String = (1..=250).map(|i| step("train", i, 4.0 / i as f64)).collect();
+    let metrics = metrics + &step("validation", 250, 0.0625);
+    std::fs::write(run.join("metrics.jsonl"), &metrics).unwrap();
+    let out = curves();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let svg = std::fs::read_to_string(&output).unwrap();
+    assert!(svg.contains(">a&amp;b: nats") && svg.contains(">text, at last 0.062<"), "{svg}");
+    // Two lines of training and two of validation; at most a hundred points on each.
+    assert_eq!((svg.matches("stroke-width").count(), svg.matches("<circle").count()), (4, 2));
+    assert!(svg.lines().all(|line| line.matches('L').count() < 100));
+    std::fs::write(run.join("metrics.jsonl"), metrics + "{").unwrap();
+    let out = curves();
+    let err = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(2) && err.contains("line 252"), "{err}");
+}

@@ -249,8 +249,8 @@ mod tests {
             .unwrap()
     }
 
-    /// Ids are those of the whole text, labels of pages with pictures those of upstream's rules, but
-    /// for made-up words that nothing before could have told.
+    /// Ids are those of the whole text, labels of pages with pictures those of upstream's rules,
+    /// but for made-up words that nothing before could have told.
     #[test]
     fn samples_are_what_the_phantom_model_reads() {
         let config = preset("phantom").unwrap();
@@ -263,7 +263,8 @@ mod tests {
             assert_eq!(sample.ids, tokenizer.encode_prompt(&text).unwrap(), "{text}");
             if !sample.images.is_empty() {
                 let specials = tokenizer.specials();
-                let mut expected = label(&sample.ids, &specials, Form::Interleaved, LabelRules::V2);
+                let form = Form::Interleaved;
+                let mut expected = label(&sample.ids, &specials, form, LabelRules::V2);
                 let mut pieces = source.page(i as u64).pieces.into_iter();
                 let mut is_first = pieces.next().is_some_and(|piece| piece.is_first);
                 for (id, label) in sample.ids.iter().zip(&mut expected) {
