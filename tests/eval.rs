@@ -153,7 +153,7 @@ fn recipes_are_configurations_that_the_trainer_takes() {
             count += 1;
         }
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 5);
     let text = std::fs::read_to_string(folder.join("1-language.toml")).unwrap();
     for (from, to, needle) in [
         ("pages = \"reports\"", "pages = \"report\"", "caption, findings"),

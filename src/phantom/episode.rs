@@ -147,7 +147,7 @@ pub fn echo(dice: &mut Dice, is_held_out: bool) -> Page {
 }
 
 /// Notes of one word, each with the made-up word that stands for it on this page, over and over;
-/// from page to page, more or less stands between the two.
+/// more or less stands between the two, so that how far apart they are says nothing.
 pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
     let count = 2 + dice.below(4);
     let made_up = words::coin(count, dice, is_held_out);
@@ -159,15 +159,15 @@ pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
             entries.push(entry);
         }
     }
-    let (between, phrase) = (dice.below(4), dice.below(8));
     let mut is_said = vec![false; count];
     let mut pieces = Vec::new();
     for _ in 0..4 * count {
         let answer = dice.below(count);
         let (property, value) = entries[answer];
         let study = Study::draw_with(dice, property, value);
-        let q = words::coined(&study, property, &made_up, answer, phrase);
+        let q = words::coined(&study, property, &made_up, answer, dice.below(8));
         let mut note = words::note_of(&study, &[property], dice);
+        let between = dice.below(4);
         let text = match between {
             0 | 1 => q.reply(false).trim_start().to_string(),
             2 => format!("Answer:{}", q.reply(false)),
