@@ -61,7 +61,8 @@ pub(super) fn question(study: &Study, property: Property, dice: &mut Dice) -> Qu
     Question { property, text, candidates, answer: value, reason }
 }
 
-/// Asks for `property` in two words made for it, where `answer` is the place of the right one.
+/// Asks for `property` in words made for it, where `answer` is the place of the right one. Most
+/// phrases are those for known words: nothing but the examples says which words are meant.
 pub(super) fn coined(
     study: &Study,
     property: Property,
