@@ -183,14 +183,14 @@ pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
     Page { preamble: String::new(), pieces }
 }
 
-/// Two to eight notes that name one property, and up to eight beside it, with a made-up word each:
-/// examples that are easy to read at first.
+/// Two to eight notes that name one property, and up to eight beside it, with a made-up word each.
+/// Some notes of a page are longer than others, so that the short ones teach to read the long ones.
 pub fn drill(dice: &mut Dice, is_held_out: bool) -> Page {
     let property = *dice.pick(&Property::ALL);
     let count = 2 * (1 + dice.below(MOST_SHOTS));
     let mut page = coined_with(count, Some(property), is_held_out, dice);
-    let beside = *dice.pick(&[0, 0, 1, 2, 4, 8]);
     for piece in &mut page.pieces {
+        let beside = *dice.pick(&[0, 1, 2, 4, 6, 8]);
         let mut properties = Property::ALL;
         dice.shuffle(&mut properties);
         let asked = properties.iter().position(|p| *p == property).unwrap_or(0);
