@@ -8,7 +8,8 @@
 //! What the words mean does not matter here; every token has a label. A batch of its own is a
 //! safetensors file: `ids` and `labels` (B, T) i64, and `pixels` (N, 3, S, S) f32 of the images in
 //! the order of their markers. With --serve nothing is measured until a line comes on standard
-//! input: each is one step, answered with a line of JSON (`bench/peers/train.py` asks so).
+//! input: each is one step, answered with a line of JSON (as `bench/peers/compare_training.py`
+//! asks for it).
 
 use medflamingo::Result;
 use medflamingo::device::{Device, Recording};

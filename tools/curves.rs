@@ -168,11 +168,7 @@ impl Axes {
 
 fn draw(runs: &[Run]) -> String {
     let height = PANEL * runs.len() as f64 + 8.0;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
+    let mut out = String::new();
     for (i, run) in runs.iter().enumerate() {
         let axes = Axes::of(run, PANEL * i as f64);
         axes.draw(&mut out, &format!("{}: nats a predicted token, by step", escaped(&run.name)));
@@ -207,8 +203,7 @@ fn draw(runs: &[Run]) -> String {
             );
         }
     }
-    out.push_str("</svg>\n");
-    out
+    report::svg(WIDTH, height, &out)
 }
 
 fn escaped(text: &str) -> String {

@@ -1,6 +1,7 @@
 //! Model folders of any published shape with random weights: for timing, for trying things out, and
 //! for tests. Written at the speed of the disk.
 
+use super::cast::Caster;
 use super::ledger::FileSum;
 use super::mimetic;
 use super::vocabulary::{self, Form};
@@ -142,13 +143,11 @@ fn tokenizer(config: &Config, staging: &Staging) -> Result<Vec<FileSum>> {
 }
 
 fn write_values(values: &[f32], dtype: DType, sink: &mut Sink) -> Result<()> {
+    let (mut caster, mut out) = (Caster::default(), Vec::new());
     for some in values.chunks(CHUNK) {
-        let bytes: Vec<u8> = match dtype {
-            DType::F32 => some.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            DType::BF16 => some.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-            _ => some.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        };
-        sink(&bytes)?;
+        out.clear();
+        caster.cast(DType::F32, bytemuck::cast_slice(some), dtype, &mut out)?;
+        sink(&out)?;
     }
     Ok(())
 }

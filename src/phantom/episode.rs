@@ -12,7 +12,7 @@ pub const MOST_SHOTS: usize = 4;
 pub fn caption(dice: &mut Dice) -> Page {
     let study = Study::draw(dice);
     let text = words::caption(&study, dice);
-    Page { preamble: String::new(), pieces: vec![piece(study, text, None, dice)] }
+    plain(vec![piece(study, text, None, dice)])
 }
 
 /// A picture and a word for each of its properties, always in the same order: nothing in so few
@@ -20,7 +20,7 @@ pub fn caption(dice: &mut Dice) -> Page {
 pub fn findings(dice: &mut Dice) -> Page {
     let study = Study::draw(dice);
     let text = words::findings(&study);
-    Page { preamble: String::new(), pieces: vec![piece(study, text, None, dice)] }
+    plain(vec![piece(study, text, None, dice)])
 }
 
 /// A picture and one to three questions.
@@ -34,7 +34,7 @@ pub fn questions(dice: &mut Dice) -> Page {
     let says_why = dice.one_in(3);
     let texts: Vec<_> = asked.iter().map(|q| q.ask(says_why) + &q.reply(says_why)).collect();
     let pieces = vec![piece(study, texts.join(" "), asked.into_iter().next_back(), dice)];
-    Page { preamble: String::new(), pieces }
+    plain(pieces)
 }
 
 /// Two to four pictures with captions or questions; each after the first is compared with the one
@@ -60,7 +60,7 @@ pub fn interleaved(dice: &mut Dice) -> Page {
         };
         pieces.push(piece(study, text + &after, None, dice));
     }
-    Page { preamble: String::new(), pieces }
+    plain(pieces)
 }
 
 /// Up to [`MOST_SHOTS`] questions with answers, and one more, in known words; half of the pages ask
@@ -143,7 +143,7 @@ pub fn echo(dice: &mut Dice, is_held_out: bool) -> Page {
     let study = Study::draw(dice);
     let first = Piece { is_first: true, ..noted(study, "Note:".into(), text.clone(), dice) };
     let second = noted(study, "Note:".into(), text, dice);
-    Page { preamble: String::new(), pieces: vec![first, second] }
+    plain(vec![first, second])
 }
 
 /// Notes of one word, each with the made-up word that stands for it on this page, over and over;
@@ -180,7 +180,7 @@ pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
         let is_first = !std::mem::replace(&mut is_said[answer], true);
         pieces.push(Piece { is_first, ..noted(study, note, text, dice) });
     }
-    Page { preamble: String::new(), pieces }
+    plain(pieces)
 }
 
 /// Two to eight notes that name one property, and up to eight beside it, with a made-up word each.
@@ -202,6 +202,10 @@ pub fn drill(dice: &mut Dice, is_held_out: bool) -> Page {
 
 fn noted(study: Study, note: String, text: String, dice: &mut Dice) -> Piece {
     Piece { note: Some(note), ..piece(study, text, None, dice) }
+}
+
+fn plain(pieces: Vec<Piece>) -> Page {
+    Page { preamble: String::new(), pieces }
 }
 
 fn preamble(dice: &mut Dice) -> String {

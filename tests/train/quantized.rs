@@ -2,7 +2,7 @@
 //! that the codes stand for, and what must not change a bit does not.
 
 use crate::golden_folder::{Model, relative_l2};
-use crate::runs::{batch, gradients, model, options, restore, saved};
+use crate::runs::{batch, gradients, held, model, options, restore, saved};
 use medflamingo::convert::quantize::{Choice, Options, Part, Precision, quantize};
 use medflamingo::device::{Device, Stream};
 use medflamingo::model::Config;
@@ -188,17 +188,12 @@ fn bits_depend_neither_on_threads_nor_on_what_is_kept_nor_on_an_interruption() {
 fn codes_need_no_more_memory_than_elements() {
     let model = model("llama-tiny");
     let pair = Pair::new(&model, "f32", Precision::Int8, &FROZEN);
-    let held = |mut trainer: Trainer| {
+    let of = |mut trainer: Trainer| {
         let batch = [batch(&model, &trainer, 1)];
-        trainer.step(&batch).unwrap();
-        trainer.step(&batch).unwrap();
-        let held = trainer.memory();
-        trainer.step(&batch).unwrap();
-        assert_eq!(trainer.memory(), held);
-        held
+        held(&mut trainer, &batch)
     };
     let how = || options(Trained::default());
-    assert_eq!(held(pair.quantized(how(), 2)), held(pair.dense(how())));
+    assert_eq!(of(pair.quantized(how(), 2)), of(pair.dense(how())));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::engine::ModelFolder;
 use medflamingo::tensor::View;
-use medflamingo::train::{Batch, NO_LABEL, Sample, Sums, TrainOptions, Trained, Trainer};
+use medflamingo::train::{Batch, Memory, NO_LABEL, Sample, Sums, TrainOptions, Trained, Trainer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -98,4 +98,14 @@ pub fn restore(trainer: &mut Trainer, from: &Trainer) {
             to.copy_from(tensors.iter().find(|t| t.name == name).unwrap().view)
         })
         .unwrap();
+}
+
+/// What a trainer holds after a step of this size, however many follow.
+pub fn held(trainer: &mut Trainer, batch: &[Batch]) -> Memory {
+    trainer.step(batch).unwrap();
+    trainer.step(batch).unwrap();
+    let held = trainer.memory();
+    trainer.step(batch).unwrap();
+    assert_eq!(trainer.memory(), held);
+    held
 }

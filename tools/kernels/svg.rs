@@ -2,6 +2,7 @@
 
 use super::roofline::{CARDS, Card};
 use super::{Report, Work};
+use crate::report;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -38,10 +39,7 @@ pub fn draw(report: &Report) -> String {
     let phases: Vec<&Work> = report.work.iter().filter(|w| w.card == CARDS[0].name).collect();
     let height = TOP + PANEL * phases.len() as f64;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"{LEFT}\" y=\"22\" font-size=\"16\">Launches of {} under the rooflines</text>\n\
+        "<text x=\"{LEFT}\" y=\"22\" font-size=\"16\">Launches of {} under the rooflines</text>\n\
          <text x=\"{LEFT}\" y=\"40\" fill=\"#555\">x: operations per byte, y: TFLOP/s at most; \
          area and %: share of the least time (% on the A100); no operations: left edge</text>\n",
         report.model
@@ -69,8 +67,7 @@ pub fn draw(report: &Report) -> String {
         }
         labels(&mut out, top, phase);
     }
-    out.push_str("</svg>\n");
-    out
+    report::svg(WIDTH, height, &out)
 }
 
 fn axes(out: &mut String, top: f64, phase: &Work) {
