@@ -523,7 +523,7 @@ fn mutated_files_never_panic() {
     let json = std::fs::read(sentencepiece_folder().join("tokenizer.json")).unwrap();
     let bytes = std::fs::read(golden("mpt-tiny/lm/tokenizer.json")).unwrap();
     let model = std::fs::read(sentencepiece_folder().join("tokenizer.model")).unwrap();
-    let (start, mut read, mut runs) = (std::time::Instant::now(), 0, 0);
+    let (start, mut read, mut encoded, mut runs) = (std::time::Instant::now(), 0, 0, 0);
     while start.elapsed() < fuzz_time() {
         let mut bytes = [&json, &bytes, &model][runs % 3].clone();
         mutate(&mut bytes, &mut random);
@@ -538,11 +538,14 @@ fn mutated_files_never_panic() {
         });
         if let Ok(tokenizer) = made {
             read += 1;
-            let ids = tokenizer.encode_prompt("Is <image> nor\u{301}mal?\n</s>\u{2581}日").unwrap();
-            tokenizer.decode(&ids, true);
+            // A vocabulary whose plain text makes special tokens may refuse such a prompt.
+            if let Ok(ids) = tokenizer.encode_prompt("Is <image> nor\u{301}mal?\n</s>\u{2581}日") {
+                encoded += 1;
+                tokenizer.decode(&ids, true);
+            }
         }
         runs += 1;
     }
-    println!("{runs} mutated files, {read} still tokenizers, no panic");
-    assert!(runs > 10 && read > 0);
+    println!("{runs} mutated files, {read} still tokenizers, {encoded} took the prompt, no panic");
+    assert!(runs > 10 && encoded > 0);
 }
