@@ -63,7 +63,15 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 
 fn options(folder: &Path, trained: &Path, output: PathBuf) -> Options {
     let (folder, trained) = (folder.to_path_buf(), trained.to_path_buf());
-    Options { folder, trained, output, max_shard: 5 << 30, is_forced: false }
+    Options {
+        folder,
+        trained,
+        output,
+        parts: Vec::new(),
+        dtype: None,
+        max_shard: 5 << 30,
+        is_forced: false,
+    }
 }
 
 /// Upstream's form, converted with the same language model and CLIP, is the folder that training
@@ -106,6 +114,54 @@ fn what_is_exported_converts_back_to_the_same_model() {
         let partial = left.filter(|e| e.file_name().to_string_lossy().contains("partial"));
         assert_eq!(partial.count(), 0);
     }
+}
+
+/// A folder may hold what was trained in fewer bits: each element rounded once.
+#[test]
+fn a_folder_is_exported_in_another_type() {
+    let model = &models()[0];
+    let folder = model.convert("f32");
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, now) = trained(&folder, scratch.path());
+    let output = scratch.path().join("bf16");
+    let of_type = |output: &Path| Options {
+        dtype: Some(StoredDType::Bf16),
+        ..options(&folder, &file, output.to_path_buf())
+    };
+    export(&of_type(&output), &|_, _| {}).unwrap();
+    let config = Config::read(&output.join("config.json")).unwrap();
+    assert_eq!(config.dtype, StoredDType::Bf16);
+    let weights = Weights::open(&output).unwrap();
+    for (name, shape) in config.tensors() {
+        let rounded: Vec<f32> =
+            now[&name].iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+        assert_eq!(values(&weights, &name, &shape), rounded, "{name}");
+    }
+    assert!(convert::verify::verify(&output, &|_, _| {}).is_ok());
+    let e = export(&of_type(&scratch.path().join("a.pt")), &|_, _| {}).unwrap_err().to_string();
+    assert!(e.contains("a.pt") && e.contains("f32"), "{e}");
+}
+
+/// Parts of a run go into the folder of another: the others stay as that one has them.
+#[test]
+fn parts_of_what_was_trained_are_taken_and_no_others() {
+    let model = &models()[0];
+    let folder = model.convert("f32");
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, now) = trained(&folder, scratch.path());
+    let (before, output) = (Weights::open(&folder).unwrap(), scratch.path().join("part"));
+    let parts = vec!["resampler".parse().unwrap()];
+    let of_part = Options { parts, ..options(&folder, &file, output.clone()) };
+    export(&of_part, &|_, _| {}).unwrap();
+    let after = Weights::open(&output).unwrap();
+    let mut changed = 0;
+    for (name, shape) in Config::read(&folder.join("config.json")).unwrap().tensors() {
+        let (old, new) = (values(&before, &name, &shape), values(&after, &name, &shape));
+        let is_taken = name.starts_with("resampler.");
+        assert_eq!(new, if is_taken { now[&name].clone() } else { old.clone() }, "{name}");
+        changed += usize::from(!is_taken && now[&name] != old);
+    }
+    assert!(changed > 0, "something that was not taken was trained");
 }
 
 /// The keys of upstream's own checkpoint, no more and no less.

@@ -1,10 +1,11 @@
 //! `medflamingo-tools export`.
 
-use crate::convert::size;
+use crate::convert::{Storage, size};
 use crate::report;
 use clap::Args;
 use medflamingo::convert::Spec;
 use medflamingo::convert::export::{self, Form, Options};
+use medflamingo::convert::quantize::Part;
 use medflamingo::run::{Checkpoints, Disk, checkpoint};
 use medflamingo::{Error, Result};
 use serde_json::json;
@@ -27,6 +28,13 @@ pub struct Export {
     /// one that it was quantised from
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Parts of what was trained to take: vision, resampler, xattn, language, head; all unless
+    /// given
+    #[arg(long, value_name = "PART,..", value_delimiter = ',')]
+    parts: Vec<Part>,
+    /// Storage type of a model folder's weights [default: that of the folder training began with]
+    #[arg(long, value_enum)]
+    dtype: Option<Storage>,
     /// Most bytes of weights in one file of a model folder, such as 5GB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     max_shard_size: u64,
@@ -49,6 +57,8 @@ impl Export {
             folder,
             trained: saved.folder.join(checkpoint::TRAINABLE),
             output: self.output,
+            parts: self.parts,
+            dtype: self.dtype.map(Into::into),
             max_shard: self.max_shard_size,
             is_forced: self.force,
         };

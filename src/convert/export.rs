@@ -9,11 +9,13 @@ use super::cast::Caster;
 use super::ledger::FileSum;
 use super::names::{Layout, Op, upstream};
 use super::pieces::Piece;
+use super::quantize::Part;
 use super::torch;
 use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{LEDGER, pretty, synth};
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::model::Config;
+use crate::model::config::StoredDType;
 use crate::weights::{INDEX, ROW_IDS, ROWS, SCALES, Weights};
 use crate::{DType, Error, Result};
 use serde_json::json;
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 /// The embedding, of which training may have changed some rows.
 const EMBEDDING: &str = "language.embedding.weight";
 const HEAD: &str = "language.head.weight";
+const CONFIG: &str = "config.json";
 
 /// What to write, and where.
 #[derive(Clone, Debug)]
@@ -35,6 +38,10 @@ pub struct Options {
     pub trained: PathBuf,
     /// `.pt` or `.safetensors`: upstream's form. Anything else: a model folder.
     pub output: PathBuf,
+    /// Parts of what training changed that are taken; all of them if there is none here.
+    pub parts: Vec<Part>,
+    /// Elements of a model folder; those of the folder that training began with, if not given.
+    pub dtype: Option<StoredDType>,
     /// Most bytes of data in one file of a model folder.
     pub max_shard: u64,
     /// Replace an output that exists.
@@ -71,10 +78,19 @@ struct Item {
 /// # Errors
 /// Tensors that are not the model's, an output that exists, a full disk. Nothing partial is left.
 pub fn export(options: &Options, progress: &Progress) -> Result<Vec<Spec>> {
-    let config = Config::read(&options.folder.join("config.json"))?;
+    let mut config = Config::read(&options.folder.join(CONFIG))?;
     let weights = Weights::open(&options.folder)?;
-    let trained = Trained::open(&options.trained, &config)?;
+    let trained = Trained::open(&options.trained, &config, &options.parts)?;
     let form = Form::of(&options.output);
+    match (options.dtype, form) {
+        (None, _) => (),
+        (Some(dtype), Form::Folder) => config.dtype = dtype,
+        (Some(_), _) => {
+            let who = format!("a type for {}", options.output.display());
+            return Err(Error::invalid(who, "none", "one")
+                .advise("upstream's form is f32; a type can be given for a model folder"));
+        }
+    }
     let items = match form {
         Form::Folder => folder_items(&config, &weights, &trained)?,
         _ => upstream_items(&config, &weights, &trained)?,
@@ -89,7 +105,7 @@ pub fn export(options: &Options, progress: &Progress) -> Result<Vec<Spec>> {
     };
     let specs: Vec<Spec> = items.iter().map(|item| item.spec.clone()).collect();
     match form {
-        Form::Folder => write_folder(options, &specs, progress, &mut fill)?,
+        Form::Folder => write_folder(options, &config, &specs, progress, &mut fill)?,
         Form::Torch => write_torch(options, &specs, progress, &mut fill)?,
         Form::SafeTensors => write_safetensors(options, &specs, progress, &mut fill)?,
     }
@@ -99,10 +115,11 @@ pub fn export(options: &Options, progress: &Progress) -> Result<Vec<Spec>> {
 /// The tensors of a checkpoint, each of which the model has.
 struct Trained {
     checkpoint: Checkpoint,
+    parts: Vec<Part>,
 }
 
 impl Trained {
-    fn open(path: &Path, config: &Config) -> Result<Self> {
+    fn open(path: &Path, config: &Config, parts: &[Part]) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let tensors = config.tensors();
         for (name, entry) in checkpoint.iter() {
@@ -126,21 +143,27 @@ impl Trained {
                     .advise("the checkpoint is of another model than the folder"));
             }
         }
-        Ok(Trained { checkpoint })
+        Ok(Trained { checkpoint, parts: parts.to_vec() })
+    }
+
+    /// The checkpoint's `name`, if it is of a part that is taken.
+    fn get(&self, name: &str) -> Option<&Entry> {
+        let is_taken = self.parts.is_empty() || self.parts.contains(&Part::of(name));
+        self.checkpoint.get(name).filter(|_| is_taken)
     }
 
     /// What tensor `name` is now: the whole of it, or the model's own with some rows exchanged.
     fn pieces(&self, name: &str, own: &Entry) -> Result<Vec<Piece>> {
-        if let Some(entry) = self.checkpoint.get(name) {
+        if let Some(entry) = self.get(name) {
             return Ok(vec![Piece::whole(entry)]);
         }
         let (rows, ids) = (format!("{name}{ROWS}"), format!("{name}{ROW_IDS}"));
-        let Some(rows) = self.checkpoint.get(&rows) else { return Ok(vec![Piece::whole(own)]) };
+        let Some(rows) = self.get(&rows) else { return Ok(vec![Piece::whole(own)]) };
         let wrong = |found: String| {
             let expected = format!("rising numbers of rows, i32, below {}", own.shape[0]);
             Error::invalid(&ids, expected, found)
         };
-        let list = self.checkpoint.get(&ids).ok_or_else(|| wrong("no such tensor".into()))?;
+        let list = self.get(&ids).ok_or_else(|| wrong("no such tensor".into()))?;
         let numbers = list.to_vec();
         let numbers = numbers.chunks_exact(4).filter_map(|b| b.first_chunk().copied());
         let numbers: Vec<usize> = numbers.map(|b| i32::from_le_bytes(b) as usize).collect();
@@ -166,8 +189,7 @@ impl Trained {
 
     /// True if training changed (some of) the tensor.
     fn has(&self, name: &str) -> bool {
-        self.checkpoint.get(name).is_some()
-            || self.checkpoint.get(&format!("{name}{ROWS}")).is_some()
+        self.get(name).is_some() || self.get(&format!("{name}{ROWS}")).is_some()
     }
 }
 
@@ -267,6 +289,7 @@ type Fill<'a> = dyn FnMut(usize, &mut Sink<'_>) -> Result<()> + 'a;
 
 fn write_folder(
     options: &Options,
+    config: &Config,
     specs: &[Spec],
     progress: &Progress,
     fill: &mut Fill<'_>,
@@ -278,13 +301,17 @@ fn write_folder(
     if shards.len() > 1 {
         files.push(staging.file(INDEX, &write::index(&shards, specs)?)?);
     }
+    let as_json = |e| Error::invalid(CONFIG, "JSON", e);
+    let config = serde_json::to_value(config).map_err(as_json)?;
+    files.push(staging.file(CONFIG, &pretty(&config)?)?);
     files.extend(copy_others(&options.folder, &staging)?);
     let list = json!({"made_by": "medflamingo-tools export", "files": files});
     staging.file(synth::CHECKSUMS, &pretty(&list)?)?;
     staging.commit()
 }
 
-/// Everything in a model folder that is neither weights nor a record of how they came about.
+/// Everything in a model folder but its configuration, its weights and records of how they came
+/// about.
 fn copy_others(folder: &Path, staging: &Staging) -> Result<Vec<FileSum>> {
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .map_err(|e| Error::io("read", folder, e))?
@@ -293,7 +320,7 @@ fn copy_others(folder: &Path, staging: &Staging) -> Result<Vec<FileSum>> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     names.sort();
-    let is_record = |n: &str| [INDEX, LEDGER, synth::CHECKSUMS].contains(&n);
+    let is_record = |n: &str| [CONFIG, INDEX, LEDGER, synth::CHECKSUMS].contains(&n);
     names.retain(|n| !n.ends_with(".safetensors") && !is_record(n));
     let copy = |name: &String| {
         let path = folder.join(name);

@@ -52,7 +52,7 @@ impl Part {
     }
 
     /// The part that a tensor belongs to.
-    fn of(name: &str) -> Part {
+    pub(super) fn of(name: &str) -> Part {
         let first = |part: Part| name.split('.').next() == Some(part.name());
         match name {
             "language.head.weight" => Part::Head,

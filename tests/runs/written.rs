@@ -154,6 +154,8 @@ fn what_a_run_made_is_exported_for_others_and_for_us() {
         folder: model(0),
         trained: saved,
         output: scratch.path().join("again.pt"),
+        parts: Vec::new(),
+        dtype: None,
         max_shard: 1 << 30,
         is_forced: false,
     };
