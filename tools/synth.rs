@@ -31,6 +31,10 @@ pub struct Synth {
     /// Weights as before training, with closed gates, instead of weights as after it
     #[arg(long)]
     untrained: bool,
+    /// With --untrained: what the outputs of gated blocks are multiplied by, for blocks that go
+    /// beside a trained language model
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "untrained")]
+    gain: u16,
     /// Print the files and their checksums as JSON
     #[arg(long)]
     json: bool,
@@ -48,7 +52,10 @@ impl Synth {
             dtype: self.dtype.into(),
             max_shard: self.max_shard_size,
             is_forced: self.force,
-            start: if self.untrained { Start::Untrained } else { Start::Trained },
+            start: match self.untrained {
+                true => Start::Untrained { gain: self.gain },
+                false => Start::Trained,
+            },
         };
         let bar = report::Bar::new();
         let start = std::time::Instant::now();

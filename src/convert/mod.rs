@@ -17,6 +17,7 @@ mod mimetic;
 mod names;
 mod pieces;
 mod plan;
+mod positions;
 pub mod quantize;
 mod rows;
 mod scratch;

@@ -3,10 +3,10 @@
 
 use super::cast::Caster;
 use super::ledger::FileSum;
-use super::mimetic;
 use super::vocabulary::{self, Form};
 use super::write::{self, Progress, Sink, Spec, Staging};
 use super::{Scratch, describing, pretty};
+use super::{mimetic, positions};
 use crate::dtype::Real;
 use crate::model::config::{Config, Family, StoredDType};
 pub use crate::weights::CHECKSUMS;
@@ -45,8 +45,14 @@ pub enum Start {
     /// Activations keep their size through all layers and gates are open, as after training.
     #[default]
     Trained,
-    /// As before training: gates closed, self-attention as in [`mimetic`].
-    Untrained,
+    /// As before training: gates closed, self-attention as in [`mimetic`], positions of patches as
+    /// in [`positions`].
+    Untrained {
+        /// What the outputs of gated blocks are multiplied by. A residual stream is many times as
+        /// long after training as before (70 beside 0.5 in the language model of phantom studies):
+        /// beside one that is trained already, blocks with a gain of 1 are slow to matter.
+        gain: u16,
+    },
 }
 
 /// A folder of holes: it has every tensor, reads as zeros and takes no space.
@@ -88,12 +94,15 @@ pub fn synth(options: &Options, progress: &Progress) -> Result<Vec<FileSum>> {
         let Spec { name, shape, .. } = &specs[i];
         let spread = match options.start {
             Start::Trained => Spread::of(name, shape, &config),
-            Start::Untrained => Spread::untrained(name, shape, &config),
+            Start::Untrained { gain } => Spread::untrained(name, shape, &config, gain),
         };
-        if options.start == Start::Untrained {
+        if let Start::Untrained { gain } = options.start {
             let width = *shape.last().unwrap_or(&1);
+            if name == "vision.position_embedding" {
+                return write_values(&positions::grid(shape[0], width)?, dtype, sink);
+            }
             let mut draw = |name: &str, n: usize| {
-                Spread::untrained(name, &[n / width, width], &config)
+                Spread::untrained(name, &[n / width, width], &config, gain)
                     .values(n, (options.seed, name))
             };
             if let Some(values) = mimetic::values(name, width, &mut draw)? {
@@ -190,7 +199,7 @@ impl Spread {
     /// What training from nothing starts from. Resampler and gated blocks as upstream makes them
     /// (uniform to 1/sqrt(inputs), gates 0: `open_flamingo/src/helpers.py`); the vision tower as
     /// `open_clip` does; the language model's outputs scaled down by depth, as in GPT-2.
-    fn untrained(name: &str, shape: &[usize], config: &Config) -> Self {
+    fn untrained(name: &str, shape: &[usize], config: &Config, gain: u16) -> Self {
         let centred = |deviation: f32| Spread { mean: 0.0, reach: deviation * 3f32.sqrt() };
         let last = *shape.last().unwrap_or(&1) as f32;
         let part = name.split('.').next().unwrap_or_default();
@@ -202,10 +211,13 @@ impl Spread {
         match name {
             _ if name.ends_with("gate") || name.ends_with(".bias") => centred(0.0),
             "resampler.latents" => centred(1.0),
-            "vision.class_embedding" | "vision.position_embedding" => centred(last.powf(-0.5)),
+            "vision.class_embedding" => centred(last.powf(-0.5)),
             // Logits of a tied head start small.
             "language.embedding.weight" | "language.head.weight" => centred(0.5 * last.powf(-0.5)),
             _ if shape.len() == 1 => Spread { mean: 1.0, reach: 0.0 },
+            _ if part == "xattn" && is_output => {
+                Spread { mean: 0.0, reach: f32::from(gain) * last.powf(-0.5) }
+            }
             _ if part == "resampler" || part == "xattn" => {
                 Spread { mean: 0.0, reach: last.powf(-0.5) }
             }
@@ -328,7 +340,8 @@ mod tests {
     fn a_phantom_model_before_training_has_closed_gates_and_its_own_tokenizer() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("model");
-        let (preset, dtype, start) = ("phantom".into(), StoredDType::F32, Start::Untrained);
+        let start = Start::Untrained { gain: 4 };
+        let (preset, dtype) = ("phantom".into(), StoredDType::F32);
         let (max_shard, is_forced) = (1 << 30, false);
         let options = Options { preset, output, seed: 1, dtype, max_shard, is_forced, start };
         synth(&options, &|_, _| {}).unwrap();
@@ -339,7 +352,9 @@ mod tests {
             let expected = match name.as_str() {
                 _ if name.ends_with("gate") || name.ends_with("bias") => 0.0,
                 "resampler.latents" => 1.0,
-                "xattn.1.attn.q.weight" => 1.0 / (3.0 * 128.0),
+                "vision.position_embedding" => 0.5,
+                "xattn.3.attn.q.weight" => 1.0 / (3.0 * 128.0),
+                "xattn.3.attn.out.weight" => 16.0 / (3.0 * 128.0),
                 "language.layers.0.mlp.fc2.weight" => 1.0 / (256.0 * 12.0),
                 _ if name.contains("norm") => 1.0,
                 _ => continue,
