@@ -45,6 +45,13 @@ fn a_model_that_has_learned_nothing_is_at_chance_whatever_is_taken_away() {
         assert!(expected[0].is_none() && expected[1].is_some() && expected[4].is_some());
         assert_eq!(expected[2].is_some(), chance == 0.5, "known words need no shots");
     }
+    let of_property = |rate: fn(&eval::PropertyRow) -> Rate| {
+        let all: Vec<Rate> = report.properties.iter().map(rate).collect();
+        let sum = |part: fn(&Rate) -> usize| all.iter().map(part).sum::<usize>();
+        (all.len(), sum(|r| r.right), sum(|r| r.count))
+    };
+    assert_eq!(of_property(|row| row.known), (9, report.known[0].ranked.right, 27));
+    assert_eq!(of_property(|row| row.coined), (9, report.coined[0].ranked.right, 27));
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["coined"][3]["control"], "no shots");
     let text = report.to_string();

@@ -15,7 +15,7 @@ pub use interval::Rate;
 
 use crate::Result;
 use crate::engine::Engine;
-use crate::phantom::{Control, Exam, Item};
+use crate::phantom::{Control, Exam, Item, Property};
 use serde::Serialize;
 use std::fmt;
 
@@ -61,8 +61,20 @@ pub struct Report {
     pub known: Vec<Row>,
     /// Questions in words that only the shots define; none of them was ever trained on.
     pub coined: Vec<Row>,
+    /// The normal questions by what they ask for, in the order of [`Property::ALL`].
+    pub properties: Vec<PropertyRow>,
     /// Seconds that it took.
     pub seconds: f64,
+}
+
+/// The normal questions that ask for one property.
+#[derive(Clone, Debug, Serialize)]
+pub struct PropertyRow {
+    pub property: &'static str,
+    /// In words of the vocabulary, ranked.
+    pub known: Rate,
+    /// In words that only the shots define, ranked.
+    pub coined: Rate,
 }
 
 /// Examines the model of `engine`; `progress` is told how many prompts are done, of how many.
@@ -82,13 +94,20 @@ pub fn examine(
     let mut examiner = Examiner::new(engine, options.shots)?;
     let total = (exam.known.len() + exam.coined.len()) * Control::ALL.len();
     let mut done = 0;
-    let mut table = |items: &[Item]| -> Result<Vec<Row>> {
+    let mut table = |items: &[Item]| -> Result<(Vec<Row>, Vec<Rate>)> {
         let mut tallies = [(0, 0); Control::ALL.len()];
+        let mut properties = [(0, 0); Property::ALL.len()];
         for some in items.chunks(examiner::TOGETHER) {
             for (control, tally) in Control::ALL.into_iter().zip(&mut tallies) {
                 for (item, outcome) in some.iter().zip(examiner.answer(some, control)?) {
                     let question = item.question();
-                    tally.0 += usize::from(outcome.best() == question.answer);
+                    let is_right = outcome.best() == question.answer;
+                    tally.0 += usize::from(is_right);
+                    let place = Property::ALL.iter().position(|p| *p == question.property);
+                    if let (Control::Normal, Some(place)) = (control, place) {
+                        properties[place].0 += usize::from(is_right);
+                        properties[place].1 += 1;
+                    }
                     tally.1 += usize::from(outcome.says(question.answer()));
                 }
                 done += some.len();
@@ -96,11 +115,19 @@ pub fn examine(
             }
             examiner.forget();
         }
-        Ok(rows(items, &tallies))
+        let properties = properties.map(|(right, count)| Rate::new(right, count));
+        Ok((rows(items, &tallies), properties.to_vec()))
     };
     let (known, coined) = (table(&exam.known)?, table(&exam.coined)?);
+    let rates = known.1.into_iter().zip(coined.1);
+    let row = |(property, (known, coined)): (Property, _)| PropertyRow {
+        property: property.name(),
+        known,
+        coined,
+    };
+    let properties = Property::ALL.into_iter().zip(rates).map(row).collect();
     let seconds = started.elapsed().as_secs_f64();
-    Ok(Report { options: options.clone(), known, coined, seconds })
+    Ok(Report { options: options.clone(), known: known.0, coined: coined.0, properties, seconds })
 }
 
 impl Row {
@@ -133,6 +160,11 @@ impl fmt::Display for Report {
                 let expected = row.expectation();
                 writeln!(f, "  {:24}{ranked:24}{greedy:24}{expected:>10}{outside}", row.control)?;
             }
+        }
+        writeln!(f, "\n  {:24}{:24}{:24}", "normal, by property", "known words", "made-up words")?;
+        for row in &self.properties {
+            let (known, coined) = (row.known.to_string(), row.coined.to_string());
+            writeln!(f, "  {:24}{known:24}{coined}", row.property)?;
         }
         Ok(())
     }
