@@ -19,9 +19,8 @@ pub struct Phantom {
     /// A PNG file to make, with the pictures side by side
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Kinds of pages and their weights, such as shots=1,words=2; of caption, questions,
-    /// interleaved, shots, words, reports
-    #[arg(long, value_name = "LIST", default_value = "caption=1", value_parser = mix)]
+    #[arg(long, value_name = "LIST", default_value = "caption=1", help = kinds())]
+    #[arg(value_parser = mix)]
     kinds: Mix,
     /// How many pages
     #[arg(long, value_name = "N", default_value_t = 96)]
@@ -34,6 +33,11 @@ pub struct Phantom {
 /// Kinds with weights; a type of its own, or the parser would take the list for many values.
 #[derive(Clone, Debug)]
 struct Mix(Vec<(Kind, u32)>);
+
+fn kinds() -> String {
+    let names = Kind::ALL.map(Kind::name).join(", ");
+    format!("Kinds of pages and their weights, such as shots=1,words=2; of {names}")
+}
 
 fn mix(text: &str) -> Result<Mix> {
     Kind::mix(text).map(Mix)

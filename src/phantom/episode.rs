@@ -99,14 +99,35 @@ pub fn coined_with(
     is_held_out: bool,
     dice: &mut Dice,
 ) -> Page {
+    let balanced = |dice: &mut Dice| {
+        let mut order: Vec<usize> = (0..count).map(|i| i % 2).collect();
+        dice.shuffle(&mut order);
+        order.push(dice.below(2));
+        order
+    };
+    named(balanced, property, is_held_out, dice)
+}
+
+/// As [`coined`], with eight shots of either word: each shot is a question too, and no count of the
+/// words says which is next.
+pub fn lesson(dice: &mut Dice, is_held_out: bool) -> Page {
+    let free = |dice: &mut Dice| (0..=2 * MOST_SHOTS).map(|_| dice.below(2)).collect();
+    named(free, None, is_held_out, dice)
+}
+
+/// Pictures of two values of a property in two new words, one after the other as `order` says.
+fn named(
+    order: impl FnOnce(&mut Dice) -> Vec<usize>,
+    property: Option<Property>,
+    is_held_out: bool,
+    dice: &mut Dice,
+) -> Page {
     let property = property.unwrap_or(*dice.pick(&Property::ALL));
     let words = words::coin(2, dice, is_held_out);
     // Any two of its values, in any order: a word says nothing of the value it stands for.
     let mut values: Vec<usize> = (0..property.values().len()).collect();
     dice.shuffle(&mut values);
-    let mut order: Vec<usize> = (0..count).map(|i| i % 2).collect();
-    dice.shuffle(&mut order);
-    order.push(dice.below(2));
+    let order = order(dice);
     let phrase = dice.below(8);
     let mut pieces = Vec::new();
     let mut is_said = [false; 2];
@@ -130,6 +151,29 @@ pub fn described(mut page: Page, dice: &mut Dice) -> Page {
     page
 }
 
+/// Shots and a question with notes, of which a third is missing: where nothing is said of a study,
+/// what is said of others is no answer.
+pub fn gaps(dice: &mut Dice, is_held_out: bool) -> Page {
+    let is_known = dice.one_in(3);
+    let page = if is_known { known(MOST_SHOTS, None, dice) } else { lesson(dice, is_held_out) };
+    let mut page = described(page, dice);
+    for piece in &mut page.pieces {
+        if dice.one_in(3) {
+            piece.note = Some(String::new());
+        }
+    }
+    page
+}
+
+/// A lesson with notes in the place of the first two to eight pictures: what an example in words
+/// defines must be found in a picture.
+pub fn bridge(dice: &mut Dice, is_held_out: bool) -> Page {
+    let mut page = described(lesson(dice, is_held_out), dice);
+    let notes = 2 + dice.below(2 * MOST_SHOTS - 1);
+    page.pieces.iter_mut().skip(notes).for_each(|piece| piece.note = None);
+    page
+}
+
 /// A list of words, known and made up, said twice: the second time, each can be known from the
 /// first. What copying is, as densely as it can be taught.
 pub fn echo(dice: &mut Dice, is_held_out: bool) -> Page {
@@ -146,8 +190,9 @@ pub fn echo(dice: &mut Dice, is_held_out: bool) -> Page {
     plain(vec![first, second])
 }
 
-/// Notes of one word, each with the made-up word that stands for it on this page, over and over;
-/// more or less stands between the two, so that how far apart they are says nothing.
+/// Notes of one word, each with the made-up word that stands for it on this page, over and over.
+/// On half of the pages more or less stands between the two, so that how far apart they are says
+/// nothing; the others are the way there.
 pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
     let count = 2 + dice.below(4);
     let made_up = words::coin(count, dice, is_held_out);
@@ -161,13 +206,14 @@ pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
     }
     let mut is_said = vec![false; count];
     let mut pieces = Vec::new();
+    let always = dice.one_in(2).then(|| dice.below(4));
     for _ in 0..4 * count {
         let answer = dice.below(count);
         let (property, value) = entries[answer];
         let study = Study::draw_with(dice, property, value);
         let q = words::coined(&study, property, &made_up, answer, dice.below(8));
         let mut note = words::note_of(&study, &[property], dice);
-        let between = dice.below(4);
+        let between = always.unwrap_or_else(|| dice.below(4));
         let text = match between {
             0 | 1 => q.reply(false).trim_start().to_string(),
             2 => format!("Answer:{}", q.reply(false)),
@@ -184,13 +230,16 @@ pub fn glossary(dice: &mut Dice, is_held_out: bool) -> Page {
 }
 
 /// Two to eight notes that name one property, and up to eight beside it, with a made-up word each.
-/// Some notes of a page are longer than others, so that the short ones teach to read the long ones.
+/// On half of the pages some notes are longer than others, so that the short ones teach to read the
+/// long ones.
 pub fn drill(dice: &mut Dice, is_held_out: bool) -> Page {
     let property = *dice.pick(&Property::ALL);
     let count = 2 * (1 + dice.below(MOST_SHOTS));
     let mut page = coined_with(count, Some(property), is_held_out, dice);
+    let lengths = [0, 1, 2, 4, 6, 8];
+    let always = dice.one_in(2).then(|| *dice.pick(&lengths));
     for piece in &mut page.pieces {
-        let beside = *dice.pick(&[0, 1, 2, 4, 6, 8]);
+        let beside = always.unwrap_or_else(|| *dice.pick(&lengths));
         let mut properties = Property::ALL;
         dice.shuffle(&mut properties);
         let asked = properties.iter().position(|p| *p == property).unwrap_or(0);

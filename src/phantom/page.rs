@@ -13,7 +13,7 @@ pub struct Piece {
     pub study: Study,
     /// Decides everything about the picture that has no name.
     pub look: u64,
-    /// Words in the place of the picture, if there is none.
+    /// Words in the place of the picture, if there is none; empty if there is nothing at all.
     pub note: Option<String>,
     pub text: String,
     /// The last question in the text, if it has any.
@@ -48,6 +48,7 @@ impl Page {
         for piece in &self.pieces {
             match &piece.note {
                 None => text += IMAGE,
+                Some(note) if note.is_empty() => (),
                 Some(note) => {
                     text += note;
                     text.push(' ');

@@ -42,8 +42,14 @@ pub enum Kind {
     Shots,
     /// Few-shot questions in words that the shots define.
     Words,
-    /// Any of these with notes in the place of pictures: text alone.
+    /// As `words` with eight shots.
+    Lessons,
+    /// As `lessons` with notes in the place of the first pictures.
+    Bridges,
+    /// Any of those before `lessons` but findings, with notes in the place of pictures: text alone.
     Reports,
+    /// Few-shot questions with notes, of which some are missing: text alone.
+    Gaps,
     /// A list of words, said twice: text alone.
     Echo,
     /// Words with the made-up words that stand for them, over and over: text alone.
@@ -53,14 +59,17 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Caption,
         Kind::Findings,
         Kind::Questions,
         Kind::Interleaved,
         Kind::Shots,
         Kind::Words,
+        Kind::Lessons,
+        Kind::Bridges,
         Kind::Reports,
+        Kind::Gaps,
         Kind::Echo,
         Kind::Glossary,
         Kind::Drills,
@@ -75,7 +84,10 @@ impl Kind {
             Kind::Interleaved => "interleaved",
             Kind::Shots => "shots",
             Kind::Words => "words",
+            Kind::Lessons => "lessons",
+            Kind::Bridges => "bridges",
             Kind::Reports => "reports",
+            Kind::Gaps => "gaps",
             Kind::Echo => "echo",
             Kind::Glossary => "glossary",
             Kind::Drills => "drills",
@@ -105,6 +117,9 @@ impl Kind {
             Kind::Interleaved => episode::interleaved(dice),
             Kind::Shots => episode::shots(dice),
             Kind::Words => episode::coined(dice, is_held_out),
+            Kind::Lessons => episode::lesson(dice, is_held_out),
+            Kind::Bridges => episode::bridge(dice, is_held_out),
+            Kind::Gaps => episode::gaps(dice, is_held_out),
             Kind::Echo => episode::echo(dice, is_held_out),
             Kind::Glossary => episode::glossary(dice, is_held_out),
             Kind::Drills => episode::drill(dice, is_held_out),
@@ -251,8 +266,11 @@ mod tests {
                 let (text, pictures) = (page.text(), page.pictures().unwrap().len());
                 assert_eq!(text.matches("<image>").count(), pictures, "{text}");
                 assert_eq!(text.matches("<|endofchunk|>").count(), page.pieces.len());
-                let is_text = [Kind::Reports, Kind::Echo, Kind::Glossary, Kind::Drills];
+                let is_text = [Kind::Reports, Kind::Gaps, Kind::Echo, Kind::Glossary, Kind::Drills];
                 assert_eq!(pictures == 0, is_text.contains(&kind));
+                // Every text after a picture is about the last one before it.
+                let is_note = page.pieces.iter().map(|p| p.note.is_some());
+                assert!(is_note.is_sorted_by_key(|is_note| !is_note), "{text}");
             }
             assert_eq!(kind.name().parse::<Kind>().unwrap(), kind);
         }
