@@ -163,7 +163,7 @@ fn phantom() -> Config {
         ..config.vision
     };
     config.resampler = Resampler { layers: 2, heads: 3, head_dim: 32, latents: 8, mlp_width: 256 };
-    config.cross_attention = CrossAttention { every: 2, heads: 4, head_dim: 32, mlp_width: 256 };
+    config.cross_attention = CrossAttention { every: 4, heads: 4, head_dim: 32, mlp_width: 256 };
     let first = phantom::TOKENS as u32 - 3;
     config.tokens = Tokens {
         end_of_chunk: first,
