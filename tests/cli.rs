@@ -208,9 +208,10 @@ fn wrong_arguments_are_refused_by_name() {
     refused(&generate(&["--prompt", "x", "--frobnicate"]), "--frobnicate");
     refused(&medflamingo(&["generate", "--model", missing, "--prompt", "x"]), missing);
     refused(&medflamingo(&["generate", "--model", pixel, "--prompt", "x"]), "a model folder");
-    refused(&medflamingo(&["demo", "--data", missing]), missing);
+    refused(&medflamingo(&["demo", "--conversion", "--data", missing]), missing);
+    refused(&medflamingo(&["demo", "--data", missing]), "--conversion");
     refused(&medflamingo(&["demo", "--model", missing]), missing);
-    refused(&medflamingo(&["demo", "--questions", "3"]), "--model");
+    refused(&medflamingo(&["demo", "--conversion", "--questions", "3"]), "--questions");
 }
 
 #[test]

@@ -147,6 +147,22 @@ fn the_demo_makes_a_page_that_needs_nothing_else() {
     assert!(json["report"].is_null() && json["notice"].as_str().unwrap().contains("Toy model"));
 }
 
+/// What the README says of the model that comes with the program: over both bars, and no better
+/// than chance where something that it needs is missing.
+#[test]
+fn the_model_inside_is_right_for_the_right_reasons() {
+    let folder = tempfile::tempdir().unwrap();
+    medflamingo::phantom::unpack(folder.path()).unwrap();
+    assert!(medflamingo::convert::verify::verify(folder.path(), &|_, _| {}).is_ok());
+    let engine = Engine::open(folder.path(), &EngineOptions::default()).unwrap();
+    let report = eval::examine(&engine, &eval::Options::default(), &mut |_, _| ()).unwrap();
+    let share = |rows: &[eval::Row]| rows[0].ranked.share;
+    assert!(share(&report.known) >= 0.9 && share(&report.coined) >= 0.75, "{report}");
+    for row in report.known.iter().chain(&report.coined) {
+        assert!(row.ranked.count >= 300 && row.holds, "{}: {report}", row.control);
+    }
+}
+
 #[test]
 fn recipes_are_configurations_that_the_trainer_takes() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes/phantom");
@@ -160,7 +176,7 @@ fn recipes_are_configurations_that_the_trainer_takes() {
             count += 1;
         }
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 7);
     let text = std::fs::read_to_string(folder.join("1-language.toml")).unwrap();
     for (from, to, needle) in [
         ("pages = \"reports\"", "pages = \"report\"", "caption, findings"),

@@ -17,6 +17,7 @@
 
 mod dice;
 mod draw;
+mod embedded;
 mod episode;
 mod exam;
 mod page;
@@ -27,6 +28,7 @@ mod words;
 
 pub use dice::Dice;
 pub use draw::SIDE;
+pub use embedded::unpack;
 pub use exam::{Control, Exam, Item};
 pub use page::{Page, Piece};
 pub use source::{Kind, Pages, Split};

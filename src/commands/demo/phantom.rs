@@ -23,6 +23,8 @@ const ALTERNATIVES: usize = 4;
 
 pub struct Options {
     pub model: PathBuf,
+    /// What to call it.
+    pub name: String,
     pub html: PathBuf,
     pub questions: usize,
     pub is_json: bool,
@@ -86,7 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let results = Results {
         notice: NOTICE,
-        model: options.model.display().to_string(),
+        model: options.name.clone(),
         device: engine.device(),
         parameters,
         shown,
