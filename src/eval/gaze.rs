@@ -284,7 +284,7 @@ mod tests {
         };
         engine.inspect(&request, &mut see).unwrap();
         let row = request.prompt.len() - 1;
-        for layer in [1, 3, 5] {
+        for layer in engine.model().config().gated_layers() {
             let (shares, values) = gaze.of_layer(&shown, layer, row, 2).unwrap();
             let head_dim = values.cols / shares.len();
             let cell = |c: usize| -> f32 {

@@ -212,7 +212,7 @@ mod tests {
         let config = preset("phantom").unwrap();
         config.check().unwrap();
         let all = parameters(&config, "");
-        assert!((1_800_000..1_960_000).contains(&all), "{all} parameters");
+        assert!((1_600_000..1_700_000).contains(&all), "{all} parameters");
         let prepared = crate::phantom::prepared().unwrap();
         let (found, tokens) = (prepared.specials, &config.tokens);
         assert_eq!(prepared.len, config.language.vocabulary);
