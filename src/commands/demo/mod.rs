@@ -51,10 +51,12 @@ impl Demo {
         if self.conversion {
             return conversion::run(self.data, self.keep);
         }
-        let scratch = Scratch::new("demo")?;
+        // Until the end: the engine maps the weights in it.
+        let scratch;
         let (model, name) = match self.model {
             Some(model) => (model.clone(), model.display().to_string()),
             None => {
+                scratch = Scratch::new("demo")?;
                 medflamingo::phantom::unpack(scratch.path())?;
                 (scratch.path().to_path_buf(), "embedded".to_string())
             }
