@@ -57,6 +57,14 @@ fn trained(folder: &Path, into: &Path) -> (PathBuf, BTreeMap<String, Vec<f32>>) 
     (path, now)
 }
 
+/// The folder of one model, a place for outputs, and [`trained`] in it.
+fn trained_once() -> (PathBuf, tempfile::TempDir, PathBuf, BTreeMap<String, Vec<f32>>) {
+    let folder = models()[0].convert("f32");
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, now) = trained(&folder, scratch.path());
+    (folder, scratch, file, now)
+}
+
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
@@ -119,10 +127,7 @@ fn what_is_exported_converts_back_to_the_same_model() {
 /// A folder may hold what was trained in fewer bits: each element rounded once.
 #[test]
 fn a_folder_is_exported_in_another_type() {
-    let model = &models()[0];
-    let folder = model.convert("f32");
-    let scratch = tempfile::tempdir().unwrap();
-    let (file, now) = trained(&folder, scratch.path());
+    let (folder, scratch, file, now) = trained_once();
     let output = scratch.path().join("bf16");
     let of_type = |output: &Path| Options {
         dtype: Some(StoredDType::Bf16),
@@ -145,10 +150,7 @@ fn a_folder_is_exported_in_another_type() {
 /// Parts of a run go into the folder of another: the others stay as that one has them.
 #[test]
 fn parts_of_what_was_trained_are_taken_and_no_others() {
-    let model = &models()[0];
-    let folder = model.convert("f32");
-    let scratch = tempfile::tempdir().unwrap();
-    let (file, now) = trained(&folder, scratch.path());
+    let (folder, scratch, file, now) = trained_once();
     let (before, output) = (Weights::open(&folder).unwrap(), scratch.path().join("part"));
     let parts = vec!["resampler".parse().unwrap()];
     let of_part = Options { parts, ..options(&folder, &file, output.clone()) };

@@ -12,7 +12,7 @@ use super::pieces::Piece;
 use super::quantize::Part;
 use super::torch;
 use super::write::{self, Progress, Sink, Spec, Staging};
-use super::{LEDGER, pretty, synth};
+use super::{CONFIG, LEDGER, described, pretty, synth};
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::model::Config;
 use crate::model::config::StoredDType;
@@ -26,7 +26,6 @@ use std::path::{Path, PathBuf};
 /// The embedding, of which training may have changed some rows.
 const EMBEDDING: &str = "language.embedding.weight";
 const HEAD: &str = "language.head.weight";
-const CONFIG: &str = "config.json";
 
 /// What to write, and where.
 #[derive(Clone, Debug)]
@@ -86,9 +85,9 @@ pub fn export(options: &Options, progress: &Progress) -> Result<Vec<Spec>> {
         (None, _) => (),
         (Some(dtype), Form::Folder) => config.dtype = dtype,
         (Some(_), _) => {
-            let who = format!("a type for {}", options.output.display());
-            return Err(Error::invalid(who, "none", "one")
-                .advise("upstream's form is f32; a type can be given for a model folder"));
+            let who = options.output.display();
+            return Err(Error::invalid(who, "a model folder, to choose its type", "a file")
+                .advise("files of upstream's form are f32: leave the type out"));
         }
     }
     let items = match form {
@@ -301,9 +300,7 @@ fn write_folder(
     if shards.len() > 1 {
         files.push(staging.file(INDEX, &write::index(&shards, specs)?)?);
     }
-    let as_json = |e| Error::invalid(CONFIG, "JSON", e);
-    let config = serde_json::to_value(config).map_err(as_json)?;
-    files.push(staging.file(CONFIG, &pretty(&config)?)?);
+    files.push(staging.file(CONFIG, &pretty(&described(config)?)?)?);
     files.extend(copy_others(&options.folder, &staging)?);
     let list = json!({"made_by": "medflamingo-tools export", "files": files});
     staging.file(synth::CHECKSUMS, &pretty(&list)?)?;

@@ -46,6 +46,9 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use write::{Sink, Staging};
 
+/// The file of a model folder that holds its configuration.
+const CONFIG: &str = "config.json";
+
 /// What to convert, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -159,8 +162,6 @@ pub(crate) fn describing(
     bos: Option<u32>,
     suppress: &[u32],
 ) -> Result<Vec<(&'static str, Value)>> {
-    let config_json =
-        serde_json::to_value(config).map_err(|e| Error::invalid("config.json", "JSON", e))?;
     let side = config.vision.image_size;
     let preprocessor = json!({
         "image_processor_type": "CLIPImageProcessor",
@@ -185,10 +186,15 @@ pub(crate) fn describing(
         generation["bos_token_id"] = json!(bos);
     }
     Ok(vec![
-        ("config.json", config_json),
+        (CONFIG, described(config)?),
         ("preprocessor_config.json", preprocessor),
         ("generation_config.json", generation),
     ])
+}
+
+/// What a model folder's `config.json` says.
+fn described(config: &Config) -> Result<Value> {
+    serde_json::to_value(config).map_err(|e| Error::invalid(CONFIG, "JSON", e))
 }
 
 fn pretty(value: &Value) -> Result<Vec<u8>> {
@@ -200,5 +206,5 @@ fn pretty(value: &Value) -> Result<Vec<u8>> {
 
 /// True if `path` is a model folder: it has a `config.json` of ours.
 pub fn is_model_folder(path: &Path) -> bool {
-    Config::read(&path.join("config.json")).is_ok()
+    Config::read(&path.join(CONFIG)).is_ok()
 }

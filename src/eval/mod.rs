@@ -103,10 +103,10 @@ pub fn examine(
                     let question = item.question();
                     let is_right = outcome.best() == question.answer;
                     tally.0 += usize::from(is_right);
-                    let place = Property::ALL.iter().position(|p| *p == question.property);
-                    if let (Control::Normal, Some(place)) = (control, place) {
-                        properties[place].0 += usize::from(is_right);
-                        properties[place].1 += 1;
+                    if control == Control::Normal {
+                        let of_property = &mut properties[question.property as usize];
+                        of_property.0 += usize::from(is_right);
+                        of_property.1 += 1;
                     }
                     tally.1 += usize::from(outcome.says(question.answer()));
                 }
