@@ -57,9 +57,10 @@ pub fn render(results: &Results) -> Result<String> {
         tables(&mut html, report);
     }
     html += &format!(
-        "<p class=\"note\">First token {:.2} s after the start, everything {:.1} s.</p>\n\
+        "<p class=\"note\">First token {:.0} ms after the start, everything {:.1} s.</p>\n\
          <p class=\"notice\">{NOTICE}</p>\n</body></html>\n",
-        results.first_token_seconds, results.seconds
+        1e3 * results.first_token_seconds,
+        results.seconds
     );
     Ok(html)
 }

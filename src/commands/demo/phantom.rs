@@ -103,8 +103,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     results.report.iter().for_each(|report| print_text(&report.to_string()));
     print_text(&format!(
-        "\nfirst token after {:.2} s, all of it {:.1} s on {}\npage: {}\n\n{NOTICE}\n",
-        results.first_token_seconds,
+        "\nfirst token after {:.0} ms, all of it {:.1} s on {}\npage: {}\n\n{NOTICE}\n",
+        1e3 * results.first_token_seconds,
         results.seconds,
         results.device,
         options.html.display()
