@@ -4,16 +4,17 @@
  *  Geometry  256 threads take 2048 elements, then the next 2048 that no other block takes; a lane
  *            has 8 neighbours, a warp 256. A block of 256 is a warp's own: its scale is a shuffle
  *            away, and warps never wait for each other. A block of 2048 is the thread block's: one
- *            barrier.
+ *            barrier. What comes next is asked for before what is there is worked on.
  *  Traffic   g, p and the codes once, 16 or 8 bytes a load; codebooks (15.9 KB) once a block.
  *  Rejected  the search of bitsandbytes: 7 dependent loads from shared memory; here 2. Values by
- *            arithmetic instead of a table: another codebook would be another kernel. */
+ *            arithmetic instead of a table: another codebook would be another kernel. Division and
+ *            root of the compiler: a lane's elements one after another, 38 % of the copy (H200). */
 #include "adamw8.h"
 #include "lib/adamw.cuh"
+#include "lib/exact.cuh"
 #include "lib/reduce.cuh"
 
 constexpr int THREADS = 256;
-constexpr int OWN = 8;
 constexpr int GROUP = THREADS * OWN;
 
 struct Adamw8Shared {
@@ -28,56 +29,101 @@ __device__ __forceinline__ void copy_book(Adamw8Codebook &to, const Adamw8Codebo
     words[i] = reinterpret_cast<const uint2 *>(from)[i];
 }
 
-/** The code of the number nearest to x, |x| <= 1; 0 for NaN. */
-__device__ __forceinline__ uint32_t quantise(const Adamw8Codebook &book, float x) {
-  constexpr int TINY = (127 - 23) << 7, CELLS = 2946;
-  const uint32_t bits = __float_as_uint(x);
-  const int cell = min(max((int)((bits & 0x7fffffffu) >> 16) - TINY + 1, 0), CELLS - 1);
-  const uint32_t code = book.cell[bits >> 31][cell];
-  return x != x ? 0 : code + (x >= book.above[code]);
+/** Codes of 0 in the books of first and second moments. */
+constexpr uint8_t ZERO1 = 127, ZERO2 = 0;
+
+/** The code of the number nearest to x, |x| <= 1; of a NaN, that of a 0 of its sign. */
+template <bool SIGNED>
+__device__ __forceinline__ uint32_t nearest(const Adamw8Codebook &book, float x) {
+  constexpr uint32_t BELOW_TINY = ((127 - 23) << 7) - 1;
+  const float in_cells = fmaxf(fabsf(x), __uint_as_float(BELOW_TINY << 16));
+  const uint32_t cell = (__float_as_uint(in_cells) >> 16) - BELOW_TINY;
+  const uint32_t code = book.cell[SIGNED ? __float_as_uint(x) >> 31 : 0][cell];
+  return code + (x >= book.above[code]);
 }
 
-/** The code of a first moment: its value has the moment's sign. */
-__device__ __forceinline__ uint32_t quantise_signed(const Adamw8Codebook &book, float x, float m) {
-  const uint32_t code = quantise(book, x);
-  const bool agrees = (__float_as_uint(book.value[code]) ^ __float_as_uint(m)) >> 31 == 0;
-  return agrees ? code : (code + (m > 0.0f ? 1u : 255u)) & 255u;
-}
-
-/** This lane's part of a block: 8 neighbours, of which `count` exist. */
-struct Own {
+/** A lane's elements of one group, of which `count` exist. */
+template <typename T, int BLOCK, Rounding R> struct Held {
   int64_t at;
   int count;
+  Own<float> g;
+  Own<uint8_t> code1, code2;
+  Kept<T, R> kept;
+  float absmax1, absmax2;
+
+  __device__ __forceinline__ void load(const Adamw8Params &p, int64_t group) {
+    at = group * GROUP + (int64_t)threadIdx.x * OWN;
+    count = (int)min(max(p.n - at, (int64_t)0), (int64_t)OWN);
+    if (__builtin_expect(count == OWN, 1))
+      load(p, OWN);
+    else
+      load(p, count);
+  }
+  __device__ __forceinline__ void load(const Adamw8Params &p, int present) {
+    g.load(p.grad + at, present, 0.0f);
+    code1.load(p.code1 + at, present, ZERO1);
+    code2.load(p.code2 + at, present, ZERO2);
+    kept.load(p, at, present);
+    absmax1 = present > 0 ? p.absmax1[at / BLOCK] : 0.0f;
+    absmax2 = present > 0 ? p.absmax2[at / BLOCK] : 0.0f;
+  }
+  __device__ __forceinline__ void decode(const Adamw8Shared &s, int i, float &m, float &v) {
+    m = __fmul_rn(s.book1.value[code1[i]], absmax1);
+    v = __fmul_rn(s.book2.value[code2[i]], absmax2);
+  }
 };
 
-template <typename T, int BLOCK>
-__device__ __forceinline__ void step(const Adamw8Params &p, Adamw8Shared &s, Own own, float scale,
-                                     int turn) {
-  const int64_t block = own.at / BLOCK;
-  const bool exists = own.count > 0;
-  const float absmax1 = exists ? p.absmax1[block] : 0.0f,
-              absmax2 = exists ? p.absmax2[block] : 0.0f;
-  uint8_t code1[OWN], code2[OWN];
-  float g[OWN], x[OWN], m[OWN], v[OWN];
-  load_own<OWN>(g, p.grad + own.at, own.count);
-  load_own<OWN>(code1, p.code1 + own.at, own.count);
-  load_own<OWN>(code2, p.code2 + own.at, own.count);
-  load_param<OWN>(x, static_cast<const T *>(p.param), p.master, own.at, own.count);
-  // bitsandbytes fills a last block with code 128, which is not quite 0.
-  const bool is_ragged = (block + 1) * BLOCK > p.n;
-  const float filler = __fmul_rn(__fmul_rn(s.book1.value[128], absmax1), p.beta1);
-  float largest1 = is_ragged ? fabsf(filler) : 0.0f, largest2 = 0.0f;
+/** A step of the lane's parameters; m and v become the new moments. */
+template <typename T, int BLOCK, Rounding R>
+__device__ __forceinline__ void move(const Adamw8Params &p, const Adamw8Shared &s,
+                                     Held<T, BLOCK, R> &held, float scale, float (&m)[OWN],
+                                     float (&v)[OWN]) {
+  // v < 2^60 and 2^-46 <= eps, so that `exact` is, if m is 0 or 2^-80 <= |m| < 2^60.
+  bool usual = p.eps >= 0x1p-46f && p.eps <= 1.0f;
+  usual = usual && fabsf(held.absmax1) < 0x1p58f && fabsf(held.absmax2) < 0x1p58f;
+  uint32_t least = 0xffffffffu;
 #pragma unroll
   for (int i = 0; i < OWN; i++) {
-    if (i >= own.count) continue;
-    m[i] = __fmul_rn(s.book1.value[code1[i]], absmax1);
-    v[i] = __fmul_rn(s.book2.value[code2[i]], absmax2);
-    x[i] = adamw<T>(p, x[i], __fmul_rn(g[i], scale), m[i], v[i], own.at + i);
+    const float g = __fmul_rn(held.g[i], scale);
+    usual = usual & fabsf(g) < 0x1p29f;
+    held.decode(s, i, m[i], v[i]);
+    advance(p, g, m[i], v[i]);
+    least = min(least, 2 * __float_as_uint(m[i]) - 1);
+  }
+  usual = usual & least >= 2 * __float_as_uint(0x1p-80f) - 1;
+  float x[OWN];
+  if (__builtin_expect(usual, 1)) {
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+      const float wide = exact::root(__fmul_rn(v[i], 0x1p64f));
+      const float below = __fmaf_rn(wide, 0x1p-32f, p.eps);
+      const float direction = exact::quotient(m[i], below, exact::reciprocal(below));
+      x[i] = moved<T, R>(p, widen(held.kept.own[i]), copysignf(direction, m[i]), held.at + i);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+      const float g = __fmul_rn(held.g[i], scale);
+      held.decode(s, i, m[i], v[i]);
+      x[i] = adamw<T, R>(p, widen(held.kept.own[i]), g, m[i], v[i], held.at + i);
+    }
+  }
+  held.kept.store(p, x, held.at, held.count);
+}
+
+/** Both moments' scales: the largest of the lane's block, and at least `least1`. */
+template <int BLOCK>
+__device__ __forceinline__ void scales(Adamw8Shared &s, const float (&m)[OWN],
+                                       const float (&v)[OWN], float least1, int turn,
+                                       float &largest1, float &largest2) {
+  largest1 = least1, largest2 = 0.0f;
+#pragma unroll
+  for (int i = 0; i < OWN; i++) {
     largest1 = fmaxf(largest1, fabsf(m[i]));
     largest2 = fmaxf(largest2, fabsf(v[i]));
   }
-  largest1 = warp_max(largest1);
-  largest2 = warp_max(largest2);
+  largest1 = warp_max_positive(largest1);
+  largest2 = warp_max_positive(largest2);
   if (BLOCK > WARP * OWN) {
     // Two sets in turn: a warp may be a group ahead of the slowest, not two.
     if (lane() == 0) s.largest1[turn][warp()] = largest1, s.largest2[turn][warp()] = largest2;
@@ -88,17 +134,56 @@ __device__ __forceinline__ void step(const Adamw8Params &p, Adamw8Shared &s, Own
       largest2 = fmaxf(largest2, s.largest2[turn][i]);
     }
   }
-  if (!exists) return;
-  if (own.at % BLOCK == 0) p.absmax1[block] = largest1, p.absmax2[block] = largest2;
+}
+
+/** The codes of m and v, whose blocks' largest are given. */
+__device__ __forceinline__ void quantise(const Adamw8Shared &s, const float (&m)[OWN],
+                                         const float (&v)[OWN], float largest1, float largest2,
+                                         Own<uint8_t> &code1, Own<uint8_t> &code2) {
+  // The same for the whole warp. Quotients too small for `exact` are too small for a code.
+  const float least = fminf(largest1, largest2), most = fmaxf(largest1, largest2);
+  if (__builtin_expect(least >= 0x1p-72f && most < 0x1p60f, 1)) {
+    const float y1 = exact::reciprocal(largest1), y2 = exact::reciprocal(largest2);
 #pragma unroll
-  for (int i = 0; i < OWN; i++) {
-    if (i >= own.count) continue;
-    code1[i] = (uint8_t)quantise_signed(s.book1, __fdiv_rn(m[i], largest1), m[i]);
-    code2[i] = (uint8_t)quantise(s.book2, __fdiv_rn(v[i], largest2));
+    for (int i = 0; i < OWN; i++) {
+      const float x1 = copysignf(exact::quotient(m[i], largest1, y1), m[i]);
+      const float x2 = exact::quotient(v[i], largest2, y2);
+      code1.set_bits(i, nearest<true>(s.book1, x1));
+      code2.set_bits(i, nearest<false>(s.book2, x2));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+      const float x1 = __fdiv_rn(m[i], largest1), x2 = __fdiv_rn(v[i], largest2);
+      // 0 / 0 goes where the search of bitsandbytes leaves it: to the ends.
+      const uint32_t end = signbit(m[i]) ? 0u : 255u;
+      code1.set_bits(i, x1 != x1 ? end : nearest<true>(s.book1, x1));
+      code2.set_bits(i, x2 != x2 ? 0u : nearest<true>(s.book2, x2));
+    }
   }
-  store_own<OWN>(p.code1 + own.at, code1, own.count);
-  store_own<OWN>(p.code2 + own.at, code2, own.count);
-  store_param<OWN>(static_cast<T *>(p.param), p.master, x, own.at, own.count);
+}
+
+template <typename T, int BLOCK, Rounding R>
+__device__ void steps(const Adamw8Params &p, Adamw8Shared &s, float scale) {
+  Held<T, BLOCK, R> held;
+  int64_t group = blockIdx.x;
+  held.load(p, group);
+  for (int turn = 0; group * GROUP < p.n; turn ^= 1) {
+    float m[OWN], v[OWN], largest1, largest2;
+    move(p, s, held, scale, m, v);
+    const int64_t at = held.at, block = at / BLOCK;
+    const int count = held.count;
+    // bitsandbytes fills a last block with code 128, which is not quite 0.
+    const float filler = __fmul_rn(__fmul_rn(s.book1.value[128], held.absmax1), p.beta1);
+    const float least1 = (block + 1) * BLOCK > p.n ? fabsf(filler) : 0.0f;
+    held.load(p, group += gridDim.x);
+    scales<BLOCK>(s, m, v, least1, turn, largest1, largest2);
+    if (at % BLOCK == 0 && count > 0) p.absmax1[block] = largest1, p.absmax2[block] = largest2;
+    Own<uint8_t> code1, code2;
+    quantise(s, m, v, largest1, largest2, code1, code2);
+    code1.store(p.code1 + at, count);
+    code2.store(p.code2 + at, count);
+  }
 }
 
 template <typename T, int BLOCK> __device__ void adamw8(const Adamw8Params &p) {
@@ -108,18 +193,17 @@ template <typename T, int BLOCK> __device__ void adamw8(const Adamw8Params &p) {
   copy_book(s.book1, p.book1);
   copy_book(s.book2, p.book2);
   __syncthreads();
-  int turn = 0;
-  for (int64_t group = blockIdx.x; group * GROUP < p.n; group += gridDim.x) {
-    const int64_t at = group * GROUP + (int64_t)threadIdx.x * OWN;
-    const int count = (int)min(max(p.n - at, (int64_t)0), (int64_t)OWN);
-    step<T, BLOCK>(p, s, {at, count}, scale, turn);
-    turn ^= 1;
+  switch (rounding(p)) {
+  case MASTER: return steps<T, BLOCK, MASTER>(p, s, scale);
+  case NEAREST: return steps<T, BLOCK, NEAREST>(p, s, scale);
+  case STOCHASTIC:
+    if (is_bf16<T>) steps<T, BLOCK, STOCHASTIC>(p, s, scale);
   }
 }
 
 #define ADAMW8(name, T)                                                                            \
-  KERNEL(adamw8_##name##_256, Adamw8Params, THREADS) { adamw8<T, 256>(p); }                        \
-  KERNEL(adamw8_##name##_2048, Adamw8Params, THREADS) { adamw8<T, 2048>(p); }
+  KERNEL(adamw8_##name##_256, Adamw8Params, THREADS, 3) { adamw8<T, 256>(p); }                     \
+  KERNEL(adamw8_##name##_2048, Adamw8Params, THREADS, 3) { adamw8<T, 2048>(p); }
 
 ADAMW8(f32, float)
 ADAMW8(bf16, bf16)

@@ -5,7 +5,8 @@
  *
  *  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those
  *  below 2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above[c]) for
- *  the c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them. */
+ *  the c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them, and
+ *  where numbers have signs a negative one (and -0) never has the code of 0. */
 typedef struct Adamw8Codebook {
   float value[256];      /**< by code, ascending */
   float above[256];      /**< the least number of the next code; NaN after the last */

@@ -154,7 +154,7 @@ const _: () = {
     ["Offset of field: AdamwParams::reserved"]
         [::core::mem::offset_of!(AdamwParams, reserved) - 84usize];
 };
-#[doc = " The 256 numbers that an 8-bit code may stand for, and how to find the nearest without a search.\n\n  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those\n  below 2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above\\[c\\]) for\n  the c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them."]
+#[doc = " The 256 numbers that an 8-bit code may stand for, and how to find the nearest without a search.\n\n  A cell is the numbers of one sign that share exponent and 7 bits of mantissa; cell 0 is those\n  below 2^-23. No cell has numbers of more than two codes, so code(x) = c + (x >= above\\[c\\]) for\n  the c of x's cell. `above` is exact: ties go where the search of bitsandbytes leaves them, and\n  where numbers have signs a negative one (and -0) never has the code of 0."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Adamw8Codebook {

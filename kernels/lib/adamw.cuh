@@ -4,66 +4,109 @@
 #pragma once
 #include "types.cuh"
 
+/** Elements of a lane: neighbours. */
+constexpr int OWN = 8;
 
 __device__ __forceinline__ bool is_finite(float x) {
   return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
 }
 
-/** COUNT neighbours, of which the first `count` exist; 16 bytes at a time if all do. The first is
- *  at a multiple of COUNT from an aligned address. */
-template <int COUNT, typename E>
-__device__ __forceinline__ void load_own(E (&to)[COUNT], const E *from, int count) {
-  struct alignas(COUNT * sizeof(E) < 16 ? COUNT * sizeof(E) : 16) All {
-    E x[COUNT];
-  };
-  if (count == COUNT) {
-    const All all = *reinterpret_cast<const All *>(from);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) to[i] = all.x[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if (i < count) to[i] = from[i];
-  }
+template <typename E> __device__ __forceinline__ E from_bits(uint32_t x) {
+  return E{(uint16_t)x};
 }
-template <int COUNT, typename E>
-__device__ __forceinline__ void store_own(E *to, const E (&from)[COUNT], int count) {
-  struct alignas(COUNT * sizeof(E) < 16 ? COUNT * sizeof(E) : 16) All {
-    E x[COUNT];
+template <> __device__ __forceinline__ float from_bits(uint32_t x) { return __uint_as_float(x); }
+template <> __device__ __forceinline__ uint8_t from_bits(uint32_t x) { return (uint8_t)x; }
+__device__ __forceinline__ uint32_t to_bits(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ uint32_t to_bits(bf16 x) { return x.bits; }
+__device__ __forceinline__ uint32_t to_bits(f16 x) { return x.bits; }
+__device__ __forceinline__ uint32_t to_bits(uint8_t x) { return x; }
+
+/** A lane's elements of an array, packed as they lie there: what has been asked for is waited for
+ *  where it is unpacked. */
+template <typename E> class Own {
+  static constexpr int BITS = 8 * (int)sizeof(E), A_WORD = 32 / BITS, WORDS = OWN / A_WORD;
+  static constexpr int WIDTH = WORDS < 4 ? WORDS : 4;
+  struct alignas(4 * WIDTH) Wide {
+    uint32_t word[WIDTH];
   };
-  if (count == COUNT) {
-    All all;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) all.x[i] = from[i];
-    *reinterpret_cast<All *>(to) = all;
-  } else {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if (i < count) to[i] = from[i];
+  Wide wide[WORDS / WIDTH];
+
+  __device__ __forceinline__ uint32_t &word(int i) { return wide[i / WIDTH].word[i % WIDTH]; }
+
+public:
+  __device__ __forceinline__ E operator[](int i) {
+    return from_bits<E>(word(i / A_WORD) >> (i % A_WORD * BITS));
   }
+  /** From the first to the last; of `bits` there are no more than E has. */
+  __device__ __forceinline__ void set_bits(int i, uint32_t bits) {
+    const int shift = i % A_WORD * BITS;
+    word(i / A_WORD) = shift ? word(i / A_WORD) | bits << shift : bits;
+  }
+  __device__ __forceinline__ void set(int i, E x) { set_bits(i, to_bits(x)); }
+  /** Those that do not exist are `nothing`; 16 bytes at a time if all do. `from` is at a multiple of
+   *  OWN from a 16-byte boundary. */
+  __device__ __forceinline__ void load(const E *from, int count, E nothing) {
+    if (__builtin_expect(count == OWN, 1)) {
+#pragma unroll
+      for (int i = 0; i < WORDS / WIDTH; i++) wide[i] = reinterpret_cast<const Wide *>(from)[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < OWN; i++) set(i, i < count ? from[i] : nothing);
+    }
+  }
+  __device__ __forceinline__ void store(E *to, int count) {
+    if (__builtin_expect(count == OWN, 1)) {
+#pragma unroll
+      for (int i = 0; i < WORDS / WIDTH; i++) reinterpret_cast<Wide *>(to)[i] = wide[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < OWN; i++)
+        if (i < count) to[i] = (*this)[i];
+    }
+  }
+};
+
+/** What a parameter is after its step. */
+enum Rounding {
+  MASTER,    /**< f32, beside which param is its rounding */
+  NEAREST,   /**< rounded to T, after the update and after the decay */
+  STOCHASTIC /**< rounded to bf16 once, up or down by chance */
+};
+template <typename Params> __device__ __forceinline__ Rounding rounding(const Params &p) {
+  return p.master ? MASTER : p.seed == 0 ? NEAREST : STOCHASTIC;
 }
 
-/** Parameters as f32: the master's, where there is one. */
-template <int COUNT, typename T>
-__device__ __forceinline__ void load_param(float (&x)[COUNT], const T *param, const float *master,
-                                           int64_t at, int count) {
-  if (master) return load_own<COUNT>(x, master + at, count);
-  T stored[COUNT];
-  load_own<COUNT>(stored, param + at, count);
+/** A lane's parameters as they are kept: the master's, where there is one. */
+template <typename T, Rounding R> struct KeptAs {
+  using Type = T;
+};
+template <typename T> struct KeptAs<T, MASTER> {
+  using Type = float;
+};
+template <typename T, Rounding R> struct Kept {
+  using Type = typename KeptAs<T, R>::Type;
+  Own<Type> own;
+
+  template <typename Params>
+  __device__ __forceinline__ void load(const Params &p, int64_t at, int count) {
+    const void *from = R == MASTER ? (const void *)p.master : p.param;
+    own.load(static_cast<const Type *>(from) + at, count, Type{});
+  }
+  template <typename Params>
+  __device__ __forceinline__ static void store(const Params &p, const float (&x)[OWN], int64_t at,
+                                               int count) {
+    Own<T> rounded;
 #pragma unroll
-  for (int i = 0; i < COUNT; i++)
-    if (i < count) x[i] = widen(stored[i]);
-}
-template <int COUNT, typename T>
-__device__ __forceinline__ void store_param(T *param, float *master, const float (&x)[COUNT],
-                                            int64_t at, int count) {
-  if (master) store_own<COUNT>(master + at, x, count);
-  T stored[COUNT];
+    for (int i = 0; i < OWN; i++) rounded.set(i, narrow<T>(x[i]));
+    rounded.store(static_cast<T *>(p.param) + at, count);
+    if (R == MASTER) {
+      Own<float> master;
 #pragma unroll
-  for (int i = 0; i < COUNT; i++)
-    if (i < count) stored[i] = narrow<T>(x[i]);
-  store_own<COUNT>(param + at, stored, count);
-}
+      for (int i = 0; i < OWN; i++) master.set(i, x[i]);
+      master.store(p.master + at, count);
+    }
+  }
+};
 
 /** 16 bits that are as good as random, of element i at a step's seed (the finaliser of splitmix64,
  *  doi:10.1145/2714064.2660195). */
@@ -74,27 +117,35 @@ __device__ __forceinline__ uint32_t noise(uint64_t seed, int64_t i) {
   return (uint32_t)(z >> 48);
 }
 
-/** x after the step; m and v become the new moments. Element `i` is only for the noise. */
-template <typename T, typename Params>
+/** Both moments after gradient g. */
+template <typename Params>
+__device__ __forceinline__ void advance(const Params &p, float g, float &m, float &v) {
+  const float fresh2 = __fmul_rn(__fmul_rn(1.0f - p.beta2, g), g);
+  v = __fadd_rn(__fmul_rn(v, p.beta2), fresh2);
+  m = __fadd_rn(__fmul_rn(m, p.beta1), __fmul_rn(1.0f - p.beta1, g));
+}
+
+/** x after the step in `direction`, m / (sqrt(v) + eps). Element `i` is only for the noise. */
+template <typename T, Rounding R, typename Params>
+__device__ __forceinline__ float moved(const Params &p, float x, float direction, int64_t i) {
+  x = __fadd_rn(x, __fmul_rn(p.step_size, direction));
+  if (R == NEAREST) x = widen(narrow<T>(x));
+  x = __fmul_rn(x, p.keep);
+  if (R != STOCHASTIC) return x;
+  // bfloat16 is the upper half: with 16 random bits added, what is cut off carries with its own
+  // probability. A number that is not finite stays as it is.
+  const uint32_t cut = is_finite(x) ? 0xffffu : 0u;
+  return __uint_as_float((__float_as_uint(x) + (noise(p.seed, i) & cut)) & ~cut);
+}
+
+/** x after the step; m and v become the new moments. */
+template <typename T, Rounding R, typename Params>
 __device__ __forceinline__ float adamw(const Params &p, float x, float g, float &m, float &v,
                                        int64_t i) {
   if (!is_finite(g)) {
     m = v = 0.0f;
     return x;
   }
-  const float fresh2 = __fmul_rn(__fmul_rn(1.0f - p.beta2, g), g);
-  v = __fadd_rn(__fmul_rn(v, p.beta2), fresh2);
-  m = __fadd_rn(__fmul_rn(m, p.beta1), __fmul_rn(1.0f - p.beta1, g));
-  const float direction = __fdiv_rn(m, __fadd_rn(__fsqrt_rn(v), p.eps));
-  x = __fadd_rn(x, __fmul_rn(p.step_size, direction));
-  if (p.master) return __fmul_rn(x, p.keep);
-  if (p.seed == 0) {
-    x = widen(narrow<T>(x));
-    return __fmul_rn(x, p.keep);
-  }
-  x = __fmul_rn(x, p.keep);
-  // bfloat16 is the upper half: with 16 random bits added, what is cut off carries with its own
-  // probability. A number that is not finite stays as it is.
-  const uint32_t bits = __float_as_uint(x);
-  return is_finite(x) ? __uint_as_float((bits + noise(p.seed, i)) & 0xffff0000u) : x;
+  advance(p, g, m, v);
+  return moved<T, R>(p, x, __fdiv_rn(m, __fadd_rn(__fsqrt_rn(v), p.eps)), i);
 }

@@ -35,6 +35,18 @@ __device__ __forceinline__ uint32_t to_f16x2(float low, float high) {
   return y;
 }
 
+/** 1 / x to 1 ulp, and 1 / sqrt(x) to 2; denormals are 0. */
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /** 2^x to about 2 ulp; 0 for -inf. */
 __device__ __forceinline__ float exp2(float x) {
   float y;

@@ -96,9 +96,9 @@ pub fn adamw8(
 fn geometry(p: &Adamw8Params, _: DType, chip: &Chip) -> Geometry {
     // Both codebooks, and the warps' largest moments of two groups.
     let shared = 2 * size_of::<Adamw8Codebook>() as u32 + 2 * 2 * 8 * 4;
-    // As many blocks as registers and shared memory let run at once: codebooks are loaded once.
+    // As many blocks as registers let run at once: codebooks are loaded once.
     let groups = (p.n.max(0) as u64).div_ceil(GROUP as u64);
-    let blocks = groups.min(u64::from(chip.multiprocessors) * 4) as u32;
+    let blocks = groups.min(u64::from(chip.multiprocessors) * 3) as u32;
     let variant = if p.block == 256 { "_256" } else { "_2048" };
     Geometry { variant, shared, ..Geometry::linear(blocks, 256) }
 }
@@ -174,7 +174,7 @@ impl<T: Real> Task<'_, T> {
         }
         [*absmax1, *absmax2] = largest;
         for i in 0..len {
-            code1[i] = book1.code_of_sign(m[i] / largest[0], m[i]);
+            code1[i] = book1.code_of_first(m[i] / largest[0], m[i]);
             code2[i] = book2.code(v[i] / largest[1]);
         }
     }

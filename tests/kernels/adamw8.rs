@@ -1,5 +1,5 @@
 use crate::adamw::{Parameter, STEP, parameter};
-use crate::judge::{for_every_type, message, normals, streams};
+use crate::judge::{for_every_type, message, normals, streams, tensor};
 use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::dtype::Real;
@@ -13,10 +13,12 @@ pub struct Case {
     pub block: usize,
     pub has_master: bool,
     pub seed: u64,
+    /// Gradients of every exponent, from block to block and within a block, and zeros of both signs.
+    pub is_wide: bool,
 }
 
 pub fn cases() -> Vec<Case> {
-    let case = |why, n, block| Case { why, n, block, has_master: false, seed: 0 };
+    let case = |why, n, block| Case { why, n, block, has_master: false, seed: 0, is_wide: false };
     vec![
         case("smallest", 1, 256),
         case("ragged_lane", 2048 + 256 + 3, 256),
@@ -26,6 +28,8 @@ pub fn cases() -> Vec<Case> {
         Case { has_master: true, ..case("master", 520, 256) },
         Case { has_master: true, ..case("master_2048", 2100, 2048) },
         Case { seed: 77, ..case("stochastic", 1000, 256) },
+        Case { is_wide: true, ..case("every_exponent", 256 * 80 + 9, 256) },
+        Case { is_wide: true, has_master: true, ..case("every_exponent_2048", 2048 * 20, 2048) },
     ]
 }
 
@@ -70,12 +74,35 @@ fn bits(values: Vec<f32>) -> Vec<u32> {
     values.into_iter().map(f32::to_bits).collect()
 }
 
+/// Those of step t.
+fn gradients(c: &Case, t: u64) -> Vec<f32> {
+    let mut grad = normals(10 + t, c.n);
+    if c.is_wide {
+        let chance = normals(99, c.n);
+        for (i, g) in grad.iter_mut().enumerate() {
+            let of_block = -150 + 7 * ((i / c.block * 13) % 29) as i32;
+            let within = if i / c.block % 2 == 0 { 4.0 } else { 40.0 };
+            // Squares stay finite: a NaN's bits are each device's own.
+            let exponent = (of_block + (chance[i] * within) as i32).min(60);
+            *g = if i % 61 == 7 { 0f32.copysign(*g) } else { *g * 2f32.powi(exponent / 2) };
+            *g *= 2f32.powi(exponent - exponent / 2);
+        }
+    }
+    grad
+}
+
 fn run<T: Real>(stream: &Stream, c: &Case, map: SecondMomentMap) -> Left {
     let Parameter { mut param, mut master } = parameter::<T>(stream, c.n, c.has_master);
+    if c.is_wide {
+        // From 0 every bit of a direction is seen, from -0 its sign.
+        let zeros = vec![-0.0f32; c.n];
+        param = tensor::<T>(stream, &zeros, &[c.n]);
+        master = master.map(|_| tensor::<f32>(stream, &zeros, &[c.n]));
+    }
     let mut state = State::new(stream, c.n, c.block);
     let books = Codebooks::new(stream, map).unwrap();
     for t in 1..=3 {
-        let grad = normals(10 + t, c.n);
+        let grad = gradients(c, t);
         let grad = Tensor::upload(stream, &grad, &[c.n]).unwrap();
         let scale = Tensor::upload(stream, &[0.5f32], &[1]).unwrap();
         let step = AdamwStep { step: t, seed: c.seed * t, ..STEP };

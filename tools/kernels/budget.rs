@@ -56,7 +56,8 @@ pub static BUDGETS: &[Budget] = &[
     row("quantize", false, Some(0), 40),
     row("dequantize", false, None, 40),
     row("adamw", false, None, 85),
-    row("adamw8", false, None, 128),
+    // Three blocks of 256.
+    row("adamw8", false, None, 80),
     row("embedding", false, Some(2), 40),
     row("kv_append", false, Some(4), 40),
     row("sampling", false, None, 64),

@@ -127,17 +127,20 @@ fn above(values: &[f32; 256], least: f32, code: usize) -> f32 {
     nth(at)
 }
 
-/// The table of `values`, which the search enters with `least` as its lower bound.
+/// The table of `values`, which the search enters with `least` as its lower bound. Where numbers have
+/// signs it is also what bitsandbytes does after the search: no negative number has the code of 0.
 fn codebook(values: &[f32; 256], least: f32) -> Result<Adamw8Codebook> {
     const TINY: u32 = (127 - 23) << 7;
     const CELLS: u32 = 2946;
+    let before_zero = values.iter().position(|x| *x == 0.0).and_then(|zero| zero.checked_sub(1));
     let mut cell = [[0; 2948]; 2];
     for (sign, cells) in cell.iter_mut().enumerate() {
         for i in 0..CELLS {
             let first = f32::from_bits(if i == 0 { 0 } else { (TINY + i - 1) << 16 });
             let last = f32::from_bits(((TINY + i) << 16) - 1).min(1.0);
             let ends = if sign == 0 { [first, last] } else { [-last, -first] };
-            let [low, high] = ends.map(|x| search(values, least, x));
+            let most = before_zero.filter(|_| sign == 1).unwrap_or(255);
+            let [low, high] = ends.map(|x| search(values, least, x).min(most));
             if high > low + 1 {
                 let found = format!("{} between {} and {}", high - low + 1, ends[0], ends[1]);
                 return Err(Error::invalid("adamw8: codebook", "two codes of one cell", found));
@@ -145,7 +148,10 @@ fn codebook(values: &[f32; 256], least: f32) -> Result<Adamw8Codebook> {
             cells[i as usize] = low as u8;
         }
     }
-    let above = std::array::from_fn(|c| above(values, least, c));
+    let above = std::array::from_fn(|c| match Some(c) == before_zero {
+        true => f32::NAN,
+        false => above(values, least, c),
+    });
     Ok(Adamw8Codebook { value: *values, above, cell })
 }
 
@@ -159,14 +165,13 @@ impl Adamw8Codebook {
         if x.is_nan() { 0 } else { code + u8::from(x >= self.above[usize::from(code)]) }
     }
 
-    /// As `code` for x = m / absmax: the code of a first moment m stands for a number of m's sign.
+    /// As `code` for the x = m / absmax of a first moment m. The 0 / 0 of bitsandbytes ends below all
+    /// numbers, and one further, past the end, if m is not negative.
     #[inline(always)]
-    pub(super) fn code_of_sign(&self, x: f32, m: f32) -> u8 {
-        let code = self.code(x);
-        let value = self.value[usize::from(code)];
-        match value.is_sign_negative() == m.is_sign_negative() {
-            true => code,
-            false => code.wrapping_add(if m > 0.0 { 1 } else { 255 }),
+    pub(super) fn code_of_first(&self, x: f32, m: f32) -> u8 {
+        match x.is_nan() && m.is_sign_positive() {
+            true => 255,
+            false => self.code(x.copysign(m)),
         }
     }
 }
@@ -205,7 +210,9 @@ mod tests {
             for x in asked.iter().flat_map(|x| [*x, x.next_down(), x.next_up()]) {
                 for x in [x, -x] {
                     if (least..=1.0).contains(&x) {
-                        assert_eq!(usize::from(book.code(x)), search(&values, least, x), "{x:e}");
+                        let most = if least < 0.0 && x.is_sign_negative() { 126 } else { 255 };
+                        let want = search(&values, least, x).min(most);
+                        assert_eq!(usize::from(book.code(x)), want, "{x:e}");
                     }
                 }
             }
@@ -216,9 +223,12 @@ mod tests {
     #[test]
     fn a_first_moment_keeps_its_sign() {
         let book = codebook(&signed(), -1.0).unwrap();
-        assert_eq!(book.code_of_sign(0.0, 0.0), 127);
-        assert_eq!(book.code_of_sign(-1e-9, -1e-9), 126);
-        assert_eq!(book.code_of_sign(1e-9, 1e-9), 127);
-        assert_eq!(book.code_of_sign(f32::NAN, 0.0), 255);
+        assert_eq!(book.code_of_first(0.0, 0.0), 127);
+        assert_eq!(book.code_of_first(0.0, -0.0), 126);
+        assert_eq!(book.code_of_first(-1e-9, -1e-9), 126);
+        assert_eq!(book.code_of_first(1e-9, 1e-9), 127);
+        assert_eq!(book.code_of_first(f32::NAN, 0.0), 255);
+        assert_eq!(book.code_of_first(f32::NAN, -0.0), 0);
+        assert_eq!((book.value[127], unsigned(SecondMomentMap::Dynamic)[0]), (0.0, 0.0));
     }
 }
