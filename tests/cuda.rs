@@ -339,15 +339,17 @@ fn what_is_said_of_an_image_is_the_hosts() {
 
 /// Without the emulator, whose kernels have nothing to do with it.
 #[test]
-fn a_step_uploads_its_indices_together() {
-    let uploads = |tokens| {
+fn a_step_is_two_uploads_and_one_wait() {
+    let count = |tokens| {
         let (answer, counted) = answer("cuda", true, tokens, &[("DRIVER_KERNELS", "")]);
         assert_eq!(answer["token_ids"].as_array().unwrap().len(), tokens);
-        counted["uploads"].as_u64().unwrap()
+        ["uploads", "waits"].map(|name| counted[name].as_u64().unwrap())
     };
-    // Ids, positions, pages and spans; the images that the blocks see; the rows that get logits;
-    // and two with which the next token is drawn.
-    assert_eq!(uploads(9) - uploads(5), 4 * 5);
+    let ([uploads, waits], [more_uploads, more_waits]) = (count(5), count(9));
+    // What the model reads beside weights; then how the next token is drawn.
+    assert_eq!(more_uploads - uploads, 4 * 2);
+    // For the token.
+    assert_eq!(more_waits - waits, 4);
 }
 
 #[test]

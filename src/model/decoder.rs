@@ -142,24 +142,27 @@ impl Decoder {
         let batch = ragged(arena, pool, steps)?;
         let media: Vec<_> = steps.iter().flat_map(|s| s.session.media()).cloned().collect();
         let (spans, markers) = media_spans(arena, steps, media.len())?;
+        let blocks = 0..self.blocks().count();
+        let seen = blocks.map(|block| seen_by_block(arena, &media, block, self.latents));
+        let seen: Vec<_> = seen.collect::<Result<_>>()?;
+        let chosen = TokenIds::new(arena, &chosen_rows(steps), rows)?;
+        // So far indices, side by side: one upload.
         let mut x = arena.take(self.dtype, &[rows, l.width])?;
         let mut room = self.room(arena, rows)?;
         ops::embedding(stream, x.view_mut(), &ids, self.embedding.view())?;
         probe.see(|| "lm.embed".into(), x.view());
-        let mut blocks = 0;
+        let mut block = 0;
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(gated) = &layer.block {
-                let images = seen_by_block(arena, &media, blocks, self.latents)?;
-                gated.run(stream, &mut x, &images, &spans, &mut room.cross)?;
+                gated.run(stream, &mut x, &seen[block], &spans, &mut room.cross)?;
                 gated.show(stream, probe, i, &room.cross)?;
                 probe.see(|| format!("lm.{i:02}.gated_out"), x.view());
-                blocks += 1;
+                block += 1;
             }
             self.attend(stream, layer, &x, &batch, pool, &mut room)?;
             self.add_layer(stream, layer, &mut x, &mut room)?;
             probe.see(|| format!("lm.{i:02}.layer_out"), x.view());
         }
-        let chosen = chosen_rows(steps);
         let logits = self.logits(stream, arena, x.view(), &chosen, probe)?;
         for (step, marker) in steps.iter_mut().zip(markers) {
             step.session.advance(step.ids.len(), marker);
@@ -241,15 +244,14 @@ impl Decoder {
         stream: &Stream,
         arena: &mut Arena,
         x: View<'_>,
-        chosen: &[i32],
+        chosen: &TokenIds,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
         let l = &self.shape;
-        let mut rows = arena.take(self.dtype, &[chosen.len(), l.width])?;
-        let mut normed = arena.take(self.dtype, &[chosen.len(), l.width])?;
-        let mut logits = arena.take(DType::F32, &[chosen.len(), l.vocabulary])?;
-        let chosen = TokenIds::new(arena, chosen, x.rows())?;
-        ops::embedding(stream, rows.view_mut(), &chosen, x)?;
+        let mut rows = arena.take(self.dtype, &[chosen.rows(), l.width])?;
+        let mut normed = arena.take(self.dtype, &[chosen.rows(), l.width])?;
+        let mut logits = arena.take(DType::F32, &[chosen.rows(), l.vocabulary])?;
+        ops::embedding(stream, rows.view_mut(), chosen, x)?;
         self.norm.run(stream, normed.view_mut(), rows.view())?;
         probe.see(|| "lm.final_norm".into(), normed.view());
         let (y, x, plain) = (logits.view_mut(), normed.view(), Epilogue::default());

@@ -190,10 +190,9 @@ impl Choices {
     /// # Errors
     /// If the arena is too small.
     pub fn new(arena: &mut Arena, count: usize, vocabulary: usize) -> Result<Self> {
-        Ok(Choices {
-            ids: TokenIds::new(arena, &vec![0; count], vocabulary)?,
-            choices: arena.take(DType::U8, &[count * size_of::<SamplingChoice>()])?,
-        })
+        // First what is only written: ids are then beside the draws, and one upload with them.
+        let choices = arena.take(DType::U8, &[count * size_of::<SamplingChoice>()])?;
+        Ok(Choices { ids: TokenIds::new(arena, &vec![0; count], vocabulary)?, choices })
     }
 
     /// The tokens, where the next step's embedding reads them.

@@ -59,7 +59,7 @@ size_t in_use, misaligned;
 Graph *capturing;
 /// The status that every call returns after a kernel has failed.
 int broken;
-long calls, fail_at, launches, replays, uploads, products, overlapping;
+long calls, fail_at, launches, replays, uploads, waits, products, overlapping;
 
 template <typename T> T *made(T *object) { return live.insert(object), object; }
 /// A handle that stands for nothing.
@@ -148,7 +148,8 @@ struct Report {
     if (!file) return;
     fprintf(file, "{\"launches\": %ld, \"replays\": %ld, \"live\": %zu, \"bytes\": %zu,", launches,
             replays, live.size(), in_use);
-    fprintf(file, " \"uploads\": %ld, \"misaligned\": %zu,", uploads, misaligned);
+    fprintf(file, " \"uploads\": %ld, \"waits\": %ld,", uploads, waits);
+    fprintf(file, " \"misaligned\": %zu,", misaligned);
     fprintf(file, " \"overlapping\": %ld, \"products\": %ld}\n", overlapping, products);
     fclose(file);
   }
@@ -357,6 +358,7 @@ int cuStreamDestroy_v2(void *s) {
 }
 int cuStreamSynchronize(void *) {
   CALL;
+  waits++;
   return SUCCESS;
 }
 int cuEventCreate(void **event, unsigned) {

@@ -13,6 +13,10 @@ use cudarc::driver::sys::{self, CUresult};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+/// Page-locked bytes that writes wait in, and that reads arrive in.
+const STAGING: usize = 8 << 20;
+const LANDING: usize = 4 << 20;
+
 /// A found entry.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -38,6 +42,8 @@ pub(super) struct State {
     entries: HashMap<Key, Entry>,
     last: Option<Key>,
     staging: Staging,
+    /// Never in use but during a read, which need not wait for the writes before it.
+    landing: Staging,
     /// A write that has been staged but not begun: the next one may continue it.
     write: Option<Write>,
     /// True while launches are collected in `step`.
@@ -111,6 +117,7 @@ impl Queue {
                 entries: HashMap::new(),
                 last: None,
                 staging: Staging::default(),
+                landing: Staging::default(),
                 write: None,
                 is_open: false,
                 step: Step::default(),
@@ -130,7 +137,8 @@ impl Queue {
         // SAFETY: writes the handle it is given; 1 is a stream that no other waits for.
         check(name, "stream", unsafe { sys::cuStreamCreate(&mut self.stream, 1) })?;
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.staging.allocate(name)?;
+        state.staging.allocate(name, STAGING)?;
+        state.landing.allocate(name, LANDING)?;
         keep_memory(name, self.device)?;
         let (major, minor) = self.card.capability;
         let card = format!("{}, sm_{major}{minor}", self.card.name);
@@ -233,7 +241,7 @@ impl Queue {
     unsafe fn write(&self, within: usize, to: Cells, from: *const u8) -> Result<()> {
         let mut state = self.enter()?;
         let mut done = 0;
-        for piece in to.pieces(Staging::SIZE) {
+        for piece in to.pieces(STAGING) {
             let bytes = piece.rows * piece.bytes;
             let at = match state.staging.take(bytes) {
                 Some(at) => at,
@@ -285,15 +293,14 @@ impl Queue {
     pub(crate) unsafe fn read(&self, from: Cells, to: *mut u8) -> Result<()> {
         let mut state = self.enter()?;
         self.flush(&mut state)?;
-        self.idle(&mut state)?;
         let mut done = 0;
-        for piece in from.pieces(Staging::SIZE) {
-            let start = state.staging.start();
+        for piece in from.pieces(LANDING) {
+            let start = state.landing.start();
             let target = Cells { at: start as usize, pitch: piece.bytes, ..piece };
             self.copy(&mut state, Side::Card, piece, Side::Host, target)?;
             self.idle(&mut state)?;
             let bytes = piece.rows * piece.bytes;
-            // SAFETY: the staging memory holds the piece; `to` has room by the caller's promise.
+            // SAFETY: the memory holds the piece; `to` has room by the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(start, to.add(done), bytes) };
             done += bytes;
         }
@@ -488,6 +495,7 @@ impl Drop for Queue {
             drop(self.cublaslt.take());
             state.timing.take().unwrap_or_default().clear();
             state.staging.free();
+            state.landing.free();
             self.images.iter().for_each(Image::unload);
             if !self.stream.is_null() {
                 let _ = sys::cuStreamDestroy_v2(self.stream);

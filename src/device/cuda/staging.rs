@@ -8,26 +8,24 @@ use cudarc::driver::sys;
 /// A stretch of page-locked memory, filled from the start and begun again when the queue is idle.
 pub(super) struct Staging {
     memory: *mut u8,
+    size: usize,
     used: usize,
 }
 
 impl Default for Staging {
     fn default() -> Self {
-        Staging { memory: std::ptr::null_mut(), used: 0 }
+        Staging { memory: std::ptr::null_mut(), size: 0, used: 0 }
     }
 }
 
 impl Staging {
-    /// Bytes.
-    pub(super) const SIZE: usize = 8 << 20;
-
-    /// Has the memory locked.
-    pub(super) fn allocate(&mut self, device: &str) -> Result<()> {
+    /// Has `size` bytes locked.
+    pub(super) fn allocate(&mut self, device: &str, size: usize) -> Result<()> {
         let mut memory = std::ptr::null_mut();
         // SAFETY: writes the address it is given; flags 0 is memory that the host caches.
-        let status = unsafe { sys::cuMemHostAlloc(&mut memory, Self::SIZE, 0) };
+        let status = unsafe { sys::cuMemHostAlloc(&mut memory, size, 0) };
         check(device, "page-locked memory", status)?;
-        self.memory = memory.cast();
+        (self.memory, self.size) = (memory.cast(), size);
         Ok(())
     }
 
@@ -38,11 +36,11 @@ impl Staging {
 
     /// The next `bytes`, if they are still free.
     pub(super) fn take(&mut self, bytes: usize) -> Option<*mut u8> {
-        if bytes > Self::SIZE - self.used {
+        if bytes > self.size - self.used {
             return None;
         }
         let at = self.memory.wrapping_add(self.used);
-        self.used = (self.used + bytes.next_multiple_of(64)).min(Self::SIZE);
+        self.used = (self.used + bytes.next_multiple_of(64)).min(self.size);
         Some(at)
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Threads at most: one core copies a fraction of what a bus takes.
 const THREADS: usize = 8;
 /// Bytes of one copy; every thread has two in turn.
-const PIECE: usize = Staging::SIZE / 2;
+const PIECE: usize = 4 << 20;
 
 /// Bytes on the host and where they go.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ impl<'a> Copier<'a> {
         let device = &queue.name;
         let streams = [std::ptr::null_mut(); 2];
         let mut copier = Copier { device, staging: Staging::default(), streams };
-        copier.staging.allocate(device)?;
+        copier.staging.allocate(device, 2 * PIECE)?;
         for stream in &mut copier.streams {
             // SAFETY: writes the handle it is given; 1 is a stream that no other waits for.
             check(device, "stream", unsafe { sys::cuStreamCreate(stream, 1) })?;
