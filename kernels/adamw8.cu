@@ -32,14 +32,16 @@ __device__ __forceinline__ void copy_book(Adamw8Codebook &to, const Adamw8Codebo
 /** Codes of 0 in the books of first and second moments. */
 constexpr uint8_t ZERO1 = 127, ZERO2 = 0;
 
-/** The code of the number nearest to x, |x| <= 1; of a NaN, that of a 0 of its sign. */
-template <bool SIGNED>
-__device__ __forceinline__ uint32_t nearest(const Adamw8Codebook &book, float x) {
+/** The code of the number nearest to x, |x| <= 1, whose sign `is_negative` knows if x is 0; of a
+ *  NaN, that of such a 0. */
+__device__ __forceinline__ uint32_t nearest(const Adamw8Codebook &book, float x,
+                                            uint32_t is_negative) {
   constexpr uint32_t BELOW_TINY = ((127 - 23) << 7) - 1;
   const float in_cells = fmaxf(fabsf(x), __uint_as_float(BELOW_TINY << 16));
   const uint32_t cell = (__float_as_uint(in_cells) >> 16) - BELOW_TINY;
-  const uint32_t code = book.cell[SIGNED ? __float_as_uint(x) >> 31 : 0][cell];
-  return code + (x >= book.above[code]);
+  uint32_t code = book.cell[is_negative][cell];
+  if (x >= book.above[code]) code++;
+  return code;
 }
 
 /** A lane's elements of one group, of which `count` exist. */
@@ -146,19 +148,20 @@ __device__ __forceinline__ void quantise(const Adamw8Shared &s, const float (&m)
     const float y1 = exact::reciprocal(largest1), y2 = exact::reciprocal(largest2);
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-      const float x1 = copysignf(exact::quotient(m[i], largest1, y1), m[i]);
+      const float x1 = exact::quotient(m[i], largest1, y1);
       const float x2 = exact::quotient(v[i], largest2, y2);
-      code1.set_bits(i, nearest<true>(s.book1, x1));
-      code2.set_bits(i, nearest<false>(s.book2, x2));
+      code1.set_bits(i, nearest(s.book1, x1, __float_as_uint(m[i]) >> 31));
+      code2.set_bits(i, nearest(s.book2, x2, 0));
     }
   } else {
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
       const float x1 = __fdiv_rn(m[i], largest1), x2 = __fdiv_rn(v[i], largest2);
       // 0 / 0 goes where the search of bitsandbytes leaves it: to the ends.
-      const uint32_t end = signbit(m[i]) ? 0u : 255u;
-      code1.set_bits(i, x1 != x1 ? end : nearest<true>(s.book1, x1));
-      code2.set_bits(i, x2 != x2 ? 0u : nearest<true>(s.book2, x2));
+      const uint32_t sign1 = __float_as_uint(m[i]) >> 31, sign2 = __float_as_uint(v[i]) >> 31;
+      const uint32_t end = sign1 ? 0u : 255u;
+      code1.set_bits(i, x1 != x1 ? end : nearest(s.book1, x1, sign1));
+      code2.set_bits(i, x2 != x2 ? 0u : nearest(s.book2, x2, sign2));
     }
   }
 }
