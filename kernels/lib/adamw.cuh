@@ -43,8 +43,8 @@ public:
     word(i / A_WORD) = shift ? word(i / A_WORD) | bits << shift : bits;
   }
   __device__ __forceinline__ void set(int i, E x) { set_bits(i, to_bits(x)); }
-  /** Those that do not exist are `nothing`; 16 bytes at a time if all do. `from` is at a multiple of
-   *  OWN from a 16-byte boundary. */
+  /** Those that do not exist are `nothing`; 16 bytes at a time if all do. `from` is at a multiple
+   *  of OWN from a 16-byte boundary. */
   __device__ __forceinline__ void load(const E *from, int count, E nothing) {
     if (__builtin_expect(count == OWN, 1)) {
 #pragma unroll

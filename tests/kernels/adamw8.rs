@@ -13,7 +13,7 @@ pub struct Case {
     pub block: usize,
     pub has_master: bool,
     pub seed: u64,
-    /// Gradients of every exponent, from block to block and within a block, and zeros of both signs.
+    /// Gradients of every exponent, from block to block and within one, and zeros of both signs.
     pub is_wide: bool,
 }
 
@@ -81,7 +81,7 @@ fn gradients(c: &Case, t: u64) -> Vec<f32> {
         let chance = normals(99, c.n);
         for (i, g) in grad.iter_mut().enumerate() {
             let of_block = -150 + 7 * ((i / c.block * 13) % 29) as i32;
-            let within = if i / c.block % 2 == 0 { 4.0 } else { 40.0 };
+            let within = if (i / c.block).is_multiple_of(2) { 4.0 } else { 40.0 };
             // Squares stay finite: a NaN's bits are each device's own.
             let exponent = (of_block + (chance[i] * within) as i32).min(60);
             *g = if i % 61 == 7 { 0f32.copysign(*g) } else { *g * 2f32.powi(exponent / 2) };

@@ -127,8 +127,9 @@ fn above(values: &[f32; 256], least: f32, code: usize) -> f32 {
     nth(at)
 }
 
-/// The table of `values`, which the search enters with `least` as its lower bound. Where numbers have
-/// signs it is also what bitsandbytes does after the search: no negative number has the code of 0.
+/// The table of `values`, which the search enters with `least` as its lower bound. Where numbers
+/// have signs, what bitsandbytes does after the search is in it too: no negative one has the code
+/// of 0.
 fn codebook(values: &[f32; 256], least: f32) -> Result<Adamw8Codebook> {
     const TINY: u32 = (127 - 23) << 7;
     const CELLS: u32 = 2946;
@@ -165,8 +166,8 @@ impl Adamw8Codebook {
         if x.is_nan() { 0 } else { code + u8::from(x >= self.above[usize::from(code)]) }
     }
 
-    /// As `code` for the x = m / absmax of a first moment m. The 0 / 0 of bitsandbytes ends below all
-    /// numbers, and one further, past the end, if m is not negative.
+    /// As `code` for the x = m / absmax of a first moment m. The 0 / 0 of bitsandbytes ends below
+    /// all numbers, and one further, past the end, if m is not negative.
     #[inline(always)]
     pub(super) fn code_of_first(&self, x: f32, m: f32) -> u8 {
         match x.is_nan() && m.is_sign_positive() {
