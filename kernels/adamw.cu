@@ -22,7 +22,7 @@ __device__ void adamw_step(const AdamwParams &p, int64_t at, int count, float sc
 #pragma unroll
   for (int i = 0; i < OWN; i++) {
     float m1 = m[i], v1 = v[i];
-    x[i] = adamw<T, R>(p, widen(kept.own[i]), __fmul_rn(g[i], scale), m1, v1, at + i);
+    x[i] = adamw<T, R, false>(p, widen(kept.own[i]), __fmul_rn(g[i], scale), m1, v1, at + i);
     m.set(i, m1);
     v.set(i, v1);
   }

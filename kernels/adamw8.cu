@@ -15,7 +15,7 @@
 #include "lib/reduce.cuh"
 
 constexpr int THREADS = 256;
-constexpr int GROUP = THREADS * OWN;
+constexpr uint32_t GROUP = THREADS * OWN;
 
 struct Adamw8Shared {
   Adamw8Codebook book1, book2;
@@ -32,36 +32,37 @@ __device__ __forceinline__ void copy_book(Adamw8Codebook &to, const Adamw8Codebo
 /** Codes of 0 in the books of first and second moments. */
 constexpr uint8_t ZERO1 = 127, ZERO2 = 0;
 
-/** The code of the number nearest to x, |x| <= 1, whose sign `is_negative` knows if x is 0; of a
- *  NaN, that of such a 0. */
-__device__ __forceinline__ uint32_t nearest(const Adamw8Codebook &book, float x,
-                                            uint32_t is_negative) {
+/** Code i is that of the number nearest to x, |x| <= 1, whose sign `is_negative` knows if x is 0;
+ *  of a NaN, that of such a 0. */
+__device__ __forceinline__ void encode(Own<uint8_t> &codes, int i, const Adamw8Codebook &book,
+                                       float x, uint32_t is_negative) {
   constexpr uint32_t BELOW_TINY = ((127 - 23) << 7) - 1;
   const float in_cells = fmaxf(fabsf(x), __uint_as_float(BELOW_TINY << 16));
   const uint32_t cell = (__float_as_uint(in_cells) >> 16) - BELOW_TINY;
-  uint32_t code = book.cell[is_negative][cell];
-  if (x >= book.above[code]) code++;
-  return code;
+  const uint32_t code = book.cell[is_negative][cell];
+  codes.set_bits(i, code);
+  codes.increase_if(x >= book.above[code], i);
 }
 
 /** A lane's elements of one group, of which `count` exist. */
 template <typename T, int BLOCK, Rounding R> struct Held {
-  int64_t at;
+  uint32_t at;
   int count;
   Own<float> g;
   Own<uint8_t> code1, code2;
   Kept<T, R> kept;
   float absmax1, absmax2;
 
-  __device__ __forceinline__ void load(const Adamw8Params &p, int64_t group) {
-    at = group * GROUP + (int64_t)threadIdx.x * OWN;
-    count = (int)min(max(p.n - at, (int64_t)0), (int64_t)OWN);
+  /** Of the group that begins at `first`. */
+  __device__ __forceinline__ void load(const Adamw8Params &p, uint32_t first) {
+    at = first + threadIdx.x * OWN;
+    count = min(max((int)p.n - (int)at, 0), OWN);
     if (__builtin_expect(count == OWN, 1))
-      load(p, OWN);
+      load_some(p, OWN);
     else
-      load(p, count);
+      load_some(p, count);
   }
-  __device__ __forceinline__ void load(const Adamw8Params &p, int present) {
+  __device__ __forceinline__ void load_some(const Adamw8Params &p, int present) {
     g.load(p.grad + at, present, 0.0f);
     code1.load(p.code1 + at, present, ZERO1);
     code2.load(p.code2 + at, present, ZERO2);
@@ -75,55 +76,52 @@ template <typename T, int BLOCK, Rounding R> struct Held {
   }
 };
 
-/** A step of the lane's parameters; m and v become the new moments. */
+/** A step of the lane's parameters; m and v become the new moments, of which the largest are
+ *  returned. */
 template <typename T, int BLOCK, Rounding R>
 __device__ __forceinline__ void move(const Adamw8Params &p, const Adamw8Shared &s,
                                      Held<T, BLOCK, R> &held, float scale, float (&m)[OWN],
-                                     float (&v)[OWN]) {
-  // v < 2^60 and 2^-46 <= eps, so that `exact` is, if m is 0 or 2^-80 <= |m| < 2^60.
-  bool usual = p.eps >= 0x1p-46f && p.eps <= 1.0f;
-  usual = usual && fabsf(held.absmax1) < 0x1p58f && fabsf(held.absmax2) < 0x1p58f;
-  uint32_t least = 0xffffffffu;
+                                     float (&v)[OWN], float &largest1, float &largest2) {
+  uint32_t least = 0xffffffffu, most = 0;
 #pragma unroll
   for (int i = 0; i < OWN; i++) {
-    const float g = __fmul_rn(held.g[i], scale);
-    usual = usual & fabsf(g) < 0x1p29f;
     held.decode(s, i, m[i], v[i]);
-    advance(p, g, m[i], v[i]);
-    least = min(least, 2 * __float_as_uint(m[i]) - 1);
+    advance(p, __fmul_rn(held.g[i], scale), m[i], v[i]);
+    least = min(least, __float_as_uint(v[i]));
+    most = max(most, __float_as_uint(v[i]));
   }
-  usual = usual & least >= 2 * __float_as_uint(0x1p-80f) - 1;
+  // Then gradients were finite, and `exact` is.
+  const bool usual = (least >= __float_as_uint(0x1p-100f)) & (most < __float_as_uint(0x1p60f)) &
+                     (fabsf(held.absmax1) < 0x1p100f) & (p.eps >= 0.0f) & (p.eps <= 1.0f);
   float x[OWN];
   if (__builtin_expect(usual, 1)) {
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-      const float wide = exact::root(__fmul_rn(v[i], 0x1p64f));
-      const float below = __fmaf_rn(wide, 0x1p-32f, p.eps);
-      const float direction = exact::quotient(m[i], below, exact::reciprocal(below));
-      x[i] = moved<T, R>(p, widen(held.kept.own[i]), copysignf(direction, m[i]), held.at + i);
+      const float below = __fadd_rn(exact::root(v[i]), p.eps);
+      const float direction = __fmul_rn(m[i], exact::reciprocal(below));
+      x[i] = moved<T, R>(p, widen(held.kept.own[i]), direction, held.at + i);
     }
+    largest2 = __uint_as_float(most);
   } else {
+    largest2 = 0.0f;
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
       const float g = __fmul_rn(held.g[i], scale);
       held.decode(s, i, m[i], v[i]);
-      x[i] = adamw<T, R>(p, widen(held.kept.own[i]), g, m[i], v[i], held.at + i);
+      x[i] = adamw<T, R, true>(p, widen(held.kept.own[i]), g, m[i], v[i], held.at + i);
+      largest2 = fmaxf(largest2, fabsf(v[i]));
     }
   }
   held.kept.store(p, x, held.at, held.count);
+  largest1 = 0.0f;
+#pragma unroll
+  for (int i = 0; i < OWN; i++) largest1 = fmaxf(largest1, fabsf(m[i]));
 }
 
-/** Both moments' scales: the largest of the lane's block, and at least `least1`. */
+/** A lane's largest moments become those of its block. */
 template <int BLOCK>
-__device__ __forceinline__ void scales(Adamw8Shared &s, const float (&m)[OWN],
-                                       const float (&v)[OWN], float least1, int turn,
-                                       float &largest1, float &largest2) {
-  largest1 = least1, largest2 = 0.0f;
-#pragma unroll
-  for (int i = 0; i < OWN; i++) {
-    largest1 = fmaxf(largest1, fabsf(m[i]));
-    largest2 = fmaxf(largest2, fabsf(v[i]));
-  }
+__device__ __forceinline__ void share(Adamw8Shared &s, int turn, float &largest1,
+                                      float &largest2) {
   largest1 = warp_max_positive(largest1);
   largest2 = warp_max_positive(largest2);
   if (BLOCK > WARP * OWN) {
@@ -138,30 +136,41 @@ __device__ __forceinline__ void scales(Adamw8Shared &s, const float (&m)[OWN],
   }
 }
 
+/** a / b by y = 1 / b and one residual; for those in [2^-72, 2^60), and quotients that are not too
+ *  small for a code, but for one in 10^8 what a / b is rounded to. */
+__device__ __forceinline__ float quotient(float a, float b, float y) {
+  const float q = __fmul_rn(a, y);
+  return __fmaf_rn(__fmaf_rn(-b, q, a), y, q);
+}
+__device__ __forceinline__ bool is_divisor(float b) { return b >= 0x1p-72f && b < 0x1p60f; }
+
 /** The codes of m and v, whose blocks' largest are given. */
 __device__ __forceinline__ void quantise(const Adamw8Shared &s, const float (&m)[OWN],
                                          const float (&v)[OWN], float largest1, float largest2,
                                          Own<uint8_t> &code1, Own<uint8_t> &code2) {
-  // The same for the whole warp. Quotients too small for `exact` are too small for a code.
-  const float least = fminf(largest1, largest2), most = fmaxf(largest1, largest2);
-  if (__builtin_expect(least >= 0x1p-72f && most < 0x1p60f, 1)) {
+  // The same for the whole warp.
+  if (__builtin_expect(is_divisor(largest1) & is_divisor(largest2), 1)) {
     const float y1 = exact::reciprocal(largest1), y2 = exact::reciprocal(largest2);
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-      const float x1 = exact::quotient(m[i], largest1, y1);
-      const float x2 = exact::quotient(v[i], largest2, y2);
-      code1.set_bits(i, nearest(s.book1, x1, __float_as_uint(m[i]) >> 31));
-      code2.set_bits(i, nearest(s.book2, x2, 0));
+      const float x1 = quotient(m[i], largest1, y1), x2 = quotient(v[i], largest2, y2);
+      encode(code1, i, s.book1, x1, __float_as_uint(m[i]) >> 31);
+      encode(code2, i, s.book2, x2, 0);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
       const float x1 = __fdiv_rn(m[i], largest1), x2 = __fdiv_rn(v[i], largest2);
-      // 0 / 0 goes where the search of bitsandbytes leaves it: to the ends.
       const uint32_t sign1 = __float_as_uint(m[i]) >> 31, sign2 = __float_as_uint(v[i]) >> 31;
-      const uint32_t end = sign1 ? 0u : 255u;
-      code1.set_bits(i, x1 != x1 ? end : nearest(s.book1, x1, sign1));
-      code2.set_bits(i, x2 != x2 ? 0u : nearest(s.book2, x2, sign2));
+      // 0 / 0 goes where the search of bitsandbytes leaves it: to the ends.
+      if (x1 == x1)
+        encode(code1, i, s.book1, x1, sign1);
+      else
+        code1.set_bits(i, sign1 ? 0u : 255u);
+      if (x2 == x2)
+        encode(code2, i, s.book2, x2, sign2);
+      else
+        code2.set_bits(i, 0);
     }
   }
 }
@@ -169,18 +178,18 @@ __device__ __forceinline__ void quantise(const Adamw8Shared &s, const float (&m)
 template <typename T, int BLOCK, Rounding R>
 __device__ void steps(const Adamw8Params &p, Adamw8Shared &s, float scale) {
   Held<T, BLOCK, R> held;
-  int64_t group = blockIdx.x;
-  held.load(p, group);
-  for (int turn = 0; group * GROUP < p.n; turn ^= 1) {
+  uint32_t first = blockIdx.x * GROUP;
+  held.load(p, first);
+  for (int turn = 0; first < (uint32_t)p.n; turn ^= 1) {
     float m[OWN], v[OWN], largest1, largest2;
-    move(p, s, held, scale, m, v);
-    const int64_t at = held.at, block = at / BLOCK;
+    move(p, s, held, scale, m, v, largest1, largest2);
+    const uint32_t at = held.at, block = at / BLOCK;
     const int count = held.count;
     // bitsandbytes fills a last block with code 128, which is not quite 0.
     const float filler = __fmul_rn(__fmul_rn(s.book1.value[128], held.absmax1), p.beta1);
-    const float least1 = (block + 1) * BLOCK > p.n ? fabsf(filler) : 0.0f;
-    held.load(p, group += gridDim.x);
-    scales<BLOCK>(s, m, v, least1, turn, largest1, largest2);
+    if ((block + 1) * BLOCK > (uint32_t)p.n) largest1 = fmaxf(largest1, fabsf(filler));
+    held.load(p, first += gridDim.x * GROUP);
+    share<BLOCK>(s, turn, largest1, largest2);
     if (at % BLOCK == 0 && count > 0) p.absmax1[block] = largest1, p.absmax2[block] = largest2;
     Own<uint8_t> code1, code2;
     quantise(s, m, v, largest1, largest2, code1, code2);

@@ -20,11 +20,14 @@ typedef struct Adamw8Codebook {
  *  step_size = -lr sqrt(1-beta2^t) / (1-beta1^t), eps sqrt(1-beta2^t), and into
  *  keep = 1 - lr weight_decay.
  *  m and v are stored as value[code] * absmax of their block, after p has used them unrounded.
+ *  m / d is m (1/d). What a code is of, x = m / absmax, is q + (1/absmax) (m - absmax q) of
+ *  q = m (1/absmax), the sums fused, which rounds as the division does but for one in 10^8; where
+ *  an absmax of the block is not in [2^-72, 2^60) it is the division.
  *  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.
  *
  *  Source    arXiv:2110.02861 sec. 2; bitsandbytes kOptimizerStatic8bit2StateBlockwise
  *  Entries   adamw8_{f32,bf16,f16}: T of param
- *  Limits    block 256 or 2048; param 16-byte aligned, codes 8-byte
+ *  Limits    block 256 or 2048; n < 2^31; param 16-byte aligned, codes 8-byte
  *  Numerics  f32, no contraction: twin and card agree to the bit. param is rounded to T after the
  *            update and after the decay, or, if `seed` is not 0 (T bf16), once and stochastically.
  *            With `master`, p is the master in f32 and param its rounding. */

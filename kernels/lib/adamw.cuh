@@ -32,6 +32,11 @@ template <typename E> class Own {
   Wide wide[WORDS / WIDTH];
 
   __device__ __forceinline__ uint32_t &word(int i) { return wide[i / WIDTH].word[i % WIDTH]; }
+  __device__ __forceinline__ static uint32_t packed(float x, float, float) { return to_bits(x); }
+  template <typename T>
+  __device__ __forceinline__ static uint32_t packed(float low, float high, T) {
+    return pack2<T>(low, high);
+  }
 
 public:
   __device__ __forceinline__ E operator[](int i) {
@@ -43,6 +48,15 @@ public:
     word(i / A_WORD) = shift ? word(i / A_WORD) | bits << shift : bits;
   }
   __device__ __forceinline__ void set(int i, E x) { set_bits(i, to_bits(x)); }
+  /** To whole numbers that stay below 2^BITS. */
+  __device__ __forceinline__ void increase_if(bool condition, int i) {
+    if (condition) word(i / A_WORD) += 1u << (i % A_WORD * BITS);
+  }
+  /** `x`, rounded to E. */
+  __device__ __forceinline__ void narrow(const float (&x)[OWN]) {
+#pragma unroll
+    for (int i = 0; i < OWN; i += A_WORD) word(i / A_WORD) = packed(x[i], x[i + A_WORD - 1], E{});
+  }
   /** Those that do not exist are `nothing`; 16 bytes at a time if all do. `from` is at a multiple
    *  of OWN from a 16-byte boundary. */
   __device__ __forceinline__ void load(const E *from, int count, E nothing) {
@@ -87,22 +101,20 @@ template <typename T, Rounding R> struct Kept {
   using Type = typename KeptAs<T, R>::Type;
   Own<Type> own;
 
-  template <typename Params>
-  __device__ __forceinline__ void load(const Params &p, int64_t at, int count) {
+  template <typename Params, typename Index>
+  __device__ __forceinline__ void load(const Params &p, Index at, int count) {
     const void *from = R == MASTER ? (const void *)p.master : p.param;
     own.load(static_cast<const Type *>(from) + at, count, Type{});
   }
-  template <typename Params>
-  __device__ __forceinline__ static void store(const Params &p, const float (&x)[OWN], int64_t at,
+  template <typename Params, typename Index>
+  __device__ __forceinline__ static void store(const Params &p, const float (&x)[OWN], Index at,
                                                int count) {
     Own<T> rounded;
-#pragma unroll
-    for (int i = 0; i < OWN; i++) rounded.set(i, narrow<T>(x[i]));
+    rounded.narrow(x);
     rounded.store(static_cast<T *>(p.param) + at, count);
     if (R == MASTER) {
       Own<float> master;
-#pragma unroll
-      for (int i = 0; i < OWN; i++) master.set(i, x[i]);
+      master.narrow(x);
       master.store(p.master + at, count);
     }
   }
@@ -138,8 +150,8 @@ __device__ __forceinline__ float moved(const Params &p, float x, float direction
   return __uint_as_float((__float_as_uint(x) + (noise(p.seed, i) & cut)) & ~cut);
 }
 
-/** x after the step; m and v become the new moments. */
-template <typename T, Rounding R, typename Params>
+/** x after the step; m and v become the new moments. m / d is m (1 / d) if BY_RECIPROCAL. */
+template <typename T, Rounding R, bool BY_RECIPROCAL, typename Params>
 __device__ __forceinline__ float adamw(const Params &p, float x, float g, float &m, float &v,
                                        int64_t i) {
   if (!is_finite(g)) {
@@ -147,5 +159,7 @@ __device__ __forceinline__ float adamw(const Params &p, float x, float g, float 
     return x;
   }
   advance(p, g, m, v);
-  return moved<T, R>(p, x, __fdiv_rn(m, __fadd_rn(__fsqrt_rn(v), p.eps)), i);
+  const float below = __fadd_rn(__fsqrt_rn(v), p.eps);
+  const float direction = BY_RECIPROCAL ? __fmul_rn(m, __frcp_rn(below)) : __fdiv_rn(m, below);
+  return moved<T, R>(p, x, direction, i);
 }

@@ -148,6 +148,8 @@ pub(super) struct Element {
     pub(super) keep: f32,
     pub(super) seed: u64,
     pub(super) has_master: bool,
+    /// m / d is m (1 / d).
+    pub(super) by_reciprocal: bool,
 }
 
 impl Element {
@@ -160,7 +162,9 @@ impl Element {
         }
         *v = *v * self.betas[1] + (1.0 - self.betas[1]) * g * g;
         *m = *m * self.betas[0] + (1.0 - self.betas[0]) * g;
-        let x = x + self.step_size * (*m / (v.sqrt() + self.eps));
+        let below = v.sqrt() + self.eps;
+        let direction = if self.by_reciprocal { *m * (1.0 / below) } else { *m / below };
+        let x = x + self.step_size * direction;
         if self.has_master {
             return x * self.keep;
         }
@@ -209,6 +213,7 @@ unsafe fn adamw_twin<T: Real>(p: &AdamwParams, host: &Host) {
         keep: p.keep,
         seed: p.seed,
         has_master: !p.master.is_null(),
+        by_reciprocal: false,
     };
     for_row_ranges(host, n, 1, |range| {
         let (start, len) = (range.start, range.len());

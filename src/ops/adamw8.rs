@@ -57,6 +57,9 @@ pub fn adamw8(
     let kept = master.as_ref().map(ViewMut::as_view);
     check_step(op, &stored, kept.as_ref(), &grad, grad_scale.as_ref(), step)?;
     let (dtype, n) = (stored.dtype(), stored.rows() * stored.cols());
+    if n > i32::MAX as usize {
+        return Err(Error::invalid("adamw8: param", "less than 2^31 elements", n));
+    }
     let Moments8 { codes: [mut code1, mut code2], absmax: [mut absmax1, mut absmax2] } = moments;
     let scales = n.div_ceil(block);
     for (name, view, size, dtype) in [
@@ -173,10 +176,34 @@ impl<T: Real> Task<'_, T> {
             largest = [largest[0].max(m[i].abs()), largest[1].max(v[i].abs())];
         }
         [*absmax1, *absmax2] = largest;
+        let share = Share::of(largest);
         for i in 0..len {
-            code1[i] = book1.code_of_first(m[i] / largest[0], m[i]);
-            code2[i] = book2.code(v[i] / largest[1]);
+            code1[i] = book1.code_of_first(share.take(m[i], 0), m[i]);
+            code2[i] = book2.code(share.take(v[i], 1));
         }
+    }
+}
+
+/// What moments are divided by: by the reciprocal and one residual if both divisors allow it.
+struct Share {
+    largest: [f32; 2],
+    reciprocal: Option<[f32; 2]>,
+}
+
+impl Share {
+    fn of(largest: [f32; 2]) -> Self {
+        const LEAST: f32 = f32::from_bits((127 - 72) << 23);
+        const MOST: f32 = f32::from_bits((127 + 60) << 23);
+        let is_usual = largest.iter().all(|b| (LEAST..MOST).contains(b));
+        Share { largest, reciprocal: is_usual.then(|| largest.map(|b| 1.0 / b)) }
+    }
+
+    #[inline(always)]
+    fn take(&self, a: f32, which: usize) -> f32 {
+        let b = self.largest[which];
+        let Some(y) = self.reciprocal else { return a / b };
+        let q = a * y[which];
+        (-b).mul_add(q, a).mul_add(y[which], q)
     }
 }
 
@@ -202,6 +229,7 @@ unsafe fn adamw8_twin<T: Real>(p: &Adamw8Params, host: &Host) {
             keep: p.keep,
             seed: p.seed,
             has_master: !p.master.is_null(),
+            by_reciprocal: true,
         },
         scale,
         n,
@@ -209,4 +237,41 @@ unsafe fn adamw8_twin<T: Real>(p: &Adamw8Params, host: &Host) {
     };
     // SAFETY: the caller's.
     unsafe { lanes::run(host, n.div_ceil(GROUP), &grid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1 in 10^8 may round otherwise; of these none does, and by the reciprocal alone many would.
+    #[test]
+    fn shares_round_as_quotients_do() {
+        let mut state = 1u32;
+        let mut mantissa = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from_bits(127 << 23 | state >> 9)
+        };
+        let mut differ = 0;
+        for i in 0..1_000_000u32 {
+            let (a, b) = (mantissa(), 2.0 * mantissa());
+            // Around the smallest codes, and around 1.
+            let (a, b) = match i % 3 {
+                0 => (a * 1e-7, b),
+                1 => (-a, b),
+                _ => (f32::from_bits(b.to_bits() - i % 64), b),
+            };
+            assert_eq!(Share::of([b, 1.0]).take(a, 0), a / b, "{a:e} / {b:e}");
+            differ += u32::from(a * (1.0 / b) != a / b);
+        }
+        assert!(differ > 100_000, "{differ}");
+    }
+
+    #[test]
+    fn shares_of_extreme_scales_are_quotients() {
+        for b in [0.0, 1e-40, 1e-22, 1e19, f32::INFINITY, f32::NAN] {
+            let share = Share::of([1.0, b]);
+            assert!(share.reciprocal.is_none(), "{b:e}");
+            assert_eq!(share.take(b, 1).to_bits(), (b / b).to_bits());
+        }
+    }
 }

@@ -19,12 +19,7 @@ __forceinline__ uint32_t to_bf16x2(float low, float high) {
 __forceinline__ uint32_t to_f16x2(float low, float high) {
   return to_f16(low) | (uint32_t)to_f16(high) << 16;
 }
-/** Off by an ulp for two of three numbers, as the card's may be. */
-__forceinline__ float reciprocal(float x) {
-  const uint32_t y = __float_as_uint(1.0f / x);
-  const bool is_normal = (y >> 23 & 0xffu) - 2u < 252u;
-  return __uint_as_float(is_normal ? y + __float_as_uint(x) * 0x9e3779b9u % 3 - 1 : y);
-}
+__forceinline__ float reciprocal(float x) { return 1.0f / x; }
 __forceinline__ float rsqrt(float x) { return 1.0f / sqrtf(x); }
 __forceinline__ float exp2(float x) { return ::exp2f(x); }
 
