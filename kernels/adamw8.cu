@@ -2,9 +2,9 @@
  *
  *  Idea      for each block: read g, p and codes; m, v, p by AdamW; write p, absmax and codes
  *  Geometry  256 threads take 2048 elements, then the next 2048 that no other block takes; a lane
- *            has 8 neighbours, a warp 256. A block of 256 is a warp's own: its scale is a shuffle
+ *            has 8 neighbours, a warp 256. A block of 256 is a warp's own: its scale is a reduction
  *            away, and warps never wait for each other. A block of 2048 is the thread block's: one
- *            barrier. What comes next is asked for before what is there is worked on.
+ *            barrier. The next elements are asked for before the codes of these are made.
  *  Traffic   g, p and the codes once, 16 or 8 bytes a load; codebooks (15.9 KB) once a block.
  *  Rejected  the search of bitsandbytes: 7 dependent loads from shared memory; here 2. Values by
  *            arithmetic instead of a table: another codebook would be another kernel. Division and
@@ -56,7 +56,8 @@ template <typename T, int BLOCK, Rounding R> struct Held {
   /** Of the group that begins at `first`. */
   __device__ __forceinline__ void load(const Adamw8Params &p, uint32_t first) {
     at = first + threadIdx.x * OWN;
-    count = min(max((int)p.n - (int)at, 0), OWN);
+    const uint32_t n = (uint32_t)p.n;
+    count = at < n ? (int)min(n - at, (uint32_t)OWN) : 0;
     if (__builtin_expect(count == OWN, 1))
       load_some(p, OWN);
     else
