@@ -46,9 +46,11 @@ pack() {
     cp target/release/medflamingo target/release/medflamingo-tools "$to/"
     cp "$(executable test kernels)" "$to/test-kernels"
     cp "$(executable test golden)" "$to/test-golden"
+    cp "$(executable test train)" "$to/test-train"
     cp "$(executable bench kernels)" "$to/bench-kernels"
     cp "$(executable bench engine)" "$to/bench-engine"
     cp "$(executable bench tiles)" "$to/bench-tiles"
+    cp "$(executable bench train)" "$to/bench-train"
     strip "$to"/*
     git rev-parse HEAD > "$to/commit"
     (cd "$to" && python3 -c 'import lzma, sys, tarfile
@@ -152,7 +154,7 @@ run() {
     begin "${1:-bench/results/gpu}" "$(nvidia-smi --format=csv,noheader \
         --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total)"
     case " ${STEPS:-decode} " in
-        *" decode "*) models "$tmp" > "$folder/models.txt" 2>&1 & ;;
+        *" decode "* | *" train "*) models "$tmp" > "$folder/models.txt" 2>&1 & ;;
         *) touch "$tmp/made" ;;
     esac
 
@@ -165,6 +167,8 @@ run() {
     step correctness "kernels: oracle, twin, card" 90 correctness.txt "${tests[@]}"
     step golden "PyTorch's recordings on the card" 60 golden.txt \
         env MEDFLAMINGO_TEST_DEVICE=cuda "$programs/test-golden" --skip emulated
+    step gradients "PyTorch's training on the card" 60 gradients.txt \
+        env MEDFLAMINGO_TEST_DEVICE=cuda "$programs/test-train" recorded
     step tokens "a model: the same tokens as the host" 30 tokens.txt bench/gpu.sh same-tokens "$tmp"
     step memcheck "compute-sanitizer memcheck" 45 memcheck.txt \
         compute-sanitizer --tool memcheck --error-exitcode 9 "${oracles[@]}"
@@ -178,9 +182,15 @@ run() {
     step tiles "tiles of products against each other" 60 tiles.txt \
         "$programs/bench-tiles" --device cuda --all
 
-    step decode "9B folders of random weights, the rest" 120 models.log \
-        bash -c "until [ -e '$tmp/made' ]; do sleep 0.2; done"
-    local model=${MEDFLAMINGO_MODEL:-$tmp/9b}
+    local made=(bash -c "until [ -e '$tmp/made' ]; do sleep 0.2; done")
+    step decode "9B folders of random weights, the rest" 120 models.log "${made[@]}"
+    step train "9B folders of random weights, the rest" 120 models.log "${made[@]}"
+    local model=${MEDFLAMINGO_MODEL:-$tmp/9b} sequences
+    for sequences in 4 6; do
+        step train "T8 a training step, $sequences x 2048 tokens" 60 "train-$sequences.json" \
+            "$programs/bench-train" --model "$model" --sequences "$sequences" --tokens 2048 \
+            --images 3 --bits 8 --reps 2 --json
+    done
     for weights in bf16 int8 int4; do
         [ "$weights" = bf16 ] || model=$tmp/$weights
         step decode "T7 decode and prefill, T9 opening, ours, $weights" 70 "engine-$weights.json" \

@@ -84,6 +84,7 @@ fn main() -> Result<()> {
     }
     let mut folder = ModelFolder::open(&options.model)?;
     let stream = Device::Auto.open(options.threads)?;
+    let free = stream.free_memory()?;
     let (weights, how) = (&mut folder.weights, options.train.clone());
     let mut trainer = Trainer::new(stream, weights, &folder.config, how, None)?;
     let batch = [match &options.batch {
@@ -106,6 +107,7 @@ fn main() -> Result<()> {
     trainer.step(&batch)?;
     let recording = trainer.stream().recording()?;
     let ms = median(&mut gradients) + median(&mut updates);
+    let left = trainer.stream().free_memory()?;
     let report = json!({
         "model": options.model.file_name().map(|n| n.to_string_lossy()),
         "device": trainer.stream().chip().map_or("cpu".into(), |chip| format!("{chip:?}")),
@@ -115,6 +117,8 @@ fn main() -> Result<()> {
         "optimizer_ms": median(&mut updates),
         "tokens_per_s": tokens as f64 / ms * 1e3,
         "memory": trainer.memory(),
+        // What a card has given, frozen weights and what is kept for later included.
+        "card_bytes": free.zip(left).map(|(free, left)| free - left),
         "phases_ms": phases(&recording),
         "kernels_ms": kernels(&recording),
     });

@@ -1,7 +1,8 @@
 //! Losses, gradients and parameters of upstream's training loop (`train/` of the golden folders).
 
 use crate::golden_folder::{Model, models, relative_l2};
-use crate::runs::trainer;
+use crate::runs::on;
+use medflamingo::device::{Device, Stream};
 use medflamingo::train::{
     Batch, NO_LABEL, Parameter, Recompute, Sample, Schedule, ScheduleKind, TrainOptions, Trainer,
 };
@@ -31,6 +32,13 @@ fn runs() -> Vec<Run> {
     let found: Vec<Run> = models().into_iter().filter_map(run).collect();
     assert!(!found.is_empty(), "llama-tiny/train comes with the sources");
     found
+}
+
+/// The host, or the card that `MEDFLAMINGO_TEST_DEVICE` names.
+fn stream() -> Stream {
+    let card = std::env::var("MEDFLAMINGO_TEST_DEVICE");
+    let device = card.map_or(Device::Host, |card| card.parse().unwrap());
+    device.open(2).unwrap()
 }
 
 /// Upstream's sources, in the order of ours.
@@ -68,7 +76,7 @@ impl Run {
     fn trainer(&self, change: impl FnOnce(&mut TrainOptions)) -> Trainer {
         let mut options = self.options();
         change(&mut options);
-        trainer(&self.model, "f32", options, 2)
+        on(&self.model, "f32", options, stream(), None)
     }
 
     /// Both sources' sequences of step `k`, without upstream's padding.
