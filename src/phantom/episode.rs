@@ -154,8 +154,10 @@ pub fn described(mut page: Page, dice: &mut Dice) -> Page {
 /// Shots and a question with notes, of which a third is missing: where nothing is said of a study,
 /// what is said of others is no answer.
 pub fn gaps(dice: &mut Dice, is_held_out: bool) -> Page {
-    let is_known = dice.one_in(3);
-    let page = if is_known { known(MOST_SHOTS, None, dice) } else { lesson(dice, is_held_out) };
+    let page = match dice.one_in(3) {
+        true => known(MOST_SHOTS, None, dice),
+        false => coined_with(2 * MOST_SHOTS, None, is_held_out, dice),
+    };
     let mut page = described(page, dice);
     for piece in &mut page.pieces {
         if dice.one_in(3) {
