@@ -182,9 +182,10 @@ run() {
     step tiles "tiles of products against each other" 60 tiles.txt \
         "$programs/bench-tiles" --device cuda --all
 
-    local made=(bash -c "until [ -e '$tmp/made' ]; do sleep 0.2; done")
-    step decode "9B folders of random weights, the rest" 120 models.log "${made[@]}"
-    step train "9B folders of random weights, the rest" 120 models.log "${made[@]}"
+    local first=decode
+    case " ${STEPS-} " in *" train "*) first=train ;; esac
+    step "$first" "9B folders of random weights, the rest" 120 models.log \
+        bash -c "until [ -e '$tmp/made' ]; do sleep 0.2; done"
     local model=${MEDFLAMINGO_MODEL:-$tmp/9b} sequences
     for sequences in 4 6; do
         step train "T8 a training step, $sequences x 2048 tokens" 60 "train-$sequences.json" \
