@@ -137,8 +137,8 @@ __device__ __forceinline__ void share(Adamw8Shared &s, int turn, float &largest1
   }
 }
 
-/** a / b by y = 1 / b and one residual; for those in [2^-72, 2^60), and quotients that are not too
- *  small for a code, but for one in 10^8 what a / b is rounded to. */
+/** a / b by y = 1 / b and one residual: nearly always what the division is rounded to, for b in
+ *  [2^-72, 2^60) and quotients that are not too small for a code. */
 __device__ __forceinline__ float quotient(float a, float b, float y) {
   const float q = __fmul_rn(a, y);
   return __fmaf_rn(__fmaf_rn(-b, q, a), y, q);

@@ -21,8 +21,8 @@ typedef struct Adamw8Codebook {
  *  keep = 1 - lr weight_decay.
  *  m and v are stored as value[code] * absmax of their block, after p has used them unrounded.
  *  m / d is m (1/d). What a code is of, x = m / absmax, is q + (1/absmax) (m - absmax q) of
- *  q = m (1/absmax), the sums fused, which rounds as the division does but for one in 10^8; where
- *  an absmax of the block is not in [2^-72, 2^60) it is the division.
+ *  q = m (1/absmax), the sums fused, which nearly always rounds as the division does (none of 3e8
+ *  otherwise); where an absmax of the block is not in [2^-72, 2^60) it is the division.
  *  Where g is not finite m = v = 0 and p stays; if grad_scale is not finite, nothing changes.
  *
  *  Source    arXiv:2110.02861 sec. 2; bitsandbytes kOptimizerStatic8bit2StateBlockwise

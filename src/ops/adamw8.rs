@@ -243,7 +243,7 @@ unsafe fn adamw8_twin<T: Real>(p: &Adamw8Params, host: &Host) {
 mod tests {
     use super::*;
 
-    /// 1 in 10^8 may round otherwise; of these none does, and by the reciprocal alone many would.
+    /// A few may round otherwise; of these none does, and by the reciprocal alone many would.
     #[test]
     fn shares_round_as_quotients_do() {
         let mut state = 1u32;
