@@ -6,7 +6,7 @@
 
 mod golden_folder;
 
-use golden_folder::{Case, close, models, relative_l2};
+use golden_folder::{Case, close, device, models, relative_l2};
 use medflamingo::device::{Chip, Device, Stream};
 use medflamingo::engine::{Control, Engine, EngineOptions, Finish, GenerateOptions, ModelFolder};
 use medflamingo::model::{Flamingo, MaskMode, Origin, Probe, Rows, Session, Step};
@@ -16,10 +16,8 @@ use std::collections::BTreeMap;
 /// Relative error of the logits of a case, as the project promises for f32.
 const LOGITS: f64 = 1e-4;
 
-/// On the host, or on the card that `MEDFLAMINGO_TEST_DEVICE` names.
 fn options(mode: MaskMode) -> EngineOptions {
-    let card = std::env::var("MEDFLAMINGO_TEST_DEVICE");
-    let device = card.map_or(Device::Host, |card| card.parse().unwrap());
+    let device = device();
     EngineOptions { mask_mode: mode, surplus_markers: true, device, ..EngineOptions::default() }
 }
 

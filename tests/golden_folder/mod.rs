@@ -1,12 +1,18 @@
 //! Reading golden folders: manifests, cases, and the conversion of their upstream files.
 
 use medflamingo::convert::{NewHeadRows, Options, convert};
+use medflamingo::device::Device;
 use medflamingo::engine::{Engine, GenerateOptions, Request};
 use medflamingo::image::Pixels;
 use medflamingo::model::config::StoredDType;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+
+/// The host, or the card that `MEDFLAMINGO_TEST_DEVICE` names.
+pub fn device() -> Device {
+    std::env::var("MEDFLAMINGO_TEST_DEVICE").map_or(Device::Host, |card| card.parse().unwrap())
+}
 
 /// One model of a golden folder.
 pub struct Model {

@@ -1,8 +1,7 @@
 //! Losses, gradients and parameters of upstream's training loop (`train/` of the golden folders).
 
-use crate::golden_folder::{Model, models, relative_l2};
+use crate::golden_folder::{Model, device, models, relative_l2};
 use crate::runs::on;
-use medflamingo::device::{Device, Stream};
 use medflamingo::train::{
     Batch, NO_LABEL, Parameter, Recompute, Sample, Schedule, ScheduleKind, TrainOptions, Trainer,
 };
@@ -32,13 +31,6 @@ fn runs() -> Vec<Run> {
     let found: Vec<Run> = models().into_iter().filter_map(run).collect();
     assert!(!found.is_empty(), "llama-tiny/train comes with the sources");
     found
-}
-
-/// The host, or the card that `MEDFLAMINGO_TEST_DEVICE` names.
-fn stream() -> Stream {
-    let card = std::env::var("MEDFLAMINGO_TEST_DEVICE");
-    let device = card.map_or(Device::Host, |card| card.parse().unwrap());
-    device.open(2).unwrap()
 }
 
 /// Upstream's sources, in the order of ours.
@@ -76,7 +68,7 @@ impl Run {
     fn trainer(&self, change: impl FnOnce(&mut TrainOptions)) -> Trainer {
         let mut options = self.options();
         change(&mut options);
-        on(&self.model, "f32", options, stream(), None)
+        on(&self.model, "f32", options, device().open(2).unwrap(), None)
     }
 
     /// Both sources' sequences of step `k`, without upstream's padding.
