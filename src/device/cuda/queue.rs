@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Page-locked bytes that writes wait in, and that reads arrive in.
 const STAGING: usize = 8 << 20;
-const LANDING: usize = 4 << 20;
+const LANDING: usize = 1 << 20;
 
 /// A found entry.
 #[derive(Clone, Copy, Debug)]
