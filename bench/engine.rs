@@ -12,14 +12,17 @@ mod ceiling;
 
 use medflamingo::Result;
 use medflamingo::device::Host;
-use medflamingo::engine::{Answer, Control, Engine, EngineOptions, GenerateOptions, ModelFolder};
+use medflamingo::engine::{
+    Answer, Control, Engine, EngineOptions, GenerateOptions, Image, ModelFolder,
+};
 use medflamingo::image::Pixels;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 
 const INSTRUCTION: &str = "You are a helpful medical assistant. ";
-const SHOT: &str = "<image>Question: Which side is affected? Answer: the left side.<|endofchunk|>";
+/// Six of them and a question are 255 tokens of the 9B shape.
+const SHOT: &str = "<image>Question: Which side? Answer: the left side.<|endofchunk|>";
 const QUESTION: &str = "<image>Question: Where is the largest mass? Answer:";
 
 struct Options {
@@ -116,12 +119,12 @@ fn ask(
 }
 
 /// Smooth waves, different for each seed.
-fn picture(size: usize, seed: usize) -> Pixels {
+fn picture(size: usize, seed: usize) -> Image {
     let wave = |i: usize| {
         let (x, y) = (i % size, i / size % size);
         ((x * (seed + 1) + y * (2 * seed + 3)) as f32 * 0.01).sin()
     };
-    Pixels { size, data: (0..3 * size * size).map(wave).collect() }
+    Image::new(Pixels { size, data: (0..3 * size * size).map(wave).collect() })
 }
 
 /// The first question, the same shots with another question, and with another image as well.

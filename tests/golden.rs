@@ -37,7 +37,12 @@ fn prompts_tokenise_and_pixels_agree_exactly() {
                 assert_eq!(request.prompt.ids(), case.ids(row), "{} {}", model.name, case.name);
                 for (i, pixels) in request.prompt.images().iter().enumerate() {
                     let expected = model.pixels(case.image_indices(row)[i]);
-                    assert!(pixels.data == expected, "{} {} image {i}", model.name, case.name);
+                    assert!(
+                        pixels.pixels().data == expected,
+                        "{} {} image {i}",
+                        model.name,
+                        case.name
+                    );
                 }
             }
         }

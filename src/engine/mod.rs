@@ -31,10 +31,12 @@ pub mod sampler;
 
 pub use folder::{GenerationConfig, ModelFolder};
 pub use options::GenerateOptions;
-pub use request::{Answer, Control, Event, Finish, Memory, Request, Timings, TokenLogprob, Work};
+pub use request::{
+    Answer, Control, Event, Finish, Image, Memory, Request, Timings, TokenLogprob, Work,
+};
 
 use crate::device::{Device, Products, Stream};
-use crate::image::{self, Pixels, Preprocess};
+use crate::image::{self, Preprocess};
 use crate::model::{Config, Flamingo, KvPool, MaskMode, Probe};
 use crate::prompt::{Limits, Prompt};
 use crate::tensor::{Arena, View};
@@ -42,7 +44,6 @@ use crate::text::Tokenizer;
 use crate::{DType, Error, Result};
 use cache::{ImageCache, PrefixCache};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// How an engine runs; independent of any request.
@@ -147,17 +148,16 @@ impl Engine {
     ///
     /// # Errors
     /// A file that is damaged, unsupported, or larger than any picture should be.
-    pub fn image(&self, bytes: &[u8]) -> Result<Pixels> {
-        let picture = image::decode(bytes, &image::Limits::default())?;
-        image::preprocess(&picture, &self.preprocess)
+    pub fn image(&self, bytes: &[u8]) -> Result<Image> {
+        self.picture(&image::decode(bytes, &image::Limits::default())?)
     }
 
     /// As [`Engine::image`], of a picture that has been decoded.
     ///
     /// # Errors
     /// A picture without pixels.
-    pub fn picture(&self, picture: &image::Picture) -> Result<Pixels> {
-        image::preprocess(picture, &self.preprocess)
+    pub fn picture(&self, picture: &image::Picture) -> Result<Image> {
+        Ok(Image::new(image::preprocess(picture, &self.preprocess)?))
     }
 
     /// A request to continue `text`, in which `<image>` stands for the `images` in order and
@@ -169,7 +169,7 @@ impl Engine {
     pub fn request(
         &self,
         text: &str,
-        images: Vec<Pixels>,
+        images: Vec<Image>,
         options: GenerateOptions,
     ) -> Result<Request> {
         let context = self.model.config().language.context;
@@ -178,7 +178,6 @@ impl Engine {
             tokens: context - options.max_new_tokens.min(context),
             surplus_markers: self.options.surplus_markers,
         };
-        let images = images.into_iter().map(Arc::new).collect();
         let prompt = Prompt::from_text(&self.tokenizer, text, images, &limits)?;
         Ok(Request { prompt, options, left_pads: 0 })
     }

@@ -1,15 +1,39 @@
 //! What goes in and what comes out.
 
+use super::cache::{ImageKey, image_key};
 use super::options::GenerateOptions;
 use crate::image::Pixels;
 use crate::prompt::Prompt;
 use serde::Serialize;
 use std::sync::Arc;
 
+/// A picture as the model looks at it, made by [`super::Engine::image`] or of pixels. Cheap to
+/// clone: one that is in many prompts, as a shot, is prepared once.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pixels: Arc<Pixels>,
+    key: ImageKey,
+}
+
+impl Image {
+    /// Reads all pixels once, to know them again.
+    pub fn new(pixels: Pixels) -> Self {
+        Image { key: image_key(&pixels.data), pixels: Arc::new(pixels) }
+    }
+
+    pub fn pixels(&self) -> &Pixels {
+        &self.pixels
+    }
+
+    pub(super) fn key(&self) -> &ImageKey {
+        &self.key
+    }
+}
+
 /// A prompt with its images, and how to continue it. Made by [`super::Engine::request`].
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub prompt: Prompt<Arc<Pixels>>,
+    pub prompt: Prompt<Image>,
     pub options: GenerateOptions,
     /// Padding tokens to count into the length of beams, as upstream does for the shorter prompts
     /// of a batch; 0 unless its scores are to be reproduced.

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::beam::Beams;
-use super::cache::{ImageKey, image_key};
+use super::cache::ImageKey;
 use super::request::{Answer, Control, Event, Finish, Request, Timings, TokenLogprob};
 use super::sampler::Sampler;
 use crate::model::{Media, Origin, Probe, Rows, Session, Step};
@@ -145,15 +145,15 @@ impl Engine {
 
     /// What the model sees of the request's images, remembered or computed.
     fn look(&mut self, request: &Request) -> Result<(Vec<Arc<Media>>, Vec<ImageKey>, usize)> {
-        let pixels = request.prompt.images();
-        let keys: Vec<_> = pixels.iter().map(|p| image_key(&p.data)).collect();
+        let images = request.prompt.images();
+        let keys: Vec<_> = images.iter().map(|image| *image.key()).collect();
         let mut found: Vec<_> = keys.iter().map(|k| self.images.get(k)).collect();
         let known = found.iter().flatten().count();
         let mut missing: Vec<usize> = (0..found.len()).filter(|&i| found[i].is_none()).collect();
         // The same picture twice in one prompt is computed once.
         missing.retain(|&i| keys[..i].iter().all(|k| *k != keys[i]));
         for some in missing.chunks(PASS_IMAGES) {
-            let batch: Vec<_> = some.iter().map(|&i| pixels[i].data.as_slice()).collect();
+            let batch: Vec<_> = some.iter().map(|&i| images[i].pixels().data.as_slice()).collect();
             let (stream, arena) = (&self.stream, &mut self.arena);
             let seen = self.model.see(stream, arena, &batch, &mut Probe::none())?;
             for (&i, media) in some.iter().zip(seen) {
@@ -470,7 +470,8 @@ pub(super) fn inspect(
     request: &Request,
     probe: &mut Probe<'_>,
 ) -> Result<Vec<f32>> {
-    let pixels: Vec<_> = request.prompt.images().iter().map(|p| p.data.as_slice()).collect();
+    let images = request.prompt.images().iter();
+    let pixels: Vec<_> = images.map(|image| image.pixels().data.as_slice()).collect();
     let media = if pixels.is_empty() {
         Vec::new()
     } else {

@@ -116,9 +116,9 @@ impl<'a> Examiner<'a> {
         let mut unseen: Vec<_> = prompts.iter().flat_map(|p| p.images()).collect();
         unseen.retain(|p| !self.seen.contains_key(&p.data));
         for some in unseen.chunks(IMAGES) {
-            let pixels: Vec<_> =
+            let images: Vec<_> =
                 some.iter().map(|p| self.engine.picture(p)).collect::<Result<_>>()?;
-            let data: Vec<_> = pixels.iter().map(|p| p.data.as_slice()).collect();
+            let data: Vec<_> = images.iter().map(|i| i.pixels().data.as_slice()).collect();
             let (stream, model) = (self.engine.stream(), self.engine.model());
             let media = model.see(stream, &mut self.arena, &data, &mut Probe::none())?;
             self.seen.extend(some.iter().map(|p| p.data.clone()).zip(media));

@@ -116,10 +116,11 @@ impl Flamingo {
         let dtype = self.dtype();
         let kv_cols = 2 * self.config.inner_widths().1;
         let rows = count * self.config.resampler.latents;
+        let blocks = self.decoder.blocks().count();
         let bytes = self.vision.scratch(count)
             + self.resampler.scratch(count)
             + Arena::footprint(DType::F32, count * each)
-            + Arena::footprint(dtype, rows * kv_cols);
+            + Arena::footprint(dtype, blocks * rows * kv_cols);
         arena.reset(stream, bytes)?;
         let mut input = arena.take(DType::F32, &[count, 3, side, side])?;
         let cols = input.shape().cols();
@@ -137,7 +138,7 @@ impl Flamingo {
         };
         probe.see(|| "resampler.out".into(), latents.view());
         let _phase = stream.phase("media");
-        let mut kv = arena.take(dtype, &[rows, kv_cols])?;
+        let mut kv = arena.take(dtype, &[blocks * rows, kv_cols])?;
         self.media(stream, &latents, &mut kv, count)
     }
 
@@ -151,23 +152,24 @@ impl Flamingo {
     ) -> Result<Vec<Arc<Media>>> {
         let (each, d) = (self.config.resampler.latents, latents.shape().cols());
         let (blocks, cols) = (self.decoder.blocks().count(), kv.shape().cols());
+        for (b, block) in self.decoder.blocks().enumerate() {
+            let target = b * count * each..(b + 1) * count * each;
+            let target = kv.view_mut().block(target, 0..cols)?;
+            block.media_kv(stream, target, latents.view())?;
+        }
+        // What a block has of an image is one stretch: an image is a column of stretches.
+        let all = kv.view().shaped(&[blocks, count * each * cols])?;
         let mut media = Vec::with_capacity(count);
         for i in 0..count {
             let own = latents.view().block(i * each..(i + 1) * each, 0..d)?;
             let mut copy = Tensor::zeros(stream, self.dtype(), &[each, d])?;
             copy.view_mut().copy_from(own)?;
-            let kv = Tensor::zeros(stream, self.dtype(), &[blocks * each, cols])?;
-            media.push(Media { latents: copy, kv });
+            let mut kv = Tensor::zeros(stream, self.dtype(), &[blocks * each, cols])?;
+            let own = all.block(0..blocks, i * each * cols..(i + 1) * each * cols)?;
+            kv.view_mut().shaped(&[blocks, each * cols])?.copy_from(own)?;
+            media.push(Arc::new(Media { latents: copy, kv }));
         }
-        for (b, block) in self.decoder.blocks().enumerate() {
-            block.media_kv(stream, kv.view_mut(), latents.view())?;
-            for (i, m) in media.iter_mut().enumerate() {
-                let own = kv.view().block(i * each..(i + 1) * each, 0..cols)?;
-                let target = b * each..(b + 1) * each;
-                m.kv.view_mut().block(target, 0..cols)?.copy_from(own)?;
-            }
-        }
-        Ok(media.into_iter().map(Arc::new).collect())
+        Ok(media)
     }
 
     /// Runs new tokens through the language model; logits (rows asked for, V) f32, steps in order.

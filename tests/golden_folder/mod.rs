@@ -2,8 +2,7 @@
 
 use medflamingo::convert::{NewHeadRows, Options, convert};
 use medflamingo::device::Device;
-use medflamingo::engine::{Engine, GenerateOptions, Request};
-use medflamingo::image::Pixels;
+use medflamingo::engine::{Engine, GenerateOptions, Image, Request};
 use medflamingo::model::config::StoredDType;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -173,7 +172,7 @@ impl Model {
     }
 
     /// An image of the recordings, prepared for `engine`.
-    pub fn image(&self, engine: &Engine, index: usize) -> Pixels {
+    pub fn image(&self, engine: &Engine, index: usize) -> Image {
         let name = self.manifest["image_order"][index].as_str().unwrap();
         let path = self.folder.parent().unwrap().join("images").join(name);
         engine.image(&std::fs::read(path).unwrap()).unwrap()
