@@ -263,8 +263,8 @@ fn text(report: &Report, filter: &str) -> String {
 fn entries_text(report: &Report, out: &mut String) {
     let _ = writeln!(
         out,
-        "{:34} {:6} {:>4} {:>7} {:>13} {:>5} {:>5} {:>5}  {:>5} {:>5} {:>5} {:>6} {:>4} {:>5} \
-         {:>6} {:>4} {:>4}",
+        "{:34} {:6} {:>4} {:>7} {:>13} {:>5} {:>5} {:>5}  {:>5} {:>5} {:>5} {:>5} {:>6} {:>4} \
+         {:>5} {:>6} {:>4} {:>4}",
         "entry",
         "arch",
         "regs",
@@ -274,6 +274,7 @@ fn entries_text(report: &Report, out: &mut String) {
         "LDL/S",
         "warps",
         "HMMA",
+        "each",
         "HGMMA",
         "LDSM",
         "LDGSTS",
@@ -288,8 +289,8 @@ fn entries_text(report: &Report, out: &mut String) {
         let dynamic = e.dynamic_shared.map_or("-".to_string(), |n| n.to_string());
         let _ = writeln!(
             out,
-            "{:34} {:6} {:4} {:7} {:>13} {:5} {:5} {:>5}  {:5} {:5} {:5} {:6} {:4} {:5} {:>6} {:4} \
-             {:4}",
+            "{:34} {:6} {:4} {:7} {:>13} {:5} {:5} {:>5}  {:5} {:>5} {:5} {:5} {:6} {:4} {:5} \
+             {:>6} {:4} {:4}",
             c.entry,
             c.arch,
             c.registers,
@@ -299,6 +300,7 @@ fn entries_text(report: &Report, out: &mut String) {
             m.local,
             format!("{:.0}", 64.0 * e.occupancy),
             m.hmma,
+            if m.per_hmma > 0.0 { format!("{:.1}", m.per_hmma) } else { "-".into() },
             m.hgmma,
             m.ldsm,
             m.ldgsts,
@@ -312,7 +314,7 @@ fn entries_text(report: &Report, out: &mut String) {
     let _ = writeln!(
         out,
         "shared: static + dynamic bytes (-: not in the shapes below). warps: resident, of 64. \
-         narrow: global\nloads below 16 bytes (in innermost loops). Counts are of the code, not of \
-         a run."
+         each: all\ninstructions of the loop with the most HMMA, for each of them. narrow: global \
+         loads below 16 bytes (in\ninnermost loops). Counts are of the code, not of a run."
     );
 }

@@ -14,8 +14,12 @@ pub struct Mix {
     pub hmma: u32,
     /// Tensor-core products of a warpgroup.
     pub hgmma: u32,
+    /// Of the loop that has the most of them: all instructions, for each.
+    pub per_hmma: f32,
     /// Shared memory to fragments.
     pub ldsm: u32,
+    /// Loads of 16 bytes from shared memory.
+    pub wide_shared: u32,
     /// Global to shared memory past registers: `cp.async`.
     pub ldgsts: u32,
     /// Boxes that the copy engine moves.
@@ -218,6 +222,7 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
             "HMMA" | "IMMA" => mix.hmma += 1,
             "HGMMA" | "IGMMA" | "QGMMA" => mix.hgmma += 1,
             "LDSM" => mix.ldsm += 1,
+            "LDS" if is_wide => mix.wide_shared += 1,
             "LDGSTS" => mix.ldgsts += 1,
             "UTMALDG" | "UTMASTG" | "UBLKCP" => mix.tma += 1,
             "LDG" | "LD" if is_wide => mix.wide_loads += 1,
@@ -232,6 +237,16 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
             _ => {}
         }
         mix.all += 1;
+    }
+    let hmma_of = |(first, last): &(u64, u64)| {
+        let body = code.iter().filter(|i| (*first..=*last).contains(&i.address));
+        let hmma = body.clone().filter(|i| i.name.starts_with("HMMA")).count();
+        (hmma, body.filter(|i| i.name != "NOP").count())
+    };
+    let busy: Vec<_> = loops.iter().filter(|l| hmma_of(l).0 > 0).collect();
+    let innermost = busy.iter().filter(|o| !busy.iter().any(|inner| holds(o, inner)));
+    if let Some((hmma, all)) = innermost.map(|l| hmma_of(l)).max() {
+        mix.per_hmma = all as f32 / hmma as f32;
     }
     mix
 }
@@ -269,7 +284,8 @@ mod tests {
         let found = mixes(include_str!("samples/sass.txt"));
         let of = |arch: &str, entry: &str| &found[&(arch.to_string(), entry.to_string())];
         let mix = of("sm_80", "sum_bf16");
-        assert_eq!((mix.all, mix.wide_loads, mix.narrow_loads), (11, 1, 2));
+        assert_eq!((mix.all, mix.wide_loads, mix.narrow_loads), (13, 1, 2));
+        assert_eq!((mix.hmma, mix.per_hmma, mix.wide_shared), (1, 5.0, 1));
         assert_eq!(mix.narrow_loads_in_loops, 1, "the load before the loop does not count");
         assert_eq!((mix.barriers, mix.mufu, mix.local), (1, 1, 0));
         let mix = of("sm_90a", "gemm_bf16_sm90");
