@@ -3,7 +3,8 @@
  *  Idea      y = silu(gate) * up, or f(x), cell by cell; their gradients likewise.
  *  Geometry  256 threads a block, 16 bytes of y or dy a thread (`_plain`: one cell).
  *  Traffic   x once, y once; backward x, dy and dx once.
- *  Rejected  an epilogue of the product that makes [gate | up]: its halves lie far apart in n. */
+ *  Rejected  this launch where nobody needs [gate | up] again: there the product of both ends in
+ *            SwiGLU itself (`gemm`). */
 #include "activation.h"
 #include "lib/cells.cuh"
 #include "lib/epilogue.cuh"

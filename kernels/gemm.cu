@@ -5,13 +5,14 @@
  *            registers.
  *            grid.z > 1 splits k: each part leaves its sums in the workspace, and the block that
  *            arrives last adds them in the order of the parts: the same bits at every run.
- *  Geometry  grid (n tiles, m tiles, parts of k). `_128x128`: 4 warps of 64x64, 4 stages, 64 KiB.
+ *  Geometry  grid (tiles, 1, parts of k). `_128x128`: 4 warps of 64x64, 4 stages, 64 KiB.
  *            `_64x64`: 4 warps of 32x32, 4 stages, 32 KiB, for few rows or few tiles. `_plain`: as
  *            `_64x64`, for operands that 16-byte copies cannot reach. f32: 64x64 of 4x4 a thread.
  *  Traffic   A (n / BN) times and B (m / BM) times, through L2; C and residual once.
  *  Rejected  padding rows instead of permuting chunks: copies of 16 bytes would straddle lines. */
 #include "gemm.h"
 #include "lib/epilogue.cuh"
+#include "lib/feed.cuh"
 #include "lib/mma.cuh"
 #include "lib/reduce.cuh"
 #include "lib/split.cuh"
@@ -24,11 +25,11 @@ template <typename T, int BM, int BN, int STAGES> struct GemmShared {
   int is_last;
 };
 
-/** Rows row0 .. of a (rows, k) matrix, columns k0 .. k0 + 32, zeros outside; by all threads. */
-template <bool ALIGNED, int ROWS, int THREADS, typename T>
-__device__ __forceinline__ void load_tile(SwizzledTile<T, ROWS, BK> &tile, const T *matrix,
-                                          int64_t ld, int64_t row0, int64_t rows, int64_t k0,
-                                          int64_t k) {
+/** Rows row0 .. of a (rows, k) matrix, columns k0 .. k0 + 32, zeros outside; element by element. */
+template <int ROWS, int THREADS, typename T>
+__device__ __forceinline__ void load_cells(SwizzledTile<T, ROWS, BK> &tile, const T *matrix,
+                                           int64_t ld, int64_t row0, int64_t rows, int64_t k0,
+                                           int64_t k) {
 #pragma unroll
   for (int i = threadIdx.x; i < ROWS * 4; i += THREADS) {
     int row = i / 4, chunk = i % 4;
@@ -36,13 +37,8 @@ __device__ __forceinline__ void load_tile(SwizzledTile<T, ROWS, BK> &tile, const
     bool is_row = row0 + row < rows;
     T *to = tile.chunk(row, chunk);
     const T *from = matrix + (is_row ? row0 + row : 0) * ld + at;
-    if constexpr (ALIGNED) {
-      bool valid = is_row && at < k;
-      ptx::cp_async16(to, valid ? from : matrix, valid);
-    } else {
 #pragma unroll
-      for (int j = 0; j < 8; j++) to[j] = is_row && at + j < k ? from[j] : T{0};
-    }
+    for (int j = 0; j < 8; j++) to[j] = is_row && at + j < k ? from[j] : T{0};
   }
 }
 
@@ -51,28 +47,47 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
   constexpr int THREADS = BM / WM * (BN / WN) * WARP, MI = WM / 16, NI = WN / 8;
   using Shared = GemmShared<T, BM, BN, STAGES>;
   SHARED(Shared, s);
-  const T *a = static_cast<const T *>(p.a), *b = static_cast<const T *>(p.b);
-  const int64_t row0 = (int64_t)blockIdx.y * BM, col0 = (int64_t)blockIdx.x * BN;
+  // Tiles of the same rows of B are neighbours: the first brings them to L2.
+  const unsigned down = (unsigned)((p.m + BM - 1) / BM);
+  const int64_t row0 = (int64_t)(blockIdx.x % down) * BM, col0 = (int64_t)(blockIdx.x / down) * BN;
   const int wm = warp() / (BN / WN) * WM, wn = warp() % (BN / WN) * WN, l = lane();
   const int64_t all = (p.k + BK - 1) / BK, each = (all + gridDim.z - 1) / gridDim.z;
   const int64_t begin = min(all, (int64_t)blockIdx.z * each), end = min(all, begin + each);
 
+  constexpr int64_t SIZE = sizeof(T);
+  const int64_t at = begin * BK * SIZE;
+  Feed<BM, BK / 8, THREADS> feed_a(p.a, p.lda * SIZE, p.m, p.k * SIZE, row0, at);
+  using FeedB = Feed<BN, BK / 8, THREADS>;
+  // Of SwiGLU, half of the tile's columns: 16 gates, then their values, and so on.
+  const bool is_glu = p.activation == SWIGLU;
+  FeedB feed_b =
+      is_glu ? FeedB::template in_turn<16>(p.b, p.ldb * SIZE, p.n, p.k * SIZE, col0 / 2, at)
+             : FeedB(p.b, p.ldb * SIZE, p.n, p.k * SIZE, col0, at);
+  int to = 0;
   auto load = [&](int64_t step) {
     if (step < end) {
-      int stage = (int)((step - begin) % STAGES);
-      load_tile<ALIGNED, BM, THREADS>(s.a[stage], a, p.lda, row0, p.m, step * BK, p.k);
-      load_tile<ALIGNED, BN, THREADS>(s.b[stage], b, p.ldb, col0, p.n, step * BK, p.k);
+      if constexpr (ALIGNED) {
+        feed_a.fill(s.a[to].chunk(feed_a.row(), feed_a.chunk()));
+        feed_b.fill(s.b[to].chunk(feed_b.row(), feed_b.chunk()));
+      } else {
+        load_cells<BM, THREADS>(s.a[to], static_cast<const T *>(p.a), p.lda, row0, p.m, step * BK,
+                                p.k);
+        load_cells<BN, THREADS>(s.b[to], static_cast<const T *>(p.b), p.ldb, col0, p.n, step * BK,
+                                p.k);
+      }
     }
     ptx::cp_async_commit();
+    to = to + 1 < STAGES ? to + 1 : 0;
   };
 
   float acc[MI][NI][4] = {};
+#pragma unroll
   for (int i = 0; i < STAGES - 1; i++) load(begin + i);
-  for (int64_t step = begin; step < end; step++) {
+  int stage = 0;
+  for (int64_t step = begin; step < end; step++, stage = stage + 1 < STAGES ? stage + 1 : 0) {
     ptx::cp_async_wait<STAGES - 2>();
     __syncthreads();
     load(step + STAGES - 1);
-    int stage = (int)((step - begin) % STAGES);
 #pragma unroll
     for (int chunk = 0; chunk < BK / 8; chunk += 2) {
       uint32_t fa[MI][4], fb[NI / 2][4];
@@ -90,7 +105,7 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
 
   if (gridDim.z > 1) {
     bool is_whole = merge_parts<MI * NI * 4, THREADS>(
-        p.workspace, (int64_t)blockIdx.y * gridDim.x + blockIdx.x, s.is_last,
+        p.workspace, blockIdx.x, s.is_last,
         [&](int e) -> float & { return acc[e / 4 / NI][e / 4 % NI][e % 4]; },
         [] { __syncthreads(); });
     if (!is_whole) return;
@@ -109,9 +124,18 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
     static_assert(sizeof(s.a) + sizeof(s.b) >= THREADS / WARP * sizeof(Stage), "one for each warp");
     Stage &stage = reinterpret_cast<Stage *>(&s)[warp()];
 #pragma unroll
-    for (int i = 0; i < MI; i++)
-      epilogue.template store_staged<WN>(stage, row0 + wm + i * 16, col0 + wn,
+    for (int i = 0; i < MI; i++) {
+      if (is_glu) {
+#pragma unroll
+        for (int j = 0; j < NI / 2; j++)
+#pragma unroll
+          for (int x = 0; x < 4; x++)
+            acc[i][j][x] = glu(acc[i][j / 2 * 4 + j % 2][x], acc[i][j / 2 * 4 + 2 + j % 2][x]);
+      }
+      epilogue.template store_staged<WN>(stage, row0 + wm + i * 16,
+                                         is_glu ? (col0 + wn) / 2 : col0 + wn, is_glu ? WN / 2 : WN,
                                          reinterpret_cast<const float(&)[WN / 2]>(acc[i]));
+    }
   }
 }
 

@@ -3,18 +3,28 @@
  *  Idea      weights become pairs of T in registers, between their load and the tensor cores:
  *              4 bits   (word >> 4 i) & 0x000f000f | magic: a T whose low bits are the nibble, so
  *                       128 + u (bf16) or 1024 + u (f16); one packed addition leaves u - 8
- *              8 bits   f16: the byte as the low bits of 1024 + q + 128; bf16 has 7 bits: by f32
+ *              8 bits   f16: the byte as the low bits of 1024 + q + 128; bf16 has 7 of them: they
+ *                       make 128 + (q & 127), and the sign makes -128 or -256, to be added
  *            Scales multiply sums: of a row (8 bits), or of each 128 of k (4 bits).
- *            `_rows8`, `_rows16`: the loop of gemv.cu. `_tiles`: the next 64 of k of B are loaded
- *            into registers while these are multiplied, and written to shared memory as T.
+ *            `_rows8`, `_rows16`: the loop of gemv.cu. `_tiles`: a ring of stages of A and of B as
+ *            it is stored (cp.async); a warp makes T of the 32 rows of B that are its own, once,
+ *            and multiplies them with all rows of A in the stage.
  *  Geometry  `_rows8`: block x owns 16 rows of B, block y 8 of A; `_rows16`: 32 and 16; 8 warps
- *            divide k. `_tiles`: 64x64 of C by 4 warps of 32x32, 32 KiB. `_plain`, and f32: a warp
- *            per cell of C, for what 16-byte loads cannot reach.
- *  Traffic   B once (`_rows`) or m / 64 times (`_tiles`), as it is stored; A from L2.
+ *            divide k. Of `_rows8` three blocks a multiprocessor, 96 KiB (8 bits) or 48 (4) on
+ *            their way: to make T of it takes long enough for others to be needed meanwhile.
+ *            `_tiles`: 64 rows of A, 128 of B, 4 warps, 64 KiB in 4 stages of 64 of k or 72 KiB in
+ *            3 of 128; grid (tiles, 1, parts of k). `_plain`, and f32: a warp per cell of C, for
+ *            what 16-byte loads cannot reach.
+ *  Traffic   B as it is stored, from memory once, from L2 once (`_rows`) or m / 64 times
+ *            (`_tiles`); A from L2, n / 128 times (`_tiles`).
  *  Rejected  magic numbers left in and taken off the sums: 128 times the sum of A, cancelled.
- *            B to a workspace as T and `gemm`: three times the bytes and a launch more. */
+ *            B to a workspace as T and `gemm`: three times the bytes and a launch more. T of B
+ *            through shared memory: written and read again, with a barrier between. Scales widened
+ *            as they are loaded: the weights after them wait, a trip to memory for each batch. */
 #include "gemm_quantized.h"
+#include "lib/feed.cuh"
 #include "lib/few_rows.cuh"
+#include "lib/split.cuh"
 
 constexpr int GROUP = 128; /**< weights of 4 bits with a scale in common */
 
@@ -26,32 +36,27 @@ template <typename T> struct Int8Weights {
   __device__ __forceinline__ Int8Weights(const GemmQuantizedParams &p)
       : scales(static_cast<const bf16 *>(p.scales)) {}
 
-  static __device__ __forceinline__ void expand(uint4 raw, uint32_t (&pairs)[RUN / 2]) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  static __device__ __forceinline__ void eight(uint4 run, int i, uint32_t (&pairs)[4]) {
+    const uint32_t words[4] = {run.x, run.y, run.z, run.w};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const uint32_t above = words[i] ^ 0x80808080u; // q + 128, in each byte
-      pairs[2 * i] = pair(above, 0);
-      pairs[2 * i + 1] = pair(above, 1);
-    }
+    for (int x = 0; x < 4; x++) pairs[x] = pair(words[2 * i + x / 2], x % 2);
   }
-  /** Bytes 2 half and 2 half + 1, less 128. */
-  static __device__ __forceinline__ uint32_t pair(uint32_t above, int half);
+  /** Bytes 2 half and 2 half + 1. */
+  static __device__ __forceinline__ uint32_t pair(uint32_t word, int half);
 
   __device__ __forceinline__ float row_scale(int64_t row) const { return widen(scales[row]); }
-  __device__ __forceinline__ float group_scale(int64_t, int64_t) const { return 1.0f; }
+  __device__ __forceinline__ const bf16 *group_scales(int64_t) const { return nullptr; }
 };
-template <> __device__ __forceinline__ uint32_t Int8Weights<f16>::pair(uint32_t above, int half) {
+template <> __device__ __forceinline__ uint32_t Int8Weights<f16>::pair(uint32_t word, int half) {
+  const uint32_t above = word ^ 0x80808080u; // q + 128, in each byte
   const uint32_t magic = __byte_perm(above, 0x64646464u, half ? 0x4342 : 0x4140);
   return ptx::fma_f16x2(magic, 0x3c003c00u, 0xe480e480u); // 1 x - 1152
 }
-template <> __device__ __forceinline__ uint32_t Int8Weights<bf16>::pair(uint32_t above, int half) {
-  // 2^23 + q + 128; the difference has at most 8 bits: its upper half is the bf16.
-  const uint32_t low = __byte_perm(above, 0x4b000000u, half ? 0x7652 : 0x7650);
-  const uint32_t high = __byte_perm(above, 0x4b000000u, half ? 0x7653 : 0x7651);
-  const float offset = 8388608.0f + 128.0f;
-  return __byte_perm(__float_as_uint(__uint_as_float(low) - offset),
-                     __float_as_uint(__uint_as_float(high) - offset), 0x7632);
+template <> __device__ __forceinline__ uint32_t Int8Weights<bf16>::pair(uint32_t word, int half) {
+  const uint32_t bytes = __byte_perm(word, 0, half ? 0x4342 : 0x4140);
+  // 128 + the low seven bits, and -128; the sign doubles the second.
+  return ptx::fma_bf16x2(ptx::and_or(bytes, 0x007f007fu, 0x43004300u), 0x3f803f80u,
+                         ptx::and_or(bytes, 0x00800080u, 0xc300c300u));
 }
 
 template <typename T> struct Int4Weights {
@@ -63,153 +68,186 @@ template <typename T> struct Int4Weights {
   __device__ __forceinline__ Int4Weights(const GemmQuantizedParams &p)
       : scales(static_cast<const bf16 *>(p.scales)), groups((int)(p.product.k / GROUP)) {}
 
-  static __device__ __forceinline__ void expand(uint4 raw, uint32_t (&pairs)[RUN / 2]) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  static __device__ __forceinline__ void eight(uint4 run, int i, uint32_t (&pairs)[4]) {
+    const uint32_t words[4] = {run.x, run.y, run.z, run.w};
 #pragma unroll
-    for (int i = 0; i < 16; i++) pairs[i] = pair(words[i / 4] >> 4 * (i % 4) & 0x000f000fu);
+    for (int x = 0; x < 4; x++) pairs[x] = pair(words[i] >> 4 * x);
   }
-  /** Two nibbles, less 8. */
-  static __device__ __forceinline__ uint32_t pair(uint32_t nibbles);
+  /** The lowest nibbles of both halves, less 8. */
+  static __device__ __forceinline__ uint32_t pair(uint32_t word);
 
   __device__ __forceinline__ float row_scale(int64_t) const { return 1.0f; }
-  __device__ __forceinline__ float group_scale(int64_t row, int64_t k) const {
-    return widen(scales[row * groups + k / GROUP]);
+  __device__ __forceinline__ const bf16 *group_scales(int64_t row) const {
+    return scales + row * groups;
   }
 };
-template <> __device__ __forceinline__ uint32_t Int4Weights<bf16>::pair(uint32_t nibbles) {
-  return ptx::fma_bf16x2(nibbles | 0x43004300u, 0x3f803f80u, 0xc308c308u); // 1 x - 136
+template <> __device__ __forceinline__ uint32_t Int4Weights<bf16>::pair(uint32_t word) {
+  const uint32_t magic = ptx::and_or(word, 0x000f000fu, 0x43004300u);
+  return ptx::fma_bf16x2(magic, 0x3f803f80u, 0xc308c308u); // 1 x - 136
 }
-template <> __device__ __forceinline__ uint32_t Int4Weights<f16>::pair(uint32_t nibbles) {
-  return ptx::fma_f16x2(nibbles | 0x64006400u, 0x3c003c00u, 0xe408e408u); // 1 x - 1032
+template <> __device__ __forceinline__ uint32_t Int4Weights<f16>::pair(uint32_t word) {
+  const uint32_t magic = ptx::and_or(word, 0x000f000fu, 0x64006400u);
+  return ptx::fma_f16x2(magic, 0x3c003c00u, 0xe408e408u); // 1 x - 1032
 }
 
-constexpr int TILE = 64, TILE_K = 64, TILE_THREADS = 128;
+constexpr int TILE_ROWS = 64, TILE_COLS = 128, TILE_THREADS = 128;
+constexpr int ROW_BYTES = 64; /**< of a row of B in a stage: four runs */
 
-template <typename T> struct TilesShared {
-  SwizzledTile<T, TILE, TILE_K> a[2], b[2];
+/** A ring of stages of A and B; a stage is 4 runs of k, as B is stored. */
+template <typename T, typename Weights> struct TilesShared {
+  static constexpr int K = 4 * Weights::RUN, CHUNKS = K / 8;
+  static constexpr int STAGES = Weights::GROUPED ? 3 : 4;
+  struct Stage {
+    T a[TILE_ROWS * K];
+    unsigned char b[TILE_COLS * ROW_BYTES];
+
+    /** 16 bytes of A. Lanes t = 0 to 3 of a row want chunks t RUN / 8, and two rows are read at
+     *  once: in different banks, all of them. */
+    __device__ __forceinline__ T *a_chunk(int row, int chunk) {
+      return a + row * K + (chunk ^ row % 8 ^ chunk / 8 * 2) * 8;
+    }
+    __device__ __forceinline__ unsigned char *b_run(int row, int run) {
+      return b + row * ROW_BYTES + run * 16;
+    }
+  };
+  alignas(128) Stage stages[STAGES];
+  int is_last;
 };
 
-/** 64 rows of B from row0 on, 64 of k at a time: in registers, then in shared memory as T. */
-template <typename T, typename Weights> struct TileOfB {
-  static constexpr int RUNS = TILE_K / Weights::RUN; /**< of a row */
-  static constexpr int LOADS = TILE * RUNS / TILE_THREADS;
-  uint4 raw[LOADS];
-
-  static __device__ __forceinline__ int row(int i) {
-    return ((int)threadIdx.x + i * TILE_THREADS) / RUNS;
-  }
-  static __device__ __forceinline__ int run(int i) {
-    return ((int)threadIdx.x + i * TILE_THREADS) % RUNS;
-  }
-
-  /** Rows past the end are the last one once more; k past the end counts as 0. */
-  __device__ __forceinline__ void load(const GemmParams &p, int64_t row0, int64_t k0) {
-    const unsigned char *b = static_cast<const unsigned char *>(p.b);
+/** Sums of a warp, 32 columns of C by 64 rows, += its rows wn .. of B and all of A of a stage. As
+ *  in `few_rows`, B is the A operand, and a lane takes the same run of k of both. */
+template <typename T, typename Weights>
+__device__ __forceinline__ void
+multiply_stage(float (&sums)[2][8][4], typename TilesShared<T, Weights>::Stage &stage, int wn) {
+  constexpr int CHUNKS = Weights::RUN / 8;
+  const int g = lane() / 4, t = lane() % 4;
+  uint4 runs[2][2];
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      const int64_t at = min(row0 + row(i), p.n - 1), k = k0 + run(i) * Weights::RUN;
-      raw[i] = k < p.k ? *reinterpret_cast<const uint4 *>(b + at * p.ldb + k / Weights::RUN * 16)
-                       : uint4{0, 0, 0, 0};
+  for (int i = 0; i < 4; i++)
+    runs[i / 2][i % 2] = *reinterpret_cast<const uint4 *>(stage.b_run(wn + i * 8 + g, t));
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) {
+    uint32_t fragments[2][2][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      uint32_t low[4], high[4];
+      Weights::eight(runs[i][0], c, low);
+      Weights::eight(runs[i][1], c, high);
+#pragma unroll
+      for (int x = 0; x < 4; x++)
+        fragments[i][x / 2][x % 2 * 2] = low[x], fragments[i][x / 2][x % 2 * 2 + 1] = high[x];
     }
-  }
-  __device__ __forceinline__ void store(SwizzledTile<T, TILE, TILE_K> &tile) const {
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      uint32_t pairs[Weights::RUN / 2];
-      Weights::expand(raw[i], pairs);
+    for (int j = 0; j < 8; j++) {
+      const uint4 row =
+          *reinterpret_cast<const uint4 *>(stage.a_chunk(j * 8 + g, t * CHUNKS + c));
 #pragma unroll
-      for (int c = 0; c < Weights::RUN / 8; c++)
-        *reinterpret_cast<uint4 *>(tile.chunk(row(i), run(i) * (Weights::RUN / 8) + c)) = {
-            pairs[4 * c], pairs[4 * c + 1], pairs[4 * c + 2], pairs[4 * c + 3]};
+      for (int i = 0; i < 2; i++) mma<T>(sums[i][j], fragments[i][0], row.x, row.y);
+#pragma unroll
+      for (int i = 0; i < 2; i++) mma<T>(sums[i][j], fragments[i][1], row.z, row.w);
     }
-  }
-};
-
-template <typename T>
-__device__ __forceinline__ void load_a(SwizzledTile<T, TILE, TILE_K> &tile, const GemmParams &p,
-                                       int64_t row0, int64_t k0) {
-  const T *a = static_cast<const T *>(p.a);
-#pragma unroll
-  for (int i = threadIdx.x; i < TILE * TILE_K / 8; i += TILE_THREADS) {
-    const int row = i / (TILE_K / 8), chunk = i % (TILE_K / 8);
-    const int64_t k = k0 + chunk * 8;
-    const bool valid = row0 + row < p.m && k < p.k;
-    ptx::cp_async16(tile.chunk(row, chunk), valid ? a + (row0 + row) * p.lda + k : a, valid);
   }
 }
 
 template <typename T, typename Weights>
 __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
-  SHARED(TilesShared<T>, s);
-  const int64_t row0 = (int64_t)blockIdx.y * TILE, col0 = (int64_t)blockIdx.x * TILE;
-  const int wm = warp() / 2 * 32, wn = warp() % 2 * 32, l = lane();
-  const int64_t steps = (p.k + TILE_K - 1) / TILE_K;
-  TileOfB<T, Weights> next;
-  float acc[2][4][4] = {}, group[2][4][4] = {};
+  using Shared = TilesShared<T, Weights>;
+  constexpr int STAGES = Shared::STAGES;
+  SHARED(Shared, s);
+  // Tiles of the same rows of B are neighbours: the first brings them to L2.
+  const unsigned down = (unsigned)((p.m + TILE_ROWS - 1) / TILE_ROWS);
+  const int64_t row0 = (int64_t)(blockIdx.x % down) * TILE_ROWS;
+  const int64_t col0 = (int64_t)(blockIdx.x / down) * TILE_COLS;
+  const int wn = warp() * 32, g = lane() / 4, t = lane() % 4;
+  const int all = (int)((p.k + Shared::K - 1) / Shared::K);
+  const int each = (all + (int)gridDim.z - 1) / (int)gridDim.z;
+  const int begin = min(all, (int)blockIdx.z * each), end = min(all, begin + each);
 
-  if (steps > 0) {
-    load_a(s.a[0], p, row0, 0);
+  const bool is_glu = p.activation == SWIGLU;
+  /** This lane's four rows of B, or the last. */
+  auto column = [&](int i) { return row_in_turn(p, is_glu, col0 + wn, i / 2, i % 2, g); };
+  const bf16 *scales = w.group_scales(column(0));
+  int scales_of[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) scales_of[i] = (int)(w.group_scales(column(i)) - scales);
+
+  Feed<TILE_ROWS, Shared::CHUNKS, TILE_THREADS> feed_a(
+      p.a, p.lda * (int64_t)sizeof(T), p.m, p.k * (int64_t)sizeof(T), row0,
+      (int64_t)begin * Shared::K * (int64_t)sizeof(T));
+  using FeedB = Feed<TILE_COLS, ROW_BYTES / 16, TILE_THREADS>;
+  const int64_t b_width = p.k / Weights::RUN * 16, b_at = (int64_t)begin * ROW_BYTES;
+  FeedB feed_b = is_glu
+                     ? FeedB::template in_turn<8>(p.b, p.ldb, p.n, b_width, col0 / 2, b_at)
+                     : FeedB(p.b, p.ldb, p.n, b_width, col0, b_at);
+  auto fill = [&](typename Shared::Stage &stage) {
+    feed_a.fill(stage.a_chunk(feed_a.row(), feed_a.chunk()));
+    feed_b.fill(stage.b_run(feed_b.row(), feed_b.chunk()));
+  };
+  float acc[2][8][4] = {};
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (begin + i < end) fill(s.stages[i]);
     ptx::cp_async_commit();
-    next.load(p, col0, 0);
-    next.store(s.b[0]);
   }
-  for (int64_t step = 0; step < steps; step++) {
-    ptx::cp_async_wait<0>();
-    // Both tiles are there, and the other two are free: everybody has left the step before.
+  int at = 0, to = STAGES - 1;
+  for (int step = begin; step < end; step++) {
+    ptx::cp_async_wait<STAGES - 2>();
     __syncthreads();
-    const bool is_last = step + 1 == steps;
-    if (!is_last) {
-      load_a(s.a[(step + 1) % 2], p, row0, (step + 1) * TILE_K);
-      ptx::cp_async_commit();
-      next.load(p, col0, (step + 1) * TILE_K);
-    }
-    auto &sums = Weights::GROUPED ? group : acc;
+    if (step + STAGES - 1 < end) fill(s.stages[to]);
+    ptx::cp_async_commit();
+    if constexpr (Weights::GROUPED) {
+      // A stage is a group. Its scales are on their way while it is multiplied.
+      bf16 scale[4];
 #pragma unroll
-    for (int chunk = 0; chunk < TILE_K / 8; chunk += 2) {
-      uint32_t fa[2][4], fb[2][4];
-#pragma unroll
-      for (int i = 0; i < 2; i++) s.a[step % 2].load_a(fa[i], wm + i * 16, chunk, l);
-#pragma unroll
-      for (int j = 0; j < 2; j++) s.b[step % 2].load_b(fb[j], wn + j * 16, chunk, l);
+      for (int i = 0; i < 4; i++) scale[i] = scales[scales_of[i] + step];
+      float group[2][8][4] = {};
+      multiply_stage<T, Weights>(group, s.stages[at], wn);
 #pragma unroll
       for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-          mma<T>(sums[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+          for (int x = 0; x < 4; x++)
+            acc[i][j][x] += group[i][j][x] * widen(scale[i * 2 + x / 2]);
+    } else {
+      multiply_stage<T, Weights>(acc, s.stages[at], wn);
     }
-    if constexpr (Weights::GROUPED) {
-      if (is_last || (step + 1) * TILE_K % GROUP == 0) {
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-          const int64_t col = col0 + wn + e / 2 * 8 + l % 4 * 2 + e % 2;
-          const float scale = w.group_scale(min(col, p.n - 1), step * TILE_K);
-#pragma unroll
-          for (int i = 0; i < 2; i++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-              float &sum = group[i][e / 2][half * 2 + e % 2];
-              acc[i][e / 2][half * 2 + e % 2] += sum * scale;
-              sum = 0;
-            }
-        }
-      }
-    }
-    if (!is_last) next.store(s.b[(step + 1) % 2]);
+    at = at + 1 < STAGES ? at + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
+  }
+  if (gridDim.z > 1) {
+    const bool is_whole = merge_parts<64, TILE_THREADS>(
+        p.workspace, blockIdx.x, s.is_last,
+        [&](int e) -> float & { return acc[e / 32][e / 4 % 8][e % 4]; }, [] { __syncthreads(); });
+    if (!is_whole) return;
   }
 
+  float scale[4];
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    const int64_t col = col0 + wn + j * 8 + l % 4 * 2;
-    const float low = w.row_scale(min(col, p.n - 1)), high = w.row_scale(min(col + 1, p.n - 1));
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-      acc[i][j][0] *= low, acc[i][j][1] *= high, acc[i][j][2] *= low, acc[i][j][3] *= high;
-  }
+  for (int i = 0; i < 4; i++) scale[i] = w.row_scale(column(i));
+  // Everybody has left the stages: their memory takes the sums on their way out.
+  __syncthreads();
   const Epilogue<T> epilogue(p);
+  using Stage = typename Epilogue<T>::Stage;
+  static_assert(sizeof(s.stages) >= TILE_THREADS / WARP * sizeof(Stage), "one for each warp");
+  Stage &stage = reinterpret_cast<Stage *>(&s)[warp()];
+  const int width = is_glu ? 16 : 32;
+  epilogue.template store_parts<4>(
+      stage, row0, is_glu ? (col0 + wn) / 2 : col0 + wn, {16, 0, 4, width}, [&](int part) {
 #pragma unroll
-  for (int i = 0; i < 2; i++)
-    epilogue.template store_fragments<4>(row0 + wm + i * 16 + l / 4, col0 + wn + l % 4 * 2,
-                                         [&](int j) { return acc[i][j]; });
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+          for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+              float *to = stage.x[j * 8 + t * 2 + e];
+              const float *sums = acc[i][part * 2 + j];
+              const float low = sums[e] * scale[i * 2], high = sums[2 + e] * scale[i * 2 + 1];
+              if (is_glu)
+                to[i * 8 + g] = glu(low, high);
+              else
+                to[i * 16 + g] = low, to[i * 16 + 8 + g] = high;
+            }
+      });
 }
 
 /** A warp per cell of C: block x owns 8 columns, block y a row. `q(row, i)` is a weight. */
@@ -219,9 +257,12 @@ __device__ __forceinline__ void plain(const GemmParams &p, Weights w, Q q) {
   if (col >= p.n) return;
   const T *a = static_cast<const T *>(p.a) + row * p.lda;
   const unsigned char *b = static_cast<const unsigned char *>(p.b) + col * p.ldb;
+  const bf16 *scales = w.group_scales(col);
   float sum = 0;
-  for (int64_t i = lane(); i < p.k; i += WARP)
-    sum += widen(a[i]) * (w.group_scale(col, i) * (float)q(b, i));
+  for (int64_t i = lane(); i < p.k; i += WARP) {
+    const float scale = Weights::GROUPED ? widen(scales[i / GROUP]) : 1.0f;
+    sum += widen(a[i]) * (scale * (float)q(b, i));
+  }
   sum = warp_sum(sum);
   const Epilogue<T> epilogue(p);
   if (lane() == 0) epilogue.store(row, col, sum * w.row_scale(col));
@@ -239,22 +280,22 @@ template <typename T> __device__ __forceinline__ void plain_int4(const GemmQuant
 }
 
 #define QUANTIZED(name, T)                                                                         \
-  KERNEL_EARLY(gemm_quantized_##name##_int8_rows8, GemmQuantizedParams, FEW_THREADS, 2) {          \
-    few_rows<T, 1, 1, 4>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
+  KERNEL_EARLY(gemm_quantized_##name##_int8_rows8, GemmQuantizedParams, FEW_THREADS, 3) {          \
+    few_rows<T, 1, 1, 2>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
   KERNEL_EARLY(gemm_quantized_##name##_int8_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
     few_rows<T, 2, 2, 1>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
-  KERNEL_EARLY(gemm_quantized_##name##_int4_rows8, GemmQuantizedParams, FEW_THREADS, 2) {          \
-    few_rows<T, 1, 1, 2>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
+  KERNEL_EARLY(gemm_quantized_##name##_int4_rows8, GemmQuantizedParams, FEW_THREADS, 3) {          \
+    few_rows<T, 1, 1, 1>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
   KERNEL_EARLY(gemm_quantized_##name##_int4_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
     few_rows<T, 2, 2, 1>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS) {                  \
+  KERNEL(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS, 3) {               \
     tiles<T>(p.product, Int8Weights<T>(p));                                                        \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int4_tiles, GemmQuantizedParams, TILE_THREADS) {                  \
+  KERNEL(gemm_quantized_##name##_int4_tiles, GemmQuantizedParams, TILE_THREADS, 2) {               \
     tiles<T>(p.product, Int4Weights<T>(p));                                                        \
   }                                                                                                \
   KERNEL(gemm_quantized_##name##_int8_plain, GemmQuantizedParams, FEW_THREADS) {                   \

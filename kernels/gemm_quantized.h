@@ -10,7 +10,7 @@
  *  Source    arXiv:2208.07339 sec. 2 (a scale per output channel); arXiv:2210.17323 sec. 3
  *            (groups); arXiv:2408.11743 (order of the nibbles)
  *  Entries   gemm_quantized_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`
- *  Limits    as `gemm`; n < 2^31, k < 2^30, for 4 bits k is a multiple of 128
+ *  Limits    as `gemm`; m < 2^16, n < 2^27, k < 2^30, for 4 bits k is a multiple of 128
  *  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;
  *            the epilogue of `gemm` */
 typedef struct GemmQuantizedParams {

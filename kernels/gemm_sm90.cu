@@ -84,6 +84,7 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
   __syncthreads();
 
   Ring<STAGES> ring;
+  const bool is_glu = p.activation == SWIGLU;
   int row, col;
   if (threadIdx.x >= THREADS) {
     ptx::setmaxnreg_dec<24>();
@@ -92,12 +93,16 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
     ptx::tma_prefetch(&maps.map[1]);
     for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
       tiles.place(tile, row, col);
+      // B comes in two halves: of SwiGLU gates and their values.
+      const int b_row = is_glu ? col * (BN / 2) : col * BN, away = is_glu ? (int)p.n / 2 : BN / 2;
       for (int step = begin; step < end; step++, ring.next()) {
         uint64_t *full = &s.full[ring.stage];
         ptx::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
         ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
         ptx::tma_load_2d(s.a[ring.stage], &maps.map[0], full, step * BK, row * BM);
-        ptx::tma_load_2d(s.b[ring.stage], &maps.map[1], full, step * BK, col * BN);
+        T *b = s.b[ring.stage];
+        ptx::tma_load_2d(b, &maps.map[1], full, step * BK, b_row);
+        ptx::tma_load_2d(b + BN / 2 * BK, &maps.map[1], full, step * BK, b_row + away);
       }
     }
     return;
@@ -134,8 +139,13 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
           [] { ptx::bar_sync(1, THREADS); });
       if (!is_whole) continue;
     }
+    if (is_glu) {
+#pragma unroll
+      for (int e = 0; e < BN / 4; e++) acc[e] = glu(acc[e], acc[e + BN / 4]);
+    }
+    const int width = is_glu ? BN / 2 : BN;
     epilogue.template store_staged<BN>(s.out[warp()], (int64_t)row * BM + warp() * 16,
-                                       (int64_t)col * BN, acc);
+                                       (int64_t)col * width, width, acc);
   }
 #endif
 }

@@ -830,11 +830,11 @@ const _: () = {
     ["Offset of field: GateBackwardParams::part_cells"]
         [::core::mem::offset_of!(GateBackwardParams, part_cells) - 48usize];
 };
-#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x). C may be the residual itself (in place): so are\n  gradients of T accumulated in f32.\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= n\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
+#[doc = " `gemm`: C = residual + tanh(gate) * f(A B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x), 3 SwiGLU: B is n/2 rows of gates, then n/2 of\n  values; C (m,n/2) = residual + tanh(gate) * silu(A Bgates^T) (A Bvalues^T), on cards, of 16-bit\n  operands in 16-byte chunks, without bias. C may be the residual itself (in place): so are\n  gradients of T accumulated in f32.\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock; arXiv:2002.05202 eq. 6 (SwiGLU)\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= columns of C\n  Numerics  products of T summed in f32; epilogue in f32; one rounding to C's type"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct GemmParams {
-    #[doc = "(m,n) T or f32"]
+    #[doc = "(m,n) T or f32; (m,n/2) of SwiGLU"]
     pub c: *mut ::core::ffi::c_void,
     #[doc = "(m,k) T"]
     pub a: *const ::core::ffi::c_void,
@@ -884,7 +884,7 @@ const _: () = {
     ["Offset of field: GemmParams::c_is_f32"]
         [::core::mem::offset_of!(GemmParams, c_is_f32) - 108usize];
 };
-#[doc = " `gemm_quantized`: `gemm` with weights of few bits, B\\[j\\]\\[i\\] = scales\\[j\\]\\[i / group\\] * q\\[j\\]\\[i\\].\n\n  8 bits: q are signed bytes, a group is a whole row. 4 bits: q + 8 are nibbles, a group is 128;\n  eight consecutive weights w0.. are a little-endian 32-bit word whose nibbles, from the lowest,\n  are w0 w2 w4 w6 w1 w3 w5 w7: (word >> 4 i) & 0x000f000f is the pair w\\[2i\\], w\\[2i+1\\].\n\n  Source    arXiv:2208.07339 sec. 2 (a scale per output channel); arXiv:2210.17323 sec. 3\n            (groups); arXiv:2408.11743 (order of the nibbles)\n  Entries   gemm_quantized_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    as `gemm`; n < 2^31, k < 2^30, for 4 bits k is a multiple of 128\n  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;\n            the epilogue of `gemm`"]
+#[doc = " `gemm_quantized`: `gemm` with weights of few bits, B\\[j\\]\\[i\\] = scales\\[j\\]\\[i / group\\] * q\\[j\\]\\[i\\].\n\n  8 bits: q are signed bytes, a group is a whole row. 4 bits: q + 8 are nibbles, a group is 128;\n  eight consecutive weights w0.. are a little-endian 32-bit word whose nibbles, from the lowest,\n  are w0 w2 w4 w6 w1 w3 w5 w7: (word >> 4 i) & 0x000f000f is the pair w\\[2i\\], w\\[2i+1\\].\n\n  Source    arXiv:2208.07339 sec. 2 (a scale per output channel); arXiv:2210.17323 sec. 3\n            (groups); arXiv:2408.11743 (order of the nibbles)\n  Entries   gemm_quantized_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    as `gemm`; m < 2^16, n < 2^27, k < 2^30, for 4 bits k is a multiple of 128\n  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;\n            the epilogue of `gemm`"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct GemmQuantizedParams {

@@ -77,6 +77,9 @@ def dtype_of(name):
 
 
 def activate(x, kind):
+    if kind == 3:
+        gates, values = x.chunk(2, -1)
+        return F.silu(gates) * values
     if kind == 1:
         return F.gelu(x)
     return x * torch.sigmoid(1.702 * x) if kind == 2 else x

@@ -17,6 +17,13 @@ __device__ __forceinline__ float activate_rounded(float x, int activation) {
   return activate(x, activation);
 }
 
+constexpr int SWIGLU = 3; /**< what `activate` leaves to who has both sums */
+
+/** SwiGLU of the sums of a gate and of a value, to be rounded to 16 bits. */
+__device__ __forceinline__ float glu(float gate, float value) {
+  return __fdividef(gate, 1.0f + __expf(-gate)) * value;
+}
+
 /** The derivative of `activate` at x. */
 __device__ __forceinline__ float activation_slope(float x, int activation) {
   // Far out, x times a factor that vanishes is 0, although x may be infinite; NaN stays.
@@ -35,10 +42,13 @@ __device__ __forceinline__ float activation_slope(float x, int activation) {
 template <typename T> struct Epilogue {
   const GemmParams &p;
   float factor;  /**< tanh(gate) */
+  bool is_glu;
+  int64_t cols;  /**< of C */
   bool in_pairs; /**< two cells from an even column on are one access, in all three matrices */
 
   __device__ __forceinline__ Epilogue(const GemmParams &p)
       : p(p), factor(p.gate ? tanhf(widen(*static_cast<const T *>(p.gate))) : 1.0f),
+        is_glu(p.activation == SWIGLU), cols(is_glu ? p.n / 2 : p.n),
         in_pairs(sizeof(T) == 2 && p.ldc % 2 == 0 && (uintptr_t)p.bias % 4 == 0 &&
                  ((uintptr_t)p.c | (uintptr_t)p.residual) % 8 == 0) {}
 
@@ -65,16 +75,40 @@ template <typename T> struct Epilogue {
     float x[16][COLS + 4];
   };
 
-  /** 16 rows by N columns from (row0, col0) on; `sums[e]` is the lane's cell e % 4 of columns
-   *  8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage of its own. One loop:
-   *  as much code as there are sums would not stay in the instruction cache. */
+  /** 16 rows by `width` columns from (row0, col0) on, at most N; `sums[e]` is the lane's cell
+   *  e % 4 of columns 8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage. */
   template <int N>
-  __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0,
+  __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0, int width,
                                                const float (&sums)[N / 2]) const {
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    const Parts parts = {0, Stage::COLS, (width + Stage::COLS - 1) / Stage::COLS, width};
+    store_parts<N / Stage::COLS>(stage, row0, col0, parts, [&](int part) {
+#pragma unroll
+      for (int j = 0; j < Stage::COLS / 8; j++) {
+        const int e = part * Stage::COLS / 2 + j * 4;
+        *reinterpret_cast<float2 *>(&stage.x[g][j * 8 + t * 2]) = make_float2(sums[e], sums[e + 1]);
+        *reinterpret_cast<float2 *>(&stage.x[g + 8][j * 8 + t * 2]) =
+            make_float2(sums[e + 2], sums[e + 3]);
+      }
+    });
+  }
+
+  /** Stages of a warp: each so many rows and columns on, `count` of them; columns from `width` on,
+   *  counted from the first, are left out. */
+  struct Parts {
+    int rows, cols, count, width;
+  };
+
+  /** 16 rows by 32 columns, the first at (row0, col0), at most MOST times; `put(part)` writes the
+   *  warp's sums of one to the stage. One loop: as much code as there are sums would not stay in
+   *  the instruction cache. */
+  template <int MOST, typename Put>
+  __device__ __forceinline__ void store_parts(Stage &stage, int64_t row0, int64_t col0, Parts parts,
+                                              Put put) const {
     if (p.c_is_f32)
-      store_staged_as<float, N>(stage, row0, col0, sums);
+      store_parts_as<float, MOST>(stage, row0, col0, parts, put);
     else
-      store_staged_as<T, N>(stage, row0, col0, sums);
+      store_parts_as<T, MOST>(stage, row0, col0, parts, put);
   }
 
 private:
@@ -83,17 +117,17 @@ private:
     C x[8];
   };
 
-  template <typename C, int N>
-  __device__ __forceinline__ void store_staged_as(Stage &stage, int64_t row0, int64_t col0,
-                                                  const float (&sums)[N / 2]) const {
-    constexpr int PARTS = N / Stage::COLS;
+  template <typename C, int MOST, typename Put>
+  __device__ __forceinline__ void store_parts_as(Stage &stage, int64_t row0, int64_t col0,
+                                                 Parts parts, Put put) const {
     const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
     const bool in_eights = sizeof(T) == 2 && p.ldc % 8 == 0 &&
                            ((uintptr_t)p.c | (uintptr_t)p.residual | (uintptr_t)p.bias) % 16 == 0;
 #pragma unroll 1
-    for (int part = 0; part < PARTS; part++) {
-      const int64_t col = col0 + part * Stage::COLS + t * 8;
-      const bool is_inside = in_eights && col + 8 <= p.n;
+    for (int part = 0; part < parts.count; part++, row0 += parts.rows) {
+      const int in_width = part * parts.cols + t * 8;
+      const int64_t col = col0 + in_width;
+      const bool is_inside = in_eights && col + 8 <= cols && in_width < parts.width;
       // Asked for before the sums move.
       Eight<C> residual[2] = {};
 #pragma unroll
@@ -105,23 +139,14 @@ private:
       }
       // Registers have no index: each part has its own lines, and only one of them runs.
 #pragma unroll
-      for (int own = 0; own < PARTS; own++) {
-        if (own != part) continue;
-#pragma unroll
-        for (int j = 0; j < Stage::COLS / 8; j++) {
-          const int e = own * Stage::COLS / 2 + j * 4;
-          *reinterpret_cast<float2 *>(&stage.x[g][j * 8 + t * 2]) =
-              make_float2(sums[e], sums[e + 1]);
-          *reinterpret_cast<float2 *>(&stage.x[g + 8][j * 8 + t * 2]) =
-              make_float2(sums[e + 2], sums[e + 3]);
-        }
-      }
+      for (int own = 0; own < MOST; own++)
+        if (own == part) put(own);
       __syncwarp();
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int64_t row = row0 + half * 8 + g;
         const float *x = &stage.x[half * 8 + g][t * 8];
-        if (row >= p.m) continue;
+        if (row >= p.m || in_width >= parts.width) continue;
         if (is_inside) {
           store8<C>(row, col, x, residual[half]);
         } else {
@@ -185,7 +210,7 @@ private:
 
   template <typename C>
   __device__ __forceinline__ void store_as(int64_t row, int64_t col, float sum) const {
-    if (row >= p.m || col >= p.n) return;
+    if (row >= p.m || col >= cols) return;
     const int64_t at = row * p.ldc + col;
     if (p.bias) sum += widen(static_cast<const T *>(p.bias)[col]);
     float y = factor * activate(sum, p.activation);
@@ -194,7 +219,7 @@ private:
   }
 
   __device__ __forceinline__ bool is_pair(int64_t row, int64_t col) const {
-    return in_pairs && row < p.m && col + 1 < p.n;
+    return in_pairs && row < p.m && col + 1 < cols;
   }
 
   template <typename C>

@@ -17,17 +17,25 @@ constexpr int FEW_WARPS = FEW_THREADS / WARP;
 /** Weights stored as T: nothing to do. */
 template <typename T> struct DenseWeights {
   static constexpr int RUN = 8;          /**< weights in 16 bytes */
-  static constexpr bool GROUPED = false; /**< a scale for each 4 runs of a row */
+  static constexpr bool GROUPED = false; /**< a scale for each 4 runs of a row, a step */
 
-  /** Pair i of the run: w[2i] in the low half. */
-  static __device__ __forceinline__ void expand(uint4 raw, uint32_t (&pairs)[RUN / 2]) {
-    pairs[0] = raw.x, pairs[1] = raw.y, pairs[2] = raw.z, pairs[3] = raw.w;
+  /** Weights 8 i to 8 i + 8 of a run: w[2 x] in the low half of pair x, w[2 x + 1] in the high. */
+  static __device__ __forceinline__ void eight(uint4 run, int, uint32_t (&pairs)[4]) {
+    pairs[0] = run.x, pairs[1] = run.y, pairs[2] = run.z, pairs[3] = run.w;
   }
   /** The factor of the sums of a row. */
   __device__ float row_scale(int64_t) const { return 1.0f; }
-  /** The factor of the sums of the group of `row` that k is in. */
-  __device__ float group_scale(int64_t, int64_t) const { return 1.0f; }
+  /** The factors of the sums of its groups, if GROUPED. */
+  __device__ const bf16 *group_scales(int64_t) const { return nullptr; }
 };
+
+/** Where row `half` 8 + g of a block's 16-row tile i of B is, from row_of_b on: of SwiGLU the first
+ *  eight are gates, and the second eight their values. Rows past the end are the last once more. */
+__device__ __forceinline__ int64_t row_in_turn(const GemmParams &p, bool is_glu, int64_t row_of_b,
+                                               int i, int half, int g) {
+  if (!is_glu) return min(row_of_b + i * 16 + half * 8 + g, p.n - 1);
+  return min(row_of_b / 2 + i * 8 + g, p.n / 2 - 1) + half * (p.n / 2);
+}
 
 /** The sums of each warp: of 16 TILES rows of B and 8 COLS rows of A. */
 template <int TILES, int COLS> struct FewRowsShared {
@@ -40,24 +48,24 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   static constexpr int STEP = 4 * RUN; /**< k of a step */
   static constexpr int RUN_BYTES = 16;
 
-  const Weights w;
   const unsigned char *b[TILES][2]; /**< this lane's rows of B, at its run of k = 0 */
+  const bf16 *scales;               /**< of the groups of the first of these rows */
+  int scales_of[TILES][2];          /**< from there to those of each */
   const T *a[COLS];                 /**< this lane's rows of A, likewise */
-  int b_row[TILES][2];
   float acc[TILES][COLS][4];
 
-  /** Rows past the end are the last one once more; nobody stores their sums. */
-  __device__ __forceinline__ FewRows(const GemmParams &p, Weights w, int64_t row_of_b,
+  /** Nobody stores the sums of rows past the end. */
+  __device__ __forceinline__ FewRows(const GemmParams &p, Weights w, bool is_glu, int64_t row_of_b,
                                      int64_t row_of_a, int64_t ldb)
-      : w(w) {
+      : scales(w.group_scales(row_in_turn(p, is_glu, row_of_b, 0, 0, lane() / 4))) {
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int64_t row = row_of_b + i * 16 + half * 8 + g;
-        b_row[i][half] = (int)min(row, p.n - 1);
-        b[i][half] = static_cast<const unsigned char *>(p.b) + b_row[i][half] * ldb + t * RUN_BYTES;
+        const int64_t row = row_in_turn(p, is_glu, row_of_b, i, half, g);
+        b[i][half] = static_cast<const unsigned char *>(p.b) + row * ldb + t * RUN_BYTES;
+        scales_of[i][half] = (int)(w.group_scales(row) - scales);
       }
 #pragma unroll
     for (int j = 0; j < COLS; j++) {
@@ -70,10 +78,11 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
     }
   }
 
-  /** What is asked for before it is used: the weights of `STEPS` steps. */
+  /** What is asked for before it is used: the weights of `STEPS` steps. Scales stay as they are
+   *  stored until then: widening one would wait for it. */
   template <int STEPS> struct Ahead {
     uint4 weights[STEPS][TILES][2];
-    float scales[STEPS][TILES][2];
+    bf16 scales[STEPS][TILES][2];
   };
 
   /** Asks for the weights from k on. `valid` is false for a lane whose run lies past the end of the
@@ -90,13 +99,15 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
         for (int half = 0; half < 2; half++)
           ahead.weights[s][i][half] = valid ? ptx::load_once(b[i][half] + at) : zero;
     }
+    if constexpr (Weights::GROUPED) {
 #pragma unroll
-    for (int s = 0; s < STEPS; s++)
+      for (int s = 0; s < STEPS; s++)
 #pragma unroll
-      for (int i = 0; i < TILES; i++)
+        for (int i = 0; i < TILES; i++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-          ahead.scales[s][i][half] = w.group_scale(b_row[i][half], k + s * STEP);
+          for (int half = 0; half < 2; half++)
+            ahead.scales[s][i][half] = scales[scales_of[i][half] + k / STEP + s];
+    }
   }
 
   /** Multiplies them with the same stretch of A. */
@@ -116,29 +127,33 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
   }
 
   __device__ __forceinline__ void multiply(const uint4 (&weights)[TILES][2],
-                                           const float (&scales)[TILES][2],
+                                           const bf16 (&scales)[TILES][2],
                                            const uint4 (&rows)[COLS][RUN / 8]) {
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
-      uint32_t low[RUN / 2], high[RUN / 2];
-      Weights::expand(weights[i][0], low);
-      Weights::expand(weights[i][1], high);
       float group[COLS][4] = {};
 #pragma unroll
-      for (int x = 0; x < RUN / 4; x++) {
-        const uint32_t fragment[4] = {low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1]};
+      for (int x = 0; x < RUN / 8; x++) {
+        uint32_t low[4], high[4];
+        Weights::eight(weights[i][0], x, low);
+        Weights::eight(weights[i][1], x, high);
 #pragma unroll
-        for (int j = 0; j < COLS; j++) {
-          const uint4 &row = rows[j][x / 2];
-          mma<T>(Weights::GROUPED ? group[j] : acc[i][j], fragment, x % 2 ? row.z : row.x,
-                 x % 2 ? row.w : row.y);
+        for (int half = 0; half < 2; half++) {
+          const int y = half * 2;
+          const uint32_t fragment[4] = {low[y], high[y], low[y + 1], high[y + 1]};
+#pragma unroll
+          for (int j = 0; j < COLS; j++) {
+            const uint4 &row = rows[j][x];
+            mma<T>(Weights::GROUPED ? group[j] : acc[i][j], fragment, half ? row.z : row.x,
+                   half ? row.w : row.y);
+          }
         }
       }
       if constexpr (Weights::GROUPED) {
 #pragma unroll
         for (int j = 0; j < COLS; j++)
 #pragma unroll
-          for (int x = 0; x < 4; x++) acc[i][j][x] += group[j][x] * scales[i][x / 2];
+          for (int x = 0; x < 4; x++) acc[i][j][x] += group[j][x] * widen(scales[i][x / 2]);
       }
     }
   }
@@ -165,7 +180,9 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   using Part = FewRows<T, Weights, TILES, COLS>;
   const int64_t row_of_b = (int64_t)blockIdx.x * (TILES * 16);
   const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
-  Part part(p, w, row_of_b, row_of_a, ldb);
+  // Of more rows of A than eight, SwiGLU is for tiles: there are no registers left here.
+  const bool is_glu = COLS == 1 && p.activation == SWIGLU;
+  Part part(p, w, is_glu, row_of_b, row_of_a, ldb);
 
   constexpr int BATCH = STEPS * Part::STEP;
   const int batches = (int)(p.k / BATCH);
@@ -196,14 +213,24 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   part.put(s);
   __syncthreads();
   const Epilogue<T> epilogue(p);
-  for (int i = (int)threadIdx.x; i < COLS * 8 * TILES * 16; i += FEW_THREADS) {
-    const int x = i % (TILES * 16), y = i / (TILES * 16);
-    const int64_t row = row_of_a + y, col = row_of_b + x;
-    if (row >= p.m) break;
-    if (col >= p.n) continue;
+  auto whole = [&](int y, int x, int64_t row) {
     float sum = 0;
 #pragma unroll
     for (int from = 0; from < FEW_WARPS; from++) sum += s.sums[from][y][x];
-    epilogue.store(row, col, sum * part.w.row_scale(col));
+    return sum * w.row_scale(row);
+  };
+  const int cols = is_glu ? TILES * 8 : TILES * 16;
+  const int64_t col0 = (int64_t)blockIdx.x * cols;
+  for (int i = (int)threadIdx.x; i < COLS * 8 * cols; i += FEW_THREADS) {
+    const int x = i % cols, y = i / cols;
+    const int64_t row = row_of_a + y, col = col0 + x;
+    if (row >= p.m) break;
+    if (col >= epilogue.cols) continue;
+    if (!is_glu) {
+      epilogue.store(row, col, whole(y, x, col));
+    } else {
+      const int at = x / 8 * 16 + x % 8;
+      epilogue.store(row, col, glu(whole(y, at, col), whole(y, at + 8, col + epilogue.cols)));
+    }
   }
 }

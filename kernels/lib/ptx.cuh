@@ -67,6 +67,13 @@ __device__ __forceinline__ uint32_t fma_f16x2(uint32_t x, uint32_t y, uint32_t z
   return d;
 }
 
+/** (x & mask) | bits in one instruction: of two constants the compiler makes two. */
+__device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(x), "r"(mask), "r"(bits));
+  return d;
+}
+
 // Launches that overlap (sm_90): what one wrote is there for the next after it has waited.
 
 /** Until the launch before this one has ended and all it wrote can be read. */
@@ -80,6 +87,19 @@ __device__ __forceinline__ void let_next_launch_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+/** Adds 1 to a counter in global memory; what it was. By one thread, between two barriers of its
+ *  block: what the block wrote before the first is there for whoever adds later, and what blocks
+ *  that added before wrote is there for this one after the second, past L1. In place of a fence by
+ *  every thread. */
+__device__ __forceinline__ uint32_t take_turn(uint32_t *counter) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return before;
 }
 
 // Loads that are used once: past L1, first to leave L2.

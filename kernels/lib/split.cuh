@@ -2,6 +2,7 @@
  *  that arrives last adds them in the order of the parts, the same bits at every run. */
 #pragma once
 #include "abi.h"
+#include "ptx.cuh"
 
 /** u32 counters at the beginning of the workspace. */
 constexpr int64_t COUNTERS = 16384;
@@ -18,13 +19,11 @@ __device__ __forceinline__ bool merge_parts(void *workspace, int64_t tile, int &
   float *own = part(blockIdx.z);
 #pragma unroll
   for (int e = 0; e < CELLS; e++) own[e * THREADS] = cell(e);
-  __threadfence();
   sync();
   if (threadIdx.x == 0) {
     uint32_t *counter = static_cast<uint32_t *>(workspace) + tile;
-    is_last = atomicAdd(counter, 1u) == gridDim.z - 1;
+    is_last = ptx::take_turn(counter) == gridDim.z - 1;
     if (is_last) *counter = 0;
-    __threadfence();
   }
   sync();
   if (!is_last) return false;

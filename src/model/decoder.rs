@@ -230,8 +230,8 @@ impl Decoder {
             layer.norm_2.run(stream, room.normed.view_mut(), x.view())?;
         }
         if self.shape.family == Family::Llama {
-            layer.fc1.run(stream, room.fc1.view_mut(), room.normed.view(), plain)?;
-            ops::swiglu(stream, room.hidden.view_mut(), room.fc1.view())?;
+            let (y, product) = (room.hidden.view_mut(), room.fc1.view_mut());
+            layer.fc1.run_swiglu(stream, y, product, room.normed.view())?;
         } else {
             let bend = Epilogue { activation: ops::Activation::Gelu, ..plain };
             layer.fc1.run(stream, room.hidden.view_mut(), room.normed.view(), bend)?;

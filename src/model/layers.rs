@@ -49,6 +49,18 @@ impl Linear {
         ops::linear(stream, y, x, stored(&self.w), epilogue)
     }
 
+    /// `y` (rows, outputs/2) = silu(gates) * values, the two halves of this layer's product with
+    /// `x` (rows, inputs); `room` (rows, outputs) may be written.
+    pub fn run_swiglu(
+        &self,
+        stream: &Stream,
+        y: ViewMut<'_>,
+        room: ViewMut<'_>,
+        x: View<'_>,
+    ) -> Result<()> {
+        ops::linear_swiglu(stream, y, room, x, stored(&self.w))
+    }
+
     /// Shows a watcher x W^T + b alone, which `run` adds to something without ever storing it.
     pub fn show(
         &self,

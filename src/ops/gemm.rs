@@ -23,13 +23,15 @@ mod table;
 mod tile;
 
 use super::check;
+use super::layout::is_packable;
 use crate::contracts::{GemmParams, GemmQuantizedParams};
 use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Products, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
-use crate::{DType, Result};
+use crate::{DType, Error, Result};
 use codes::Codes;
 pub(super) use codes::GROUP;
+pub(super) use geometry::few_bits;
 use inner::Inner;
 use tile::{PARTS, TILES, Tile};
 
@@ -177,6 +179,24 @@ pub fn gemm(
     unsafe { stream.launch(kernel, a.dtype(), &params) }
 }
 
+/// `activation` of the launches that end in SwiGLU.
+pub(super) const SWIGLU: i32 = 3;
+
+/// C = silu(A Bgates^T) * (A Bvalues^T), B = [Bgates; Bvalues] (n,k), C (m,n/2), in one launch,
+/// where [`makes_swiglu`] says so.
+pub(super) fn gemm_swiglu(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+) -> Result<()> {
+    check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
+    check::dtype("gemm", "b", &b, a.dtype())?;
+    let params = swiglu_product("gemm", stream, &mut c, a, b)?;
+    // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
+    unsafe { stream.launch(&GEMM, a.dtype(), &params) }
+}
+
 /// The params of a product, of which everything but B has been checked.
 pub(super) fn product(
     op: &str,
@@ -186,12 +206,8 @@ pub(super) fn product(
     b: View<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<GemmParams> {
-    let (m, n, k) = (a.rows(), b.rows(), a.cols());
-    check::matrix(op, "c", &c.as_view(), m, n)?;
-    let c_is_f32 = c.dtype() == DType::F32;
-    if !c_is_f32 {
-        check::dtype(op, "c", &c.as_view(), a.dtype())?;
-    }
+    let n = b.rows();
+    let plain = plain_product(op, stream, c, a, b, n)?;
     let accumulates = epilogue.out == Out::Accumulate;
     let vector = |name: &str, view: Option<View<'_>>, cols: usize| -> Result<_> {
         let Some(view) = view else { return Ok(std::ptr::null()) };
@@ -200,12 +216,51 @@ pub(super) fn product(
         Ok(view.ptr())
     };
     Ok(GemmParams {
-        c: c.ptr(),
-        a: a.ptr(),
-        b: b.ptr(),
         bias: vector("bias", epilogue.bias, n)?,
         residual: if accumulates { c.as_view().ptr() } else { std::ptr::null() },
         gate: vector("gate", epilogue.gate, 1)?,
+        activation: epilogue.activation as i32,
+        ..plain
+    })
+}
+
+/// As [`product`], ending in SwiGLU.
+pub(super) fn swiglu_product(
+    op: &str,
+    stream: &Stream,
+    c: &mut ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+) -> Result<GemmParams> {
+    let n = b.rows();
+    if !n.is_multiple_of(2) {
+        return Err(Error::invalid(format!("{op}: b"), "two halves", format!("{n} rows")));
+    }
+    Ok(GemmParams { activation: SWIGLU, ..plain_product(op, stream, c, a, b, n / 2)? })
+}
+
+/// A B^T and nothing else, in `cols` columns.
+fn plain_product(
+    op: &str,
+    stream: &Stream,
+    c: &mut ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    cols: usize,
+) -> Result<GemmParams> {
+    let (m, n, k) = (a.rows(), b.rows(), a.cols());
+    check::matrix(op, "c", &c.as_view(), m, cols)?;
+    let c_is_f32 = c.dtype() == DType::F32;
+    if !c_is_f32 {
+        check::dtype(op, "c", &c.as_view(), a.dtype())?;
+    }
+    Ok(GemmParams {
+        c: c.ptr(),
+        a: a.ptr(),
+        b: b.ptr(),
+        bias: std::ptr::null(),
+        residual: std::ptr::null(),
+        gate: std::ptr::null(),
         workspace: stream.workspace()?,
         m: m as i64,
         n: n as i64,
@@ -213,9 +268,21 @@ pub(super) fn product(
         lda: a.stride() as i64,
         ldb: b.stride() as i64,
         ldc: c.stride() as i64,
-        activation: epilogue.activation as i32,
+        activation: 0,
         c_is_f32: i32::from(c_is_f32),
     })
+}
+
+/// True if the product of `a` and B, of elements or codes, can end in SwiGLU: where its launch is
+/// ours, on tensor cores.
+pub(super) fn makes_swiglu(stream: &Stream, a: View<'_>, b: View<'_>) -> bool {
+    let aligned = |x: &View<'_>| is_packable(&[x.ptr()], &[x.stride() as i64], x.dtype());
+    !stream.is_host()
+        && stream.products() == Products::Own
+        && a.dtype().size() == 2
+        && aligned(&a)
+        && aligned(&b)
+        && (b.cols() * b.dtype().size()).is_multiple_of(16)
 }
 
 /// Every operand moved once; two operations per multiply-add, the epilogue not counted.
@@ -230,8 +297,9 @@ pub(super) fn cost_with(p: &GemmParams, dtype: DType, b: f64) -> Cost {
     let c_size = if p.c_is_f32 != 0 { 4.0 } else { size };
     let bias = if p.bias.is_null() { 0.0 } else { n };
     let moved = if p.residual.is_null() { 1.0 } else { 2.0 };
+    let cols = if p.activation == SWIGLU { n / 2.0 } else { n };
     let gate = if p.gate.is_null() { 0.0 } else { 1.0 };
-    let bytes = moved * c_size * m * n + b + size * (m * k + bias + gate);
+    let bytes = moved * c_size * m * cols + b + size * (m * k + bias + gate);
     Cost { bytes, flops: 2.0 * m * n * k }
 }
 

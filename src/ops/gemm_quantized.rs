@@ -1,9 +1,11 @@
 //! Products with weights of 8 or 4 bits: `gemm` in everything but how B is stored.
 
 use super::check;
-use super::gemm::{Epilogue, GROUP, cost_with, product, quantized_twin};
+use super::gemm::{
+    Epilogue, GROUP, SWIGLU, cost_with, few_bits, product, quantized_twin, swiglu_product,
+};
 use super::layout::is_packable;
-use crate::contracts::GemmQuantizedParams;
+use crate::contracts::{GemmParams, GemmQuantizedParams};
 use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -33,6 +35,18 @@ impl Quantized<'_> {
         self.codes.cols() * of_a_byte
     }
 
+    /// 8 or 4.
+    fn bits(&self) -> Result<usize> {
+        match self.codes.dtype() {
+            DType::I8 => Ok(8),
+            DType::U8 => Ok(4),
+            other => {
+                let expected = "i8, or u8 of two weights";
+                Err(Error::invalid(format!("{OP}: b"), expected, other))
+            }
+        }
+    }
+
     /// Some of its rows.
     ///
     /// # Errors
@@ -56,16 +70,27 @@ pub fn gemm_quantized(
     b: Quantized<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
-    let op = "gemm_quantized";
+    check_quantized(a, b)?;
+    launch(stream, a, b, product(OP, stream, &mut c, a, b.codes, epilogue)?)
+}
+
+/// As `gemm_swiglu`, B of few bits.
+pub(super) fn gemm_quantized_swiglu(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: View<'_>,
+    b: Quantized<'_>,
+) -> Result<()> {
+    check_quantized(a, b)?;
+    launch(stream, a, b, swiglu_product(OP, stream, &mut c, a, b.codes)?)
+}
+
+const OP: &str = "gemm_quantized";
+
+/// What holds of A and B whatever becomes of their product.
+fn check_quantized(a: View<'_>, b: Quantized<'_>) -> Result<()> {
+    let (op, bits) = (OP, b.bits()?);
     let (m, n, k) = (a.rows(), b.codes.rows(), a.cols());
-    let bits = match b.codes.dtype() {
-        DType::I8 => 8,
-        DType::U8 => 4,
-        other => {
-            let expected = "i8, or u8 of two weights";
-            return Err(Error::invalid(format!("{op}: b"), expected, other));
-        }
-    };
     let groups = if bits == 8 { 1 } else { k / GROUP };
     if bits == 4 && !k.is_multiple_of(GROUP) {
         let expected = format!("columns in groups of {GROUP}");
@@ -78,29 +103,35 @@ pub fn gemm_quantized(
         let expected = format!("{} values", n * groups);
         return Err(Error::invalid(format!("{op}: scales"), expected, b.scales.shape()));
     }
-    if m > MOST_BLOCKS || n > i32::MAX as usize || k >= LONG {
-        let (expected, found) = (format!("m <= {MOST_BLOCKS}, n < 2^31, k < 2^30"), [m, n, k]);
+    if m > MOST_BLOCKS || n >= WIDE || k >= LONG {
+        let (expected, found) = (format!("m <= {MOST_BLOCKS}, n < 2^27, k < 2^30"), [m, n, k]);
         return Err(Error::invalid(op, expected, format!("{found:?}")));
     }
-    let product = product(op, stream, &mut c, a, b.codes, epilogue)?;
-    let params = GemmQuantizedParams { product, scales: b.scales.ptr(), bits: bits as i64 };
-    // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
+    Ok(())
+}
+
+/// The launch of a product whose shapes, strides and dtypes were checked, and whose C is the
+/// caller's alone.
+fn launch(stream: &Stream, a: View<'_>, b: Quantized<'_>, product: GemmParams) -> Result<()> {
+    let params = GemmQuantizedParams { product, scales: b.scales.ptr(), bits: b.bits()? as i64 };
+    // SAFETY: as above.
     unsafe { stream.launch(&GEMM_QUANTIZED, a.dtype(), &params) }
 }
 
-/// `FEW_THREADS`, and `TILE_THREADS`.
+/// `FEW_THREADS`.
 const THREADS: u32 = 256;
-const TILE_THREADS: u32 = 128;
 /// Rows up to which reading B takes longer than multiplying.
 const FEW_ROWS: i64 = 16;
 /// In y.
 const MOST_BLOCKS: usize = 65535;
+/// Beyond the most columns: of so many rows, the tiles of any fewer are a grid.
+const WIDE: usize = 1 << 27;
 /// Beyond the longest row.
 const LONG: usize = 1 << 30;
 
 /// `_rows8` and `_rows16` read B once; `_tiles` once per 64 rows of A; what 16-byte loads cannot
 /// reach, and f32, is a warp per cell.
-fn geometry(p: &GemmQuantizedParams, dtype: DType, _: &Chip) -> Geometry {
+fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
     let (g, is_int8) = (&p.product, p.bits == 8);
     let (m, n) = (g.m.max(0) as u64, g.n.max(0) as u64);
     let run = if is_int8 { 16 } else { GROUP as i64 };
@@ -112,19 +143,14 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, _: &Chip) -> Geometry {
     let (variants, rows, cols) = match g.m {
         _ if !is_packed => (["_int8_plain", "_int4_plain"], 1, 8),
         i64::MIN..=8 => (["_int8_rows8", "_int4_rows8"], 8, 16),
-        9..=FEW_ROWS => (["_int8_rows16", "_int4_rows16"], 16, 32),
-        _ => (["_int8_tiles", "_int4_tiles"], 64, 64),
+        9..=FEW_ROWS if g.activation != SWIGLU => (["_int8_rows16", "_int4_rows16"], 16, 32),
+        _ => return few_bits(g, is_int8, chip),
     };
-    let (threads, shared) = match rows {
-        1 => (THREADS, 0),
-        // `sizeof(TilesShared)`: two tiles of A and two of B, of 64 by 64.
-        64 => (TILE_THREADS, 4 * 64 * 64 * 2),
-        // `sizeof(FewRowsShared)`: a float for every warp and cell.
-        _ => (THREADS, THREADS / 32 * (rows * cols) as u32 * 4),
-    };
+    // `sizeof(FewRowsShared)`: a float for every warp and cell.
+    let shared = if is_packed { THREADS / 32 * (rows * cols) as u32 * 4 } else { 0 };
     let grid = [n.div_ceil(cols) as u32, m.div_ceil(rows) as u32, 1];
     let variant = variants[usize::from(!is_int8)];
-    Geometry { variant, grid, shared, ..Geometry::linear(0, threads) }
+    Geometry { variant, grid, shared, ..Geometry::linear(0, THREADS) }
 }
 
 /// Every operand moved once, B and its scales as they are stored.
@@ -144,12 +170,13 @@ unsafe fn twin<T: Real>(p: &GemmQuantizedParams, host: &Host) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contracts::GemmParams;
 
     fn params(m: i64, k: i64, bits: i64) -> GemmQuantizedParams {
         // SAFETY: integers and pointers, for which zero is a value.
         let zero: GemmParams = unsafe { std::mem::zeroed() };
-        let product = GemmParams { m, n: 4096, k, lda: k, ldb: k * bits / 8, ldc: 4096, ..zero };
+        let (n, workspace) = (4096, std::ptr::without_provenance_mut(16));
+        let (lda, ldb) = (k, k * bits / 8);
+        let product = GemmParams { m, n, k, lda, ldb, ldc: n, workspace, ..zero };
         GemmQuantizedParams { product, scales: std::ptr::null(), bits }
     }
 
@@ -161,7 +188,9 @@ mod tests {
         let ten = of(10, 4096, 4);
         assert_eq!((ten.variant, ten.grid, ten.shared), ("_int4_rows16", [128, 1, 1], 16384));
         let many = of(250, 4096, 4);
-        assert_eq!((many.variant, many.grid, many.threads), ("_int4_tiles", [64, 4, 1], 128));
+        assert_eq!((many.variant, many.grid, many.threads), ("_int4_tiles", [128, 1, 2], 128));
+        let long = of(20, 16384, 8);
+        assert_eq!((long.variant, long.grid), ("_int8_tiles", [32, 1, 8]));
         assert_eq!(of(3, 4097, 8).grid, [512, 3, 1]);
         let exact = geometry(&params(3, 4096, 4), DType::F32, &Chip::A100);
         assert_eq!(exact.variant, "_int4_plain");

@@ -84,7 +84,7 @@ pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampli
 pub use self_attention::{SELF_ATTENTION, self_attention};
 pub use square_sum::{CLIP_FACTOR, SQUARE_SUM, clip_factor, square_sum};
 pub use transpose::{TRANSPOSE, transpose};
-pub use weight::{Weight, linear, turn};
+pub use weight::{Weight, linear, linear_swiglu, turn};
 
 use crate::DType;
 use crate::device::Kernel;

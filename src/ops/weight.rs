@@ -1,7 +1,8 @@
 //! The matrix of a linear layer as it is stored, and what is done with it however that is.
 
-use super::gemm::{Epilogue, gemm};
-use super::gemm_quantized::{Quantized, gemm_quantized};
+use super::activation::swiglu;
+use super::gemm::{Epilogue, gemm, gemm_swiglu, makes_swiglu};
+use super::gemm_quantized::{Quantized, gemm_quantized, gemm_quantized_swiglu};
 use super::quantize::dequantize;
 use super::transpose::transpose;
 use crate::device::Stream;
@@ -73,6 +74,29 @@ pub fn linear(
         Weight::Dense(w) => gemm(stream, y, x, w, epilogue),
         Weight::Quantized(w) => gemm_quantized(stream, y, x, w, epilogue),
     }
+}
+
+/// y = silu(x Wgates^T) * (x Wvalues^T), W = [Wgates; Wvalues]; y (rows, n/2), x (rows, k). Where
+/// that is two launches (on the host, in f32, by cuBLASLt), x W^T is in `room` (rows, n) between.
+///
+/// # Errors
+/// If a shape, stride or dtype differs.
+pub fn linear_swiglu(
+    stream: &Stream,
+    y: ViewMut<'_>,
+    mut room: ViewMut<'_>,
+    x: View<'_>,
+    w: Weight<'_>,
+) -> Result<()> {
+    match w {
+        Weight::Dense(w) if makes_swiglu(stream, x, w) => return gemm_swiglu(stream, y, x, w),
+        Weight::Quantized(w) if makes_swiglu(stream, x, w.codes) => {
+            return gemm_quantized_swiglu(stream, y, x, w);
+        }
+        _ => (),
+    }
+    linear(stream, room.reborrow(), x, w, Epilogue::default())?;
+    swiglu(stream, y, room.as_view())
 }
 
 /// y[c, r] = W[r, c]; y (k, n or more): what is more becomes 0. Codes become numbers of y's type,

@@ -73,6 +73,13 @@ enum Work {
         k: usize,
         bits: usize,
     },
+    /// A product that ends in SwiGLU, of weights of so many bits: 16, 8 or 4.
+    Swiglu {
+        m: usize,
+        n: usize,
+        k: usize,
+        bits: usize,
+    },
     /// Of an optimiser, for so many parameters.
     Parameters(usize),
     /// Of tokens, the best or drawn.
@@ -188,8 +195,13 @@ fn products(s: &Sizes, add: Add<'_>) {
         ] {
             add("gemm", format!("{name}_{m}"), Work::Product { m, n, k, activation, is_gated });
         }
+        let swiglu = |bits| Work::Swiglu { m, n: 2 * s.mlp, k: s.width, bits };
+        add("gemm", format!("lm_gate_up_swiglu_{m}"), swiglu(16));
+        for (bits, name) in [(8, "int8"), (4, "int4")] {
+            add("gemm_quantized", format!("{name}_lm_gate_up_swiglu_{m}"), swiglu(bits));
+        }
     }
-    for m in [1, 8] {
+    for m in [1, 8, s.prompt] {
         for (bits, name) in [(8, "int8"), (4, "int4")] {
             for (part, n, k) in [
                 ("lm_qkv", 3 * s.width, s.width),
@@ -291,6 +303,9 @@ fn attentions(s: &Sizes, add: Add<'_>) {
         let work = Work::Paged { sequences: 1, rows, kv_len: s.context.max(rows), heads };
         add("rope", format!("lm_{rows}"), work);
         add("kv_append", format!("lm_{rows}"), work);
+    }
+    // A token, a prompt, and a batch in training.
+    for rows in [1, s.prompt, 32 * s.prompt.next_power_of_two()] {
         add("cross_attention", format!("gated_{rows}"), Work::Cross { rows, images: s.images });
     }
     let (rows, images) = (s.prompt, s.images);
@@ -329,6 +344,10 @@ impl Case {
                 "head_dim": HEAD,
             }),
             Work::Quantized { m, n, k, bits } => json!({"m": m, "n": n, "k": k, "bits": bits}),
+            // As in the contract.
+            Work::Swiglu { m, n, k, bits } => {
+                json!({"m": m, "n": n, "k": k, "bits": bits, "activation": 3})
+            }
             Work::Parameters(count) => json!({"parameters": count}),
             Work::Sampling { rows, vocabulary, is_greedy } => {
                 json!({"rows": rows, "vocabulary": vocabulary, "is_greedy": is_greedy})
@@ -379,6 +398,7 @@ impl Case {
                 ring.paged(self.kernel, [sequences, rows, kv_len], heads, body)
             }
             Work::Quantized { m, n, k, bits } => ring.quantized(self.kernel, [m, n, k], bits, body),
+            Work::Swiglu { m, n, k, bits } => ring.swiglu([m, n, k], bits, body),
             Work::Parameters(count) => ring.parameters(self.kernel, count, body),
             Work::Sampling { rows, vocabulary, is_greedy } => {
                 ring.sampling(rows, vocabulary, is_greedy, body)

@@ -6,7 +6,7 @@ use crate::device::Stream;
 use crate::ops::{
     self, Activation, AdamwStep, Choices, Codebooks, Draw, Draws, Edits, Epilogue, INT4_GROUP,
     Media, MediaSpan, MediaSpans, Moments8, Out, Quantized, Ragged, SecondMomentMap, Sequence,
-    TokenIds,
+    TokenIds, Weight,
 };
 use crate::tensor::{Arena, Tensor};
 use crate::{DType, Result};
@@ -131,6 +131,27 @@ impl<'a> Ring<'a> {
                     ops::gemm_quantized(self.stream, c, a, b, epilogue)
                 }
             }
+        })
+    }
+
+    /// A product that ends in SwiGLU; what the host needs for two launches is there.
+    pub(super) fn swiglu(&self, [m, n, k]: [usize; 3], bits: usize, body: Body<'_>) -> Result<()> {
+        let (wide, codes) = if bits == 16 { (n, 0) } else { (0, n) };
+        let (dtype, groups) = if bits == 8 { (DType::I8, 1) } else { (DType::U8, k / INT4_GROUP) };
+        let mut sets = self.copies(|| {
+            let codes = filled(self.stream, dtype, &[codes, k * bits.min(8) / 8])?;
+            let scales = filled(self.stream, DType::BF16, &[codes.shape().rows(), groups])?;
+            self.made.set(self.made.get() + codes.bytes() + scales.bytes());
+            let y = (self.output(&[m, n / 2])?, self.output(&[m, n])?);
+            Ok((y, self.input(&[m, k])?, self.input(&[wide, k])?, codes, scales))
+        })?;
+        body(sets.len(), &mut |i| {
+            let ((y, room), x, w, codes, scales) = &mut sets[i];
+            let w = match bits {
+                16 => Weight::Dense(w.view()),
+                _ => Weight::Quantized(Quantized { codes: codes.view(), scales: scales.view() }),
+            };
+            ops::linear_swiglu(self.stream, y.view_mut(), room.view_mut(), x.view(), w)
         })
     }
 

@@ -15,6 +15,7 @@ use std::ptr::{null, null_mut};
 const NONE: i32 = 0;
 const GELU: i32 = 1;
 const QUICK_GELU: i32 = 2;
+const SWIGLU: i32 = 3;
 
 /// A launch by its shape and parts. `pads` are what the row strides exceed the widths by.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +125,7 @@ impl<T: Real> Operands<T> {
     fn new(c: &Case) -> Self {
         let (m, n, k) = c.shape;
         let (lda, ldb, ldc) = c.strides();
+        let cols = c.cols();
         let mut noise = Noise(m as u64 * 31 + n as u64 * 17 + k as u64);
         let scale = 1.5 / (k.max(1) as f32).sqrt();
         let as_stored = |x: &f32| if c.f32_out { *x } else { T::from_f32(*x).to_f32() };
@@ -131,7 +133,7 @@ impl<T: Real> Operands<T> {
             a: noise.take(extent(m, k, lda), 1.0, c.mean),
             b: noise.take(extent(n, k, ldb), scale, c.mean * scale),
             bias: noise.take(n, 1.0, 0.0),
-            residual: noise.take(extent(m, n, ldc), 2.0, 0.0).iter().map(as_stored).collect(),
+            residual: noise.take(extent(m, cols, ldc), 2.0, 0.0).iter().map(as_stored).collect(),
             gate: c.gate.map(T::from_f32),
         }
     }
@@ -154,13 +156,18 @@ pub fn erf(x: f64) -> f64 {
 
 impl Case {
     fn strides(&self) -> (usize, usize, usize) {
-        let (_, n, k) = self.shape;
-        (k + self.pads.0, k + self.pads.1, n + self.pads.2)
+        let (_, _, k) = self.shape;
+        (k + self.pads.0, k + self.pads.1, self.cols() + self.pads.2)
+    }
+
+    /// Of C.
+    fn cols(&self) -> usize {
+        self.shape.1 / if self.activation == SWIGLU { 2 } else { 1 }
     }
 
     /// C exactly, and what f32 sums of these products may be off by.
     fn oracle<T: Real>(&self, o: &Operands<T>) -> Vec<(f64, f64)> {
-        let (m, n, k) = self.shape;
+        let ((m, _, k), n) = (self.shape, self.cols());
         let (lda, ldb, ldc) = self.strides();
         let wide = |x: &T| f64::from(x.to_f32());
         // Terms are added one after the other, in blocks of at most 256: a random walk of half
@@ -175,6 +182,16 @@ impl Case {
             if self.bias {
                 x += wide(&o.bias[j]);
                 size += wide(&o.bias[j]).abs();
+            }
+            if self.activation == SWIGLU {
+                let value = &o.b[(n + j) * ldb..][..k];
+                let products = || a.iter().zip(value).map(|(a, b)| wide(a) * wide(b));
+                let (silu, value) = (x / (1.0 + (-x).exp()), products().sum::<f64>());
+                // Where silu is steepest its slope is 1.1; the exponential is good to 20 bits.
+                size =
+                    1.1 * size * value.abs() + silu.abs() * products().map(f64::abs).sum::<f64>();
+                size += 16.0 * (silu * value).abs();
+                x = silu * value;
             }
             x = match self.activation {
                 GELU => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
@@ -243,7 +260,7 @@ impl Case {
 
     /// What C holds before the launch.
     fn start<T: Real>(&self, o: &Operands<T>) -> Vec<f32> {
-        let (m, n, _) = self.shape;
+        let (m, n) = (self.shape.0, self.cols());
         let (_, _, ldc) = self.strides();
         let is_held = |i: usize| self.in_place && i % ldc < n;
         let cell = |i: usize| if is_held(i) { o.residual[i] } else { MARK };
@@ -326,7 +343,7 @@ fn check_on_cards<T: Real>(case: &Case, operands: &Operands<T>, oracle: &[(f64, 
 }
 
 fn judge<T: Real>(case: &Case, oracle: &[(f64, f64)], found: &[f64], on: &str) {
-    let (_, n, _) = case.shape;
+    let n = case.cols();
     let (_, _, ldc) = case.strides();
     let out = if case.f32_out { DType::F32 } else { T::DTYPE };
     let what = format!("{} {:?} {} {on}", case.name, case.shape, T::DTYPE);
@@ -374,6 +391,20 @@ fn on_every_tile<T: Real>(case: &Case, expected: usize) {
     }
     if std::env::var_os("MEDFLAMINGO_TEST_DEVICE").is_none() {
         assert_eq!(tried, expected, "{}", case.name);
+    }
+}
+
+/// Gates and values from two halves of B, ends within a tile of both, parts of k, few rows.
+#[test]
+fn swiglu_on_cards() {
+    let swiglu = |m, n, k| Case { activation: SWIGLU, ..case("swiglu", m, n, k) };
+    let edges = Case { pads: (8, 16, 3), ..swiglu(150, 2 * 211, 104) };
+    on_every_tile::<f16>(&edges, 6);
+    let every = Case { residual: true, gate: Some(0.7), in_place: true, ..swiglu(70, 132, 1544) };
+    on_every_tile::<bf16>(&every, 18);
+    for (m, half) in [(1, 5), (1, 40), (3, 17), (8, 64), (9, 33), (17, 24)] {
+        on_cards::<bf16>(&swiglu(m, 2 * half, 8 * (11 + m)));
+        on_cards::<f16>(&Case { pads: (8, 0, 1), f32_out: m % 2 == 0, ..swiglu(m, 2 * half, 400) });
     }
 }
 

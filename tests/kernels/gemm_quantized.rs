@@ -8,7 +8,8 @@ use medflamingo::contracts::{GemmParams, GemmQuantizedParams};
 use medflamingo::device::{Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{
-    Activation, Epilogue, GEMM_QUANTIZED, INT4_GROUP, Out, Quantized, gemm_quantized,
+    Activation, Epilogue, GEMM_QUANTIZED, INT4_GROUP, Out, Quantized, Weight, gemm_quantized,
+    linear_swiglu,
 };
 use medflamingo::tensor::Tensor;
 use std::ptr::{null, null_mut};
@@ -45,6 +46,8 @@ fn cases() -> Vec<Case> {
         case("width_11008", 2, 17, 11008),
         case("a_tile_and_a_tail_of_16", 17, 64, 80),
         case("several_tiles", 70, 130, 384),
+        Case { every: true, ..case("parts_of_k", 66, 131, 1152) },
+        case("parts_of_k_with_a_tail", 18, 30, 1040),
         Case { f32_out: true, ..case("logits_of_a_row", 1, 203, 512) },
         Case { mean: 30.0, ..case("far_mean", 3, 30, 512) },
         Case { mean: 30.0, ..case("far_mean", 20, 30, 512) },
@@ -196,6 +199,41 @@ fn every_number_of_rows_that_is_few() {
         let c = Case { every: m % 2 == 0, ..case("few_rows", m, 1 + m * 23 % 71, 256) };
         check::<bf16>(&c, false);
         check::<bf16>(&c, true);
+    }
+}
+
+/// The two halves of B in one launch or two, as the stream has it.
+#[test]
+fn swiglu_of_codes() {
+    for (m, n, k) in [(1, 34, 256), (7, 200, 128), (12, 34, 128), (33, 300, 384), (70, 66, 1152)] {
+        for is_int4 in [false, true] {
+            swiglu::<bf16>(&case("swiglu", m, n, k), is_int4);
+            swiglu::<half::f16>(&case("swiglu", m, n, k), is_int4);
+        }
+    }
+}
+
+fn swiglu<T: Real>(c: &Case, is_int4: bool) {
+    let (o, (m, n, k)) = (Operands::new(c, is_int4), c.shape);
+    let (sums, atol) = oracle::<T>(c, &o);
+    let (gates, values) = (|i: usize| sums[i / (n / 2) * n + i % (n / 2)], n / 2);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let value = |i: usize| sums[i / (n / 2) * n + values + i % (n / 2)];
+    let want: Vec<_> = (0..m * n / 2).map(|i| silu(gates(i)) * value(i)).collect();
+    let largest = sums.iter().fold(0f64, |most, x| most.max(x.abs()));
+    for stream in streams() {
+        let (b, scales) = weights(&stream, c, &o, is_int4);
+        let a = tensor::<T>(&stream, &o.a, &[m, k]);
+        let zeros = |cols| Tensor::zeros(&stream, T::DTYPE, &[m, cols]).unwrap();
+        let (mut y, mut room) = (zeros(n / 2), zeros(n));
+        let w = Weight::Quantized(Quantized { codes: b.view(), scales: scales.view() });
+        linear_swiglu(&stream, y.view_mut(), room.view_mut(), a.view(), w).unwrap();
+        let what = format!("swiglu {:?} int4 {is_int4} {}", c.shape, stream.describe());
+        // On the host both sums are rounded first.
+        let half =
+            if T::DTYPE == medflamingo::DType::BF16 { 2f64.powi(-9) } else { 2f64.powi(-12) };
+        let rounding = if stream.is_host() { 2.2 * half * largest } else { 0.0 };
+        judge::<T>(&what, y.view(), &want, (1.1 * atol + rounding) * 2.0 * largest);
     }
 }
 

@@ -41,6 +41,12 @@ __forceinline__ uint32_t fma_f16x2(uint32_t x, uint32_t y, uint32_t z) {
   return to_f16x2(half(x, y, z), half(x >> 16, y >> 16, z >> 16));
 }
 
+__forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  return (x & mask) | bits;
+}
+
+__forceinline__ uint32_t take_turn(uint32_t *counter) { return atomicAdd(counter, 1u); }
+
 /** Launches run one after another here. */
 __forceinline__ void wait_for_launch_before() {}
 __forceinline__ void let_next_launch_begin() {}

@@ -1,5 +1,6 @@
 //! How products of few rows are laid over a card: blocks that own rows of B and read them once.
 
+use super::SWIGLU;
 use crate::contracts::GemmParams;
 use crate::device::Geometry;
 
@@ -10,7 +11,8 @@ const MOST_ROWS: i64 = 16;
 
 /// True if the entries of `gemv.cu` are for this product, whose operands 16-byte loads can reach.
 pub(super) fn fits(p: &GemmParams) -> bool {
-    p.m <= MOST_ROWS && p.k < 1 << 30 && p.n < 1 << 31
+    let most = if p.activation == SWIGLU { 8 } else { MOST_ROWS };
+    p.m <= most && p.k < 1 << 30 && p.n < 1 << 31
 }
 
 /// `_rows8`: 16 rows of B a block, for up to 8 rows of A; else `_rows16`: 32 rows of B.

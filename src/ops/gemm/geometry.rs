@@ -2,7 +2,7 @@
 
 use super::few_rows;
 use super::table;
-use super::tile::{PARTS, TILES, Tile};
+use super::tile::{INT4_TILES, INT8_TILES, PARTS, TILES, Tile};
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry};
@@ -22,6 +22,13 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
         return few_rows::geometry(p);
     }
     let (tile, parts) = fastest(p, dtype, chip);
+    tile.geometry(p, parts, chip)
+}
+
+/// The launch of `_tiles` of `gemm_quantized`.
+pub(in crate::ops) fn few_bits(p: &GemmParams, is_int8: bool, chip: &Chip) -> Geometry {
+    let tile = if is_int8 { &INT8_TILES } else { &INT4_TILES };
+    let (_, parts) = predicted(std::slice::from_ref(tile), p, chip);
     tile.geometry(p, parts, chip)
 }
 

@@ -1,5 +1,6 @@
 //! The tensor-core entries of `gemm`: how each is laid over a card, and what it should take.
 
+use super::SWIGLU;
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry, Stream, Swizzle, TensorMap};
@@ -36,7 +37,18 @@ const fn sm90(variant: &'static str, rows: i64, cols: i64, stages: u32, resident
     Tile { variant, rows, cols, threads, shared, resident, alone: 0.9, is_hopper: true }
 }
 
-/// All of them. The order is that of [`super::GEMM_TILES`].
+/// Of `gemm_quantized`, `sizeof(TilesShared)`: 3 or 4 stages of 64 rows of A and 128 of B, of which
+/// a stage has 64 bytes each, and a flag in a line of its own.
+const fn few_bits(variant: &'static str, k: u32, stages: u32) -> Tile {
+    let shared = (64 * k * 2 + 128 * 64) * stages + 128;
+    let (rows, cols, threads) = (64, 128, 128);
+    let (resident, alone) = (2, 0.4);
+    Tile { variant, rows, cols, threads, shared, resident, alone, is_hopper: false }
+}
+pub(super) static INT8_TILES: Tile = few_bits("_int8_tiles", 64, 4);
+pub(super) static INT4_TILES: Tile = few_bits("_int4_tiles", 128, 3);
+
+/// All of `gemm`. The order is that of [`super::GEMM_TILES`].
 pub(super) static TILES: [Tile; 7] = [
     sm90("_sm90_128x256", 128, 256, 4, 1),
     sm90("_sm90_128x192", 128, 192, 5, 1),
@@ -85,7 +97,7 @@ impl Tile {
     /// True if the entry can compute `p` at all.
     pub fn takes(&self, p: &GemmParams, dtype: DType, chip: &Chip) -> bool {
         match self.variant {
-            "_plain" => true,
+            "_plain" => p.activation != SWIGLU,
             _ if self.is_hopper => chip.has_wgmma() && is_mappable(p, dtype),
             _ => is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype),
         }
@@ -143,10 +155,11 @@ impl Tile {
                 })
             };
             let a = map(p.a, p.m, p.lda, self.rows);
-            let b = map(p.b, p.n, p.ldb, self.cols);
+            // In two halves, which of SwiGLU lie apart.
+            let b = map(p.b, p.n, p.ldb, self.cols / 2);
             ([(places / parts).clamp(1, down * across), 1, parts], [a, b, None, None])
         } else {
-            ([across, down, parts], [None; 4])
+            ([down * across, 1, parts], [None; 4])
         };
         Geometry {
             variant: self.variant,
