@@ -48,16 +48,13 @@ template <typename T, int D> __device__ void attention_tiles(const AttentionPara
   SHARED(Shared, s);
   const int64_t row0 = (int64_t)blockIdx.x * TILE_ROWS, batch = blockIdx.z;
   const int head = (int)blockIdx.y;
-  auto offset = [&](int r, int64_t stride) {
-    return (batch * p.q_len + row0 + r) * stride + (int64_t)head * p.head_dim;
+  auto offset = [&](int64_t stride) {
+    return (batch * p.q_len + row0) * stride + (int64_t)head * p.head_dim;
   };
-  auto query = [&](int r) {
-    return row0 + r < p.q_len ? static_cast<const T *>(p.q) + offset(r, p.q_stride) : nullptr;
-  };
-  auto output = [&](int r) {
-    return row0 + r < p.q_len ? static_cast<T *>(p.o) + offset(r, p.o_stride) : nullptr;
-  };
-  attend_tile(s, SegmentKeys<T>(p, batch, head), p.head_dim, p.scale, query, output);
+  const int count = (int)min(p.q_len - row0, (int64_t)TILE_ROWS);
+  const HeadRows<const T> q = {static_cast<const T *>(p.q) + offset(p.q_stride), p.q_stride, count};
+  const HeadRows<T> o = {static_cast<T *>(p.o) + offset(p.o_stride), p.o_stride, count};
+  attend_tile(s, SegmentKeys<T>(p, batch, head), p.head_dim, p.scale, q, o);
 }
 
 template <typename T> __device__ void attention_row(const AttentionParams &p) {

@@ -21,9 +21,11 @@ constexpr int PART = 64;
 /** The workspace begins with this many counters; then, for every part, output, maximum and sum. */
 constexpr int COUNTERS = 16384;
 
-template <int D> struct DecodeShared {
-  float o[DECODE_WARPS][D], max[DECODE_WARPS], sum[DECODE_WARPS]; /**< of warps, then of parts */
-  float q[D], k[D];
+template <typename T, int D> struct alignas(16) DecodeShared {
+  float o[DECODE_WARPS][D]; /**< of warps, then of parts; so are `max` and `sum` */
+  float q[D];               /**< 0 beyond head_dim */
+  T k[D];
+  float max[DECODE_WARPS], sum[DECODE_WARPS];
   int is_last;
 };
 
@@ -49,12 +51,11 @@ template <typename T> struct NewToken {
     float frequency = 1.0f / powf(p.base, (float)(2 * i) / (float)p.rotary);
     sincosf((float)position * frequency, &sine, &cosine);
   }
-  /** Feature f of x turned. */
-  __device__ T turned(const T *x, int f) const {
+  /** Feature f of x, turned by its angle. */
+  __device__ T turned(const T *x, int f, float sine, float cosine) const {
     if (f >= p.rotary) return x[f];
-    const int half = p.rotary / 2, i = f % half;
-    float sine, cosine, a = widen(x[i]), b = widen(x[i + half]);
-    angle(i, sine, cosine);
+    const int half = p.rotary / 2, i = f < half ? f : f - half;
+    const float a = widen(x[i]), b = widen(x[i + half]);
     return narrow<T>(f < half ? a * cosine - b * sine : b * cosine + a * sine);
   }
 };
@@ -64,37 +65,44 @@ struct Merged {
   RunningSoftmax softmax;
   float o = 0;
 
-  /** Takes the first `count` pieces in `s`, in order. */
-  template <int D>
-  __device__ __forceinline__ void take(const DecodeShared<D> &s, int count, int f) {
-    for (int i = 0; i < count; i++) {
-      const MergeFactors factors = softmax.merge(s.max[i], s.sum[i]);
-      o = o * factors.own + s.o[i][f] * factors.other;
+  /** Takes the first `count` pieces in `s`, in order; their factors do not wait for each other. */
+  template <typename T, int D>
+  __device__ __forceinline__ void take(const DecodeShared<T, D> &s, int count, int f) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < DECODE_WARPS; i++)
+      if (i < count) top = fmaxf(top, s.max[i]);
+    o *= softmax.raise(top);
+#pragma unroll
+    for (int i = 0; i < DECODE_WARPS; i++) {
+      if (i >= count) break;
+      const float factor = softmax.factor(s.max[i]);
+      softmax.sum += s.sum[i] * factor;
+      o = fmaf(s.o[i][f], factor, o);
     }
   }
 };
 
 /** Leaves a part in the workspace. True in the block that is the last of `parts` to do so: it finds
  *  them all. */
-template <int D>
-__device__ __forceinline__ bool leave(DecodeShared<D> &s, float *room, uint32_t *counter, int parts,
-                                      int f, const Merged &merged) {
+template <typename T, int D>
+__device__ __forceinline__ bool leave(DecodeShared<T, D> &s, float *room, uint32_t *counter,
+                                      int parts, const Merged &merged) {
   float *own = room + (int64_t)blockIdx.z * (D + 2);
-  if (f < D) own[f] = merged.o;
-  if (f == 0) own[D] = merged.softmax.max, own[D + 1] = merged.softmax.sum;
-  __threadfence();
+  if (threadIdx.x < D) own[threadIdx.x] = merged.o;
+  if (threadIdx.x == 0) own[D] = merged.softmax.max, own[D + 1] = merged.softmax.sum;
   __syncthreads();
   if (threadIdx.x == 0) {
-    s.is_last = atomicAdd(counter, 1u) == (uint32_t)parts - 1;
+    s.is_last = ptx::take_turn(counter) == (uint32_t)parts - 1;
     if (s.is_last) *counter = 0;
-    __threadfence();
   }
   __syncthreads();
   return s.is_last != 0;
 }
 
 template <typename T, int D> __device__ void attention_decode(const AttentionDecodeParams &p) {
-  SHARED(DecodeShared<D>, s);
+  using Shared = DecodeShared<T, D>;
+  SHARED(Shared, s);
   constexpr int SIZE = Pack<T>::SIZE, LANES = D / SIZE, GROUPS = WARP / LANES;
   constexpr int STEPS = PART / (DECODE_WARPS * GROUPS);
   const NewToken<T> token(p);
@@ -115,6 +123,10 @@ template <typename T, int D> __device__ void attention_decode(const AttentionDec
     k[u] = *reinterpret_cast<const Pack<T> *>(keys.k(j) + at);
     v[u] = *reinterpret_cast<const Pack<T> *>(keys.v(j) + at);
   }
+  // How far each feature turns needs no more than the new token's position.
+  const int f = (int)threadIdx.x % D, which = (int)threadIdx.x / D;
+  float sine = 0, cosine = 1;
+  if (which < 2 && f < p.rotary) token.angle(f % (p.rotary / 2), sine, cosine);
   // Older keys were there before the step began; the new token is the launch's before this one.
   ptx::wait_for_launch_before();
 #pragma unroll
@@ -123,31 +135,28 @@ template <typename T, int D> __device__ void attention_decode(const AttentionDec
       v[u] = *reinterpret_cast<const Pack<T> *>(token.v + (has_features ? feature : 0));
 
   const bool is_new_here = last < begin + PART;
-  for (int i = threadIdx.x; i < (is_new_here ? 3 : 1) * p.head_dim; i += DECODE_THREADS) {
-    const int f = i % p.head_dim, which = i / p.head_dim;
-    if (which == 0) s.q[f] = widen(token.turned(token.q, f));
-    if (which == 1) {
-      const T turned = token.turned(token.k, f);
-      keys.line(last, 0)[f] = turned;
-      s.k[f] = widen(turned);
-    }
-    if (which == 2) keys.line(last, 1)[f] = token.v[f];
+  if (which == 0) s.q[f] = f < p.head_dim ? widen(token.turned(token.q, f, sine, cosine)) : 0.0f;
+  if (which == 1 && f < p.head_dim && is_new_here) {
+    const T turned = token.turned(token.k, f, sine, cosine);
+    keys.line(last, 0)[f] = turned, keys.line(last, 1)[f] = token.v[f];
+    s.k[f] = turned;
   }
   __syncthreads();
 
-  float q[SIZE], x[STEPS], o[SIZE] = {};
+  alignas(16) float q[SIZE];
+  float x[STEPS], o[SIZE] = {};
 #pragma unroll
-  for (int i = 0; i < SIZE; i++) q[i] = has_features ? s.q[feature + i] : 0.0f;
+  for (int i = 0; i < SIZE; i += 4)
+    *reinterpret_cast<float4 *>(q + i) = *reinterpret_cast<const float4 *>(s.q + feature + i);
   float top = -INFINITY;
 #pragma unroll
   for (int u = 0; u < STEPS; u++) {
+    if (key[u] == last && has_features)
+      k[u] = *reinterpret_cast<const Pack<T> *>(s.k + feature);
     float product = 0;
 #pragma unroll
-    for (int i = 0; i < SIZE; i++) {
-      float other = widen(k[u].x[i]);
-      if (key[u] == last && has_features) other = s.k[feature + i];
-      product = fmaf(q[i], has_features ? other : 0.0f, product);
-    }
+    for (int i = 0; i < SIZE; i++)
+      product = fmaf(q[i], has_features ? widen(k[u].x[i]) : 0.0f, product);
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset /= 2)
       product += __shfl_xor_sync(ALL_LANES, product, offset);
@@ -180,13 +189,13 @@ template <typename T, int D> __device__ void attention_decode(const AttentionDec
   if (lane() == 0) s.max[warp()] = softmax.max, s.sum[warp()] = softmax.sum;
   __syncthreads();
 
-  const int f = threadIdx.x, parts = last / PART + 1;
+  const int parts = last / PART + 1;
   Merged merged;
-  if (f < D) merged.take(s, DECODE_WARPS, f);
+  if (which == 0) merged.take(s, DECODE_WARPS, f);
   if (parts > 1) {
     const int64_t at = token.row * p.heads + token.head;
     float *room = static_cast<float *>(p.workspace) + COUNTERS + at * gridDim.z * (D + 2);
-    if (!leave(s, room, static_cast<uint32_t *>(p.workspace) + at, parts, f, merged)) return;
+    if (!leave(s, room, static_cast<uint32_t *>(p.workspace) + at, parts, merged)) return;
     merged = Merged();
     for (int first = 0; first < parts; first += DECODE_WARPS) {
       __syncthreads();
@@ -197,10 +206,10 @@ template <typename T, int D> __device__ void attention_decode(const AttentionDec
         if (lane() == 0) s.max[warp()] = part[D], s.sum[warp()] = part[D + 1];
       }
       __syncthreads();
-      if (f < D) merged.take(s, min(parts - first, DECODE_WARPS), f);
+      if (which == 0) merged.take(s, min(parts - first, DECODE_WARPS), f);
     }
   }
-  if (f < p.head_dim) token.o[f] = narrow<T>(merged.o * merged.softmax.norm());
+  if (which == 0 && f < p.head_dim) token.o[f] = narrow<T>(merged.o * merged.softmax.norm());
 }
 
 template <typename T> __device__ void attention_decode_plain(const AttentionDecodeParams &p) {

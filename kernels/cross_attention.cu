@@ -33,42 +33,49 @@ template <typename T, int D> struct CrossRun {
   int64_t end; /**< row after the last */
   int head, tiles; /**< of latents in an image */
 
-  /** What a row sees: nothing beyond the run. */
-  __device__ MediaSpan span(int64_t row) const {
-    return row < end ? p.spans[row] : MediaSpan{0, 0, 0};
+  /** Rows of the run from row0 on, at most 64. */
+  __device__ int count(int64_t row0) const {
+    return (int)max(min(end - row0, (int64_t)TILE_ROWS), (int64_t)0);
+  }
+  /** What row r of those from row0 on sees: nothing beyond the run. */
+  __device__ MediaSpan span(int64_t row0, int r) const {
+    return r < count(row0) ? p.spans[row0 + r] : MediaSpan{0, 0, 0};
   }
   /** What 64 rows see between them; if nothing, what stands in shared memory already. */
   __device__ Latents seen(int64_t row0, int held) const {
     unsigned begin = 0x7fffffffu, after = 0;
+#pragma unroll
     for (int r = lane(); r < TILE_ROWS; r += WARP) {
-      const MediaSpan s = span(row0 + r);
-      if (s.begin >= s.end) continue;
-      begin = min(begin, (unsigned)s.begin);
-      after = max(after, (unsigned)s.end);
+      const MediaSpan s = span(row0, r);
+      const bool is_some = s.begin < s.end;
+      begin = is_some ? min(begin, (unsigned)s.begin) : begin;
+      after = is_some ? max(after, (unsigned)s.end) : after;
     }
     begin = __reduce_min_sync(ALL_LANES, begin);
     after = __reduce_max_sync(ALL_LANES, after);
     if (begin >= after) return {held, held};
     return {(int)begin * tiles, (int)after * tiles - 1};
   }
+  /** 64 rows of q or o. */
+  template <typename X> __device__ HeadRows<X> rows_of(X *x, int64_t row0) const {
+    const int64_t stride = (int64_t)p.heads * p.head_dim;
+    const int64_t at = row0 * stride + (int64_t)head * p.head_dim;
+    return {x + at, stride, count(row0)};
+  }
   __device__ void load_queries(Tile<T, D> &q, int64_t row0) const {
-    load_rows(q, p.head_dim, [&](int r) {
-      return row0 + r < end ? static_cast<const T *>(p.q) + at(row0 + r) : nullptr;
-    });
+    load_rows(q, p.head_dim, rows_of(static_cast<const T *>(p.q), row0));
   }
   __device__ void load_latents(Tile<T, D> &k, Tile<T, D> &v, int tile) const {
     if (tile < 0) return;
     const int64_t width = (int64_t)p.heads * p.head_dim;
-    const int latent0 = tile % tiles * TILE_KEYS;
-    const T *image = static_cast<const T *>(p.kv[tile / tiles]) + (int64_t)head * p.head_dim;
-    auto key = [&](int j) {
-      return latent0 + j < p.latents ? image + (latent0 + j) * 2 * width : nullptr;
-    };
-    load_rows(k, p.head_dim, key);
-    image += width;
-    load_rows(v, p.head_dim, key);
+    const int image = image_of(tile), latent0 = (tile - image * tiles) * TILE_KEYS;
+    const T *first = static_cast<const T *>(p.kv[image]) + latent0 * 2 * width + head * p.head_dim;
+    const int count = p.latents - latent0;
+    load_rows(k, p.head_dim, HeadRows<const T>{first, 2 * width, count});
+    load_rows(v, p.head_dim, HeadRows<const T>{first + width, 2 * width, count});
   }
-  __device__ int64_t at(int64_t row) const { return (row * p.heads + head) * p.head_dim; }
+  /** Dividing costs as much as half of a tile's scores; with 64 latents there is nothing to. */
+  __device__ int image_of(int tile) const { return tiles == 1 ? tile : tile / tiles; }
 };
 
 template <typename T, int D> __device__ void cross_attention_tiles(const CrossAttentionParams &p) {
@@ -89,9 +96,8 @@ template <typename T, int D> __device__ void cross_attention_tiles(const CrossAt
   int stage = 0;
   for (int turn = 0; row0 < rows.end; turn ^= 1, row0 += TILE_ROWS) {
     const Latents next = rows.seen(row0 + TILE_ROWS, seen.last);
-    const MediaSpan own = rows.span(row0 + first + l % WARP_ROWS);
-    const MediaSpan spans[2] = {rows.span(row0 + first + l / 4),
-                                rows.span(row0 + first + l / 4 + 8)};
+    const MediaSpan own = rows.span(row0, first + l % WARP_ROWS);
+    const MediaSpan spans[2] = {rows.span(row0, first + l / 4), rows.span(row0, first + l / 4 + 8)};
     WarpRows<T, D> mine;
     for (int tile = seen.first; tile <= seen.last; tile++) {
       ptx::cp_async_wait<0>();
@@ -101,7 +107,8 @@ template <typename T, int D> __device__ void cross_attention_tiles(const CrossAt
       if (after != tile) rows.load_latents(s.k[stage ^ 1], s.v[stage ^ 1], after);
       ptx::cp_async_commit();
 
-      const int image = tile / rows.tiles, latents = p.latents - tile % rows.tiles * TILE_KEYS;
+      const int image = rows.image_of(tile);
+      const int latents = p.latents - (tile - image * rows.tiles) * TILE_KEYS;
       auto sees = [&](const MediaSpan &span) { return span.begin <= image && image < span.end; };
       if (__any_sync(ALL_LANES, sees(own))) {
         const bool visible[2] = {sees(spans[0]), sees(spans[1])};
@@ -113,10 +120,7 @@ template <typename T, int D> __device__ void cross_attention_tiles(const CrossAt
       }
       if (after != tile) stage ^= 1;
     }
-    mine.store(s.q[turn], p.head_dim, [&](int r) {
-      const int64_t row = row0 + r;
-      return row < rows.end ? static_cast<T *>(p.o) + rows.at(row) : nullptr;
-    });
+    mine.store(s.q[turn], p.head_dim, rows.rows_of(static_cast<T *>(p.o), row0));
     seen = next;
   }
 }

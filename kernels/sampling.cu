@@ -114,13 +114,28 @@ template <typename T> struct Row {
   }
 };
 
+/** use(id, x) for this thread's tokens, x = read(id): a trip to memory for eight of them. */
+template <typename Read, typename Use>
+__device__ __forceinline__ void for_my_tokens(int tokens, Read read, Use use) {
+  constexpr int AHEAD = 8;
+  int id = threadIdx.x;
+  for (; id + (AHEAD - 1) * THREADS < tokens; id += AHEAD * THREADS) {
+    float x[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) x[i] = read(id + i * THREADS);
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) use(id + i * THREADS, x[i]);
+  }
+  for (; id < tokens; id += THREADS) use(id, read(id));
+}
+
 /** The first of (descending(f(id)), id) that is not before `first`. */
 template <typename F> __device__ u64 best(u64 (&partial)[WARPS], int tokens, u64 first, F f) {
   u64 found = NEVER;
-  for (int id = threadIdx.x; id < tokens; id += THREADS) {
-    u64 entry = (u64)descending(f(id)) << ID_BITS | id;
+  for_my_tokens(tokens, f, [&](int id, float x) {
+    const u64 entry = (u64)descending(x) << ID_BITS | id;
     if (entry >= first && entry < found) found = entry;
-  }
+  });
   return block_fold(partial, found, [](u64 a, u64 b) { return a < b ? a : b; });
 }
 
@@ -268,8 +283,7 @@ template <typename T> __device__ void sampling(const SamplingParams &p) {
   if (is_fault(first)) return finish(first, 1);
   const float maximum = row.logit((int)(first & ID_MASK));
   u64 sum = 0;
-  for (int id = threadIdx.x; id < tokens; id += THREADS)
-    sum += weight(__fsub_rn(row.logit(id), maximum));
+  for_my_tokens(tokens, logit, [&](int, float x) { sum += weight(__fsub_rn(x, maximum)); });
   sum = block_fold(s.partial, sum, [](u64 a, u64 b) { return a + b; });
   if (threadIdx.x == 0) choice.sum = sum, choice.maximum = maximum;
 

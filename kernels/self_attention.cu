@@ -32,9 +32,8 @@ template <typename T, int D> __device__ void self_attention_tiles(const SelfAtte
   const T *q = static_cast<const T *>(p.q) + first * p.q_stride + at;
   T *o = static_cast<T *>(p.o) + first * o_stride + at;
   const PagedKeys<T, SelfAttentionParams> keys(p, sequence, position, position + here, head);
-  attend_tile(
-      s, keys, p.head_dim, p.scale, [&](int r) { return r < here ? q + r * p.q_stride : nullptr; },
-      [&](int r) { return r < here ? o + r * o_stride : nullptr; });
+  attend_tile(s, keys, p.head_dim, p.scale, HeadRows<const T>{q, p.q_stride, here},
+              HeadRows<T>{o, o_stride, here});
 }
 
 template <typename T> __device__ void self_attention_row(const SelfAttentionParams &p) {

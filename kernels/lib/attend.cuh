@@ -10,8 +10,8 @@
 #include "softmax.cuh"
 
 constexpr int TILE_ROWS = 64, TILE_KEYS = 64, ATTEND_THREADS = 128;
-/** Rows of a warp. */
-constexpr int WARP_ROWS = 16;
+/** Rows of a warp; keys of a tile that is nearly empty. */
+constexpr int WARP_ROWS = 16, FEW_KEYS = 16;
 
 /** 64 rows, D wide: 64 or 128, at least head_dim. */
 template <typename T, int D> using Tile = SwizzledTile<T, 64, D>;
@@ -25,6 +25,31 @@ __device__ __forceinline__ void load_rows(SwizzledTile<T, ROWS, D> &tile, int he
     bool valid = from != nullptr && chunk * 8 < head_dim;
     ptx::cp_async16(tile.chunk(r, chunk), valid ? from + chunk * 8 : from, valid);
   }
+}
+
+/** Rows of a head in global memory, `stride` elements from one to the next. */
+template <typename T> struct HeadRows {
+  T *first;
+  int64_t stride;
+  int count;
+
+  __device__ __forceinline__ T *operator()(int r) const {
+    return r < count ? first + r * stride : nullptr;
+  }
+};
+
+/** Those of a head, zeros beyond the last: a thread's are a fixed distance apart. */
+template <typename T, int ROWS, int D>
+__device__ __forceinline__ void load_rows(SwizzledTile<T, ROWS, D> &tile, int head_dim,
+                                          const HeadRows<const T> &rows) {
+  constexpr int CHUNKS = D / 8, STEP = ATTEND_THREADS / CHUNKS;
+  static_assert(STEP % 8 == 0, "a thread's rows are permuted alike");
+  const int r = (int)threadIdx.x / CHUNKS, chunk = (int)threadIdx.x % CHUNKS;
+  const T *from = rows.first + r * rows.stride + chunk * 8;
+  T *to = tile.chunk(r, chunk);
+#pragma unroll
+  for (int i = 0; i < ROWS; i += STEP)
+    ptx::cp_async16(to + i * D, from + i * rows.stride, r + i < rows.count && chunk * 8 < head_dim);
 }
 
 /** A warp's sixteen rows of sums, times `factor` of this lane's two, go to `output(r)` where that
@@ -52,9 +77,9 @@ __device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D 
   }
 }
 
-/** x (16, ROWS) += the products of the warp's sixteen rows with other ones. */
-template <typename T, int ROWS, int D>
-__device__ __forceinline__ void products(float (&x)[ROWS / 8][4], Tile<T, D> &own,
+/** x (16, 8 N) += the products of the warp's sixteen rows with the first 8 N of other ones. */
+template <typename T, int N, int ROWS, int D>
+__device__ __forceinline__ void products(float (&x)[N][4], Tile<T, D> &own,
                                          SwizzledTile<T, ROWS, D> &other) {
   const int l = lane(), first = warp() * WARP_ROWS;
 #pragma unroll
@@ -62,7 +87,7 @@ __device__ __forceinline__ void products(float (&x)[ROWS / 8][4], Tile<T, D> &ow
     uint32_t a[4];
     own.load_a(a, first, c, l);
 #pragma unroll
-    for (int j = 0; j < ROWS / 16; j++) {
+    for (int j = 0; j < N / 2; j++) {
       uint32_t b[4];
       other.load_b(b, j * 16, c, l);
       mma<T>(x[2 * j], a, b[0], b[1]);
@@ -71,14 +96,14 @@ __device__ __forceinline__ void products(float (&x)[ROWS / 8][4], Tile<T, D> &ow
   }
 }
 
-/** sums (16, D) += w (16, ROWS) times the rows of `other`. The weights are multiplied as the sum of
- *  two T, so that rounding them adds nothing to rounding the sums. */
-template <typename T, int ROWS, int D>
-__device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&w)[ROWS / 8][4],
+/** sums (16, D) += w (16, 8 N) times the first rows of `other`. The weights are multiplied as the
+ *  sum of two T, so that rounding them adds nothing to rounding the sums. */
+template <typename T, int N, int ROWS, int D>
+__device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&w)[N][4],
                                          SwizzledTile<T, ROWS, D> &other) {
   const int l = lane();
 #pragma unroll
-  for (int j = 0; j < ROWS / 16; j++) {
+  for (int j = 0; j < N / 2; j++) {
     uint32_t high[4], low[4];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
@@ -103,20 +128,20 @@ template <typename T, int D> struct WarpRows {
   RunningSoftmax running[2]; /**< of rows lane / 4 and lane / 4 + 8 */
   float o[D / 8][4] = {};
 
-  /** Takes 64 keys and their values; `score(half, j, x)` is that of key j for this lane's row
-   *  `half`. */
-  template <typename Score>
+  /** Takes the first KEYS keys of a tile and their values; `score(half, j, x)` is that of key j for
+   *  this lane's row `half`. */
+  template <int KEYS = TILE_KEYS, typename Score>
   __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float to_log2,
                                        Score score) {
     const int l = lane();
-    float p[TILE_KEYS / 8][4] = {};
+    float p[KEYS / 8][4] = {};
     products(p, q, k);
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float most = -INFINITY;
 #pragma unroll
-      for (int j = 0; j < TILE_KEYS / 8; j++)
+      for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
         for (int e = half * 2; e < half * 2 + 2; e++) {
           p[j][e] = score(half, j * 8 + l % 4 * 2 + e % 2, p[j][e] * to_log2);
@@ -124,13 +149,13 @@ template <typename T, int D> struct WarpRows {
         }
       most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
       most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
-      const float factor = running[half].raise(most);
+      const float factor = running[half].raise(most), base = running[half].base();
       float sum = 0;
 #pragma unroll
-      for (int j = 0; j < TILE_KEYS / 8; j++)
+      for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
         for (int e = half * 2; e < half * 2 + 2; e++) {
-          p[j][e] = running[half].weight(p[j][e]);
+          p[j][e] = ptx::exp2(p[j][e] - base);
           sum += p[j][e];
         }
       running[half].sum += sum;
@@ -161,24 +186,29 @@ template <typename T, int D> struct AttendShared {
 };
 
 /** 64 rows by 4 warps: keys in tiles of 64, the next one copied while this one is used. */
-template <typename T, int D, typename Keys, typename Query, typename Output>
+template <typename T, int D, typename Keys>
 __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &keys, int head_dim,
-                                            float scale, Query query, Output output) {
+                                            float scale, const HeadRows<const T> &queries,
+                                            const HeadRows<T> &outputs) {
   const int l = lane(), first = warp() * WARP_ROWS;
   const int tiles = (keys.count + TILE_KEYS - 1) / TILE_KEYS;
   auto load = [&](int tile) {
-    for (int i = threadIdx.x; tile < tiles && i < 64 * D / 8; i += ATTEND_THREADS) {
-      const int r = i / (D / 8), chunk = i % (D / 8), j = tile * TILE_KEYS + r;
-      const bool valid = j < keys.count && chunk * 8 < head_dim;
-      const T *k = nullptr, *v = nullptr;
-      if (valid) keys.both(j, k, v);
-      ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), valid ? k + chunk * 8 : nullptr, valid);
-      ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), valid ? v + chunk * 8 : nullptr, valid);
+    if (tile < tiles) {
+      // All at once: where a key is may itself have to be read.
+#pragma unroll
+      for (int i = threadIdx.x; i < 64 * D / 8; i += ATTEND_THREADS) {
+        const int r = i / (D / 8), chunk = i % (D / 8), j = tile * TILE_KEYS + r;
+        const bool valid = j < keys.count && chunk * 8 < head_dim;
+        const T *k, *v;
+        keys.both(min(j, keys.count - 1), k, v);
+        ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), k + chunk * 8, valid);
+        ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), v + chunk * 8, valid);
+      }
     }
     ptx::cp_async_commit();
   };
 
-  load_rows(s.q, head_dim, query);
+  load_rows(s.q, head_dim, queries);
   load(0);
   const auto own = keys.row(first + l % WARP_ROWS);
   const decltype(own) rows[2] = {keys.row(first + l / 4), keys.row(first + l / 4 + 8)};
@@ -189,12 +219,17 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
     load(tile + 1);
     const int begin = tile * TILE_KEYS, end = min(begin + TILE_KEYS, keys.count);
     // Not computed if no row of this warp sees any of it.
-    if (!__any_sync(ALL_LANES, own.needs(begin, end))) continue;
-    mine.take(s.q, s.k[tile % 2], s.v[tile % 2], scale * LOG2_E, [&](int half, int j, float x) {
+    if (first >= queries.count || !__any_sync(ALL_LANES, own.needs(begin, end))) continue;
+    auto score = [&](int half, int j, float x) {
       return begin + j < keys.count ? rows[half].score(begin + j, x) : -INFINITY;
-    });
+    };
+    // The 257th key of an image would cost as much as 64.
+    if (end - begin > FEW_KEYS)
+      mine.take(s.q, s.k[tile % 2], s.v[tile % 2], scale * LOG2_E, score);
+    else
+      mine.template take<FEW_KEYS>(s.q, s.k[tile % 2], s.v[tile % 2], scale * LOG2_E, score);
   }
-  mine.store(s.q, head_dim, output);
+  mine.store(s.q, head_dim, outputs);
 }
 
 /** Features of o that one launch of `attend_row` computes: 8 a lane. */

@@ -25,16 +25,25 @@ struct RunningSoftmax {
     return factor;
   }
 
+  /** What to take off a score before exp2: the maximum, or 0 while all are masked, so that a masked
+   *  score is a weight of 0. */
+  __device__ __forceinline__ float base() const { return max == -INFINITY ? 0.0f : max; }
+
   /** exp2(score - max): 0 of a masked score even where all so far are masked; NaN of NaN. */
   __device__ __forceinline__ float weight(float score) const {
     return score == -INFINITY ? 0.0f : ptx::exp2(score - max);
+  }
+
+  /** The factor for what was accumulated under `other_max`, which is not above the maximum. */
+  __device__ __forceinline__ float factor(float other_max) const {
+    return max == -INFINITY ? 1.0f : ptx::exp2(other_max - max);
   }
 
   /** Takes what another row of scores has come to; a NaN among its sums stays. */
   __device__ __forceinline__ MergeFactors merge(float other_max, float other_sum) {
     MergeFactors factors;
     factors.own = raise(other_max);
-    factors.other = max == -INFINITY ? 1.0f : ptx::exp2(other_max - max);
+    factors.other = factor(other_max);
     sum += other_sum * factors.other;
     return factors;
   }

@@ -145,8 +145,9 @@ fn geometry(p: &AttentionDecodeParams, dtype: DType, _: &Chip) -> Geometry {
         return Geometry { variant: "_plain", grid, ..Geometry::linear(0, THREADS) };
     }
     let (variant, features) = if p.head_dim <= 64 { ("_64", 64) } else { ("_128", 128) };
-    // `DecodeShared`: outputs, maxima and sums of the warps, the new query and key, a flag.
-    let shared = ((WARPS + 2) * features + 2 * WARPS + 1) * size_of::<f32>() as u32;
+    // `DecodeShared`: outputs, maxima and sums of the warps, the new query, a flag; the new key.
+    let floats = (WARPS + 1) * features + 2 * WARPS + 1;
+    let shared = (floats * 4 + features * dtype.size() as u32).next_multiple_of(16);
     let room = p.table_stride * i64::from(p.page_tokens);
     let grid = [rows, heads, layout::groups(room, PART) as u32];
     Geometry { variant, grid, shared, ..Geometry::linear(0, THREADS) }
@@ -287,7 +288,7 @@ mod tests {
         let p = params();
         for chip in [Chip::A100, Chip::H200] {
             let g = geometry(&p, DType::BF16, &chip);
-            assert_eq!((g.variant, g.grid, g.threads, g.shared), ("_128", [1, 32, 32], 256, 5188));
+            assert_eq!((g.variant, g.grid, g.threads, g.shared), ("_128", [1, 32, 32], 256, 4944));
             // Of these, the blocks that have keys.
             assert!(32 * layout::groups(p.keys, PART) >= i64::from(chip.multiprocessors));
             let neox = AttentionDecodeParams { head_dim: 80, ..p };
