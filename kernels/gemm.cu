@@ -5,6 +5,7 @@
  *            registers.
  *            grid.z > 1 splits k: each part leaves its sums in the workspace, and the block that
  *            arrives last adds them in the order of the parts: the same bits at every run.
+ *            Of SwiGLU a tile has 16 gates, their 16 values, and so on: both are in one thread.
  *  Geometry  grid (tiles, 1, parts of k). `_128x128`: 4 warps of 64x64, 4 stages, 64 KiB.
  *            `_64x64`: 4 warps of 32x32, 4 stages, 32 KiB, for few rows or few tiles. `_plain`: as
  *            `_64x64`, for operands that 16-byte copies cannot reach. f32: 64x64 of 4x4 a thread.

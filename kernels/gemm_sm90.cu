@@ -4,7 +4,8 @@
  *                                  thread copies A and B to it
  *            the others, 64 rows:  wait until it is full; acc += A B^T; the stage before is empty;
  *                                  after the last step the epilogue, while the next tile is copied
- *            grid.z > 1 splits k, as in `gemm.cu`.
+ *            grid.z > 1 splits k, as in `gemm.cu`. B is copied in two halves of a tile's columns:
+ *            of SwiGLU gates and their values, which then stand in the same thread.
  *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
  *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 211
  *            KiB; `_sm90_128x192`, `_sm90_128x128`: 5 and 6 stages. `_sm90_64x128`: 1 of 64x128,

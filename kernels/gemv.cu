@@ -3,6 +3,7 @@
  *  Idea      for each 16 or 32 rows of B, a block:
  *              each warp, for its stretches of k:  D += B[rows, k] A[:, k]^T   (tensor cores)
  *              C = epilogue(sum of D over the warps, in their order)
+ *            Of SwiGLU (`_rows8`) the 16 rows are eight gates and their values.
  *  Geometry  8 warps divide k; `_rows8`: 16 rows of B and 8 of A, 8 to 16 loads of 16 bytes of B in
  *            flight a thread, 2 blocks a multiprocessor: 64 to 128 KiB. `_rows16`: 32 rows of
  *            B and 16 of A, the same loads.

@@ -2,7 +2,7 @@
  *
  *  Idea      y = round(x / sqrt(sum(x^2) / n + eps)) * w
  *  Geometry  as `layernorm`: a block of 256 threads per row in registers, or `_plain`.
- *  Traffic   x and y once; w from L2.
+ *  Traffic   x and y once; w from L2, asked for before the launch that makes x has ended.
  *  Rejected  a warp per row: at n = 4096 a lane would hold 128 values. */
 #include "rmsnorm.h"
 #include "lib/reduce.cuh"
@@ -17,24 +17,28 @@ struct RmsnormShared {
 template <typename T, typename Row> __device__ void rmsnorm(const RmsnormParams &p) {
   SHARED(RmsnormShared, s);
   const int64_t at = (int64_t)blockIdx.x * p.cols;
+  const typename Row::Along w(static_cast<const T *>(p.w), p.cols);
+  ptx::wait_for_launch_before();
   const Row row(static_cast<const T *>(p.x) + at, p.cols);
   const float squares = s.squares(row.sum([](float x) { return x * x; }));
   const float scale = 1.0f / sqrtf(squares / (float)p.cols + p.eps);
-  row.store(static_cast<T *>(p.y) + at, static_cast<const T *>(p.w), nullptr,
-            [=](float x, float w, float) { return widen(narrow<T>(x * scale)) * w; });
+  row.store(static_cast<T *>(p.y) + at, w,
+            [=](float x, float w) { return widen(narrow<T>(x * scale)) * w; });
 }
 
 #define RMSNORM(name, T)                                                                           \
-  KERNEL(rmsnorm_##name##_packs1, RmsnormParams, THREADS) {                                        \
+  KERNEL_EARLY(rmsnorm_##name##_packs1, RmsnormParams, THREADS) {                                  \
     rmsnorm<T, RegisterRow<T, THREADS, 1>>(p);                                                     \
   }                                                                                                \
-  KERNEL(rmsnorm_##name##_packs2, RmsnormParams, THREADS) {                                        \
+  KERNEL_EARLY(rmsnorm_##name##_packs2, RmsnormParams, THREADS) {                                  \
     rmsnorm<T, RegisterRow<T, THREADS, 2>>(p);                                                     \
   }                                                                                                \
-  KERNEL(rmsnorm_##name##_packs4, RmsnormParams, THREADS) {                                        \
+  KERNEL_EARLY(rmsnorm_##name##_packs4, RmsnormParams, THREADS) {                                  \
     rmsnorm<T, RegisterRow<T, THREADS, 4>>(p);                                                     \
   }                                                                                                \
-  KERNEL(rmsnorm_##name##_plain, RmsnormParams, THREADS) { rmsnorm<T, PlainRow<T, THREADS>>(p); }
+  KERNEL_EARLY(rmsnorm_##name##_plain, RmsnormParams, THREADS) {                                   \
+    rmsnorm<T, PlainRow<T, THREADS>>(p);                                                           \
+  }
 
 RMSNORM(f32, float)
 RMSNORM(bf16, bf16)

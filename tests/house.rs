@@ -276,7 +276,7 @@ fn every_cuda_source_says_how_and_has_its_entries() {
             }
         }
         for (n, line) in Source::code(&source.text) {
-            for word in ["KERNEL(", "KERNEL_TMA("] {
+            for word in ["KERNEL(", "KERNEL_EARLY(", "KERNEL_TMA("] {
                 let Some((before, after)) = line.split_once(word) else { continue };
                 if before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
                     continue;

@@ -60,6 +60,24 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
     }
   }
 
+  /** A vector along the row, which may be asked for before the row is there. */
+  struct Along {
+    Pack<T> packs[PACKS];
+
+    __device__ Along(const T *w, int64_t cols) {
+#pragma unroll
+      for (int i = 0; i < PACKS; i++)
+        if (start(i) < cols) packs[i] = *reinterpret_cast<const Pack<T> *>(w + start(i));
+    }
+  };
+
+  /** y[c] = f(x[c], w[c]). */
+  template <typename F> __device__ __forceinline__ void store(T *y, const Along &w, F f) const {
+    map(y, cols, [&](int slot, int64_t c) {
+      return f(at(slot, c), widen(w.packs[slot / Pack<T>::SIZE].x[slot % Pack<T>::SIZE]));
+    });
+  }
+
   /** y[c] = f(x[c], w[c], b[c]); `b` may be null and then counts as 0. */
   template <typename F>
   __device__ __forceinline__ void store(T *y, const T *w, const T *b, F f) const {
@@ -98,6 +116,15 @@ template <typename T, int THREADS> struct PlainRow {
 
   template <typename F> __device__ __forceinline__ static void map(T *y, int64_t cols, F f) {
     each(cols, [&](int slot, int64_t c) { y[c] = narrow<T>(f(slot, c)); });
+  }
+
+  struct Along {
+    const T *w;
+    __device__ Along(const T *w, int64_t) : w(w) {}
+  };
+
+  template <typename F> __device__ __forceinline__ void store(T *y, const Along &w, F f) const {
+    map(y, cols, [&](int slot, int64_t c) { return f(at(slot, c), widen(w.w[c])); });
   }
 
   template <typename F>

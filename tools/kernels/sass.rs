@@ -33,6 +33,8 @@ pub struct Mix {
     /// Loads from and stores to local memory: spills and indexed arrays.
     pub local: u32,
     pub barriers: u32,
+    /// Waits for the launch before: Hopper's launches may overlap.
+    pub waits: u32,
     /// exp2, reciprocals, roots.
     pub mufu: u32,
 }
@@ -233,6 +235,7 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
             }
             "LDL" | "STL" => mix.local += 1,
             "BAR" => mix.barriers += 1,
+            "ACQBULK" => mix.waits += 1,
             "MUFU" => mix.mufu += 1,
             _ => {}
         }
