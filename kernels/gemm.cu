@@ -124,19 +124,18 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
     using Stage = typename Epilogue<T>::Stage;
     static_assert(sizeof(s.a) + sizeof(s.b) >= THREADS / WARP * sizeof(Stage), "one for each warp");
     Stage &stage = reinterpret_cast<Stage *>(&s)[warp()];
+    if (is_glu) {
 #pragma unroll
-    for (int i = 0; i < MI; i++) {
-      if (is_glu) {
+      for (int i = 0; i < MI; i++)
 #pragma unroll
         for (int j = 0; j < NI / 2; j++)
 #pragma unroll
           for (int x = 0; x < 4; x++)
             acc[i][j][x] = glu(acc[i][j / 2 * 4 + j % 2][x], acc[i][j / 2 * 4 + 2 + j % 2][x]);
-      }
-      epilogue.template store_staged<WN>(stage, row0 + wm + i * 16,
-                                         is_glu ? (col0 + wn) / 2 : col0 + wn, is_glu ? WN / 2 : WN,
-                                         reinterpret_cast<const float(&)[WN / 2]>(acc[i]));
     }
+    epilogue.template store_staged<WN, MI>(
+        stage, row0 + wm, is_glu ? (col0 + wn) / 2 : col0 + wn, {16, is_glu ? WN / 2 : WN},
+        reinterpret_cast<const float(&)[MI][WN / 2]>(acc));
   }
 }
 

@@ -231,8 +231,8 @@ __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
   static_assert(sizeof(s.stages) >= TILE_THREADS / WARP * sizeof(Stage), "one for each warp");
   Stage &stage = reinterpret_cast<Stage *>(&s)[warp()];
   const int width = is_glu ? 16 : 32;
-  epilogue.template store_parts<4>(
-      stage, row0, is_glu ? (col0 + wn) / 2 : col0 + wn, {16, 0, 4, width}, [&](int part) {
+  epilogue.template store_parts<4, 1>(
+      stage, row0, is_glu ? (col0 + wn) / 2 : col0 + wn, {16, width}, [&](int part) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll

@@ -5,12 +5,15 @@
  *            the others, 64 rows:  wait until it is full; acc += A B^T; the stage before is empty;
  *                                  after the last step the epilogue, while the next tile is copied
  *            grid.z > 1 splits k, as in `gemm.cu`. B is copied in two halves of a tile's columns:
- *            of SwiGLU gates and their values, which then stand in the same thread.
+ *            of SwiGLU gates and their values, which then stand in the same thread. `_turns`: a
+ *            warpgroup has a tile to itself, and the next is the other's: the epilogue of one runs
+ *            beside the products of the other, which k of 1024 is too short to go without.
  *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
  *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 211
- *            KiB; `_sm90_128x192`, `_sm90_128x128`: 5 and 6 stages. `_sm90_64x128`: 1 of 64x128,
- *            4 stages, 106 KiB: two blocks a multiprocessor, one's epilogue beside the other's
- *            products.
+ *            KiB; `_sm90_128x192`, `_sm90_128x176`, `_sm90_128x128`: 5, 5 and 6 stages (176: what
+ *            256 rows and 22016 columns make of two rounds of 132 blocks). `_sm90_turns_128x128`:
+ *            2 warpgroups of 128x128, 6 stages. `_sm90_64x128`: 1 of 64x128, 4 stages, 106 KiB: two
+ *            blocks a multiprocessor, one's epilogue beside the other's products.
  *  Traffic   A (n / BN) times and B (m / BM) times, through L2; C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
  *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. */
@@ -21,11 +24,23 @@
 
 constexpr int BK = 64;
 
-template <typename T, int BM, int BN, int STAGES> struct alignas(1024) GemmSm90Shared {
-  T a[STAGES][BM * BK];
-  T b[STAGES][BN * BK];
-  typename Epilogue<T>::Stage out[BM / 16]; /**< of each warp that multiplies */
-  uint64_t full[STAGES], empty[STAGES];
+/** How a block works: GROUPS warpgroups that multiply, ROWS rows of a tile each, or in turns a tile
+ *  each; tiles BN columns wide. */
+template <int GROUPS_, int ROWS_, int BN_, int STAGES_, bool IN_TURNS_ = false> struct Plan {
+  static constexpr int GROUPS = GROUPS_, ROWS = ROWS_, BN = BN_, STAGES = STAGES_;
+  static constexpr bool IN_TURNS = IN_TURNS_;
+  static constexpr int BM = IN_TURNS ? ROWS : GROUPS * ROWS;
+  /** Threads that multiply, and the warps that share a stage. */
+  static constexpr int THREADS = GROUPS * 128, WARPS = BM / ROWS * 4;
+  /** Of a thread that multiplies. */
+  static constexpr int REGISTERS = GROUPS == 1 ? 224 : 240;
+};
+
+template <typename T, typename P> struct alignas(1024) GemmSm90Shared {
+  T a[P::STAGES][P::BM * BK];
+  T b[P::STAGES][P::BN * BK];
+  typename Epilogue<T>::Stage out[P::GROUPS * 4]; /**< of each warp that multiplies */
+  uint64_t full[P::STAGES], empty[P::STAGES];
   int is_last;
 };
 
@@ -60,15 +75,18 @@ template <int STAGES> struct Ring {
   __device__ __forceinline__ void next() {
     if (++stage == STAGES) stage = 0, phase ^= 1;
   }
+  __device__ __forceinline__ void skip(int steps) {
+    stage += steps;
+    phase ^= stage / STAGES & 1, stage %= STAGES;
+  }
 };
 #endif
 
-/** REGISTERS: of a thread that multiplies. */
-template <typename T, int BM, int BN, int STAGES, int REGISTERS>
+template <typename T, typename P>
 __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps) {
 #if HAS_SM90A
-  constexpr int GROUPS = BM / 64, THREADS = GROUPS * 128;
-  using Shared = GemmSm90Shared<T, BM, BN, STAGES>;
+  constexpr int BM = P::BM, BN = P::BN, STAGES = P::STAGES, THREADS = P::THREADS;
+  using Shared = GemmSm90Shared<T, P>;
   SHARED(Shared, s);
   const Tiles tiles = {(int)((p.m + BM - 1) / BM), (int)((p.n + BN - 1) / BN)};
   const int parts = (int)gridDim.z, all = (int)((p.k + BK - 1) / BK);
@@ -78,7 +96,7 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       ptx::mbarrier_init(&s.full[i], 1);
-      ptx::mbarrier_init(&s.empty[i], GROUPS * 4);
+      ptx::mbarrier_init(&s.empty[i], P::WARPS);
     }
     ptx::fence_barrier_init();
   }
@@ -109,60 +127,83 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
     return;
   }
 
-  ptx::setmaxnreg_inc<REGISTERS>();
-  const int group = (int)threadIdx.x / 128, l = lane();
+  ptx::setmaxnreg_inc<P::REGISTERS>();
+  constexpr int HALVES = P::ROWS / 64; /**< of a warpgroup's rows */
+  const int group = (int)threadIdx.x / 128, l = lane(), own = P::IN_TURNS ? 0 : group * P::ROWS;
   const Epilogue<T> epilogue(p);
-  for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
+  int turn = 0;
+  for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x, turn ^= 1) {
+    if (P::IN_TURNS && turn != group) {
+      ring.skip(end - begin);
+      continue;
+    }
     tiles.place(tile, row, col);
-    float acc[BN / 2];
+    float acc[HALVES][BN / 2];
 #pragma unroll
-    for (int e = 0; e < BN / 2; e++) acc[e] = 0;
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+      for (int e = 0; e < BN / 2; e++) acc[h][e] = 0;
     int before = -1;
     for (int step = begin; step < end; step++, ring.next()) {
       ptx::mbarrier_wait(&s.full[ring.stage], ring.phase);
-      const T *a = s.a[ring.stage] + group * 64 * BK, *b = s.b[ring.stage];
+      const T *a = s.a[ring.stage] + own * BK, *b = s.b[ring.stage];
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < BK; k += 16)
-        wgmma<T, BN>(acc, ptx::shared_descriptor_128b(a + k), ptx::shared_descriptor_128b(b + k));
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+          wgmma<T, BN>(acc[h], ptx::shared_descriptor_128b(a + h * 64 * BK + k),
+                       ptx::shared_descriptor_128b(b + k));
       ptx::wgmma_commit();
       ptx::wgmma_wait<1>();
       if (before >= 0 && l == 0) ptx::mbarrier_arrive(&s.empty[before]);
       before = ring.stage;
     }
     ptx::wgmma_wait<0>();
-    ptx::wgmma_settle(acc);
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) ptx::wgmma_settle(acc[h]);
     if (before >= 0 && l == 0) ptx::mbarrier_arrive(&s.empty[before]);
 
-    if (parts > 1) {
-      bool is_whole = merge_parts<BN / 2, THREADS>(
-          p.workspace, tile, s.is_last, [&](int e) -> float & { return acc[e]; },
-          [] { ptx::bar_sync(1, THREADS); });
-      if (!is_whole) continue;
+    if constexpr (!P::IN_TURNS) {
+      if (parts > 1) {
+        bool is_whole = merge_parts<BN / 2, THREADS>(
+            p.workspace, tile, s.is_last, [&](int e) -> float & { return acc[0][e]; },
+            [] { ptx::bar_sync(1, THREADS); });
+        if (!is_whole) continue;
+      }
     }
     if (is_glu) {
 #pragma unroll
-      for (int e = 0; e < BN / 4; e++) acc[e] = glu(acc[e], acc[e + BN / 4]);
+      for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int e = 0; e < BN / 4; e++) acc[h][e] = glu(acc[h][e], acc[h][e + BN / 4]);
     }
     const int width = is_glu ? BN / 2 : BN;
-    epilogue.template store_staged<BN>(s.out[warp()], (int64_t)row * BM + warp() * 16,
-                                       (int64_t)col * width, width, acc);
+    epilogue.template store_staged<BN, HALVES>(s.out[warp()],
+                                               (int64_t)row * BM + own + warp() % 4 * 16,
+                                               (int64_t)col * width, {64, width}, acc);
   }
 #endif
 }
 
 #define GEMM(name, T)                                                                              \
   KERNEL_TMA(gemm_##name##_sm90_128x256, GemmParams, 384, 1) {                                     \
-    gemm<T, 128, 256, 4, 240>(p, maps);                                                            \
+    gemm<T, Plan<2, 64, 256, 4>>(p, maps);                                                         \
   }                                                                                                \
   KERNEL_TMA(gemm_##name##_sm90_128x192, GemmParams, 384, 1) {                                     \
-    gemm<T, 128, 192, 5, 240>(p, maps);                                                            \
+    gemm<T, Plan<2, 64, 192, 5>>(p, maps);                                                         \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_128x176, GemmParams, 384, 1) {                                     \
+    gemm<T, Plan<2, 64, 176, 5>>(p, maps);                                                         \
   }                                                                                                \
   KERNEL_TMA(gemm_##name##_sm90_128x128, GemmParams, 384, 1) {                                     \
-    gemm<T, 128, 128, 6, 240>(p, maps);                                                            \
+    gemm<T, Plan<2, 64, 128, 6>>(p, maps);                                                         \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_turns_128x128, GemmParams, 384, 1) {                               \
+    gemm<T, Plan<2, 128, 128, 6, true>>(p, maps);                                                  \
   }                                                                                                \
   KERNEL_TMA(gemm_##name##_sm90_64x128, GemmParams, 256, 2) {                                      \
-    gemm<T, 64, 128, 4, 224>(p, maps);                                                             \
+    gemm<T, Plan<1, 64, 128, 4>>(p, maps);                                                         \
   }
 
 GEMM(bf16, bf16)

@@ -75,40 +75,44 @@ template <typename T> struct Epilogue {
     float x[16][COLS + 4];
   };
 
-  /** 16 rows by `width` columns from (row0, col0) on, at most N; `sums[e]` is the lane's cell
-   *  e % 4 of columns 8 (e / 4) .., as in `store_fragments`. By whole warps, each with a stage. */
-  template <int N>
-  __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0, int width,
-                                               const float (&sums)[N / 2]) const {
+  /** Where stages of a warp go: rows from one line of them to the next; columns from `width` on,
+   *  counted from the first, are left out. */
+  struct Parts {
+    int rows, width;
+  };
+
+  /** LINES times 16 rows by at most N columns, the first at (row0, col0); `sums[i][e]` is the
+   *  lane's cell e % 4 of columns 8 (e / 4) .. of line i, as in `store_fragments`. By whole warps,
+   *  each with a stage. */
+  template <int N, int LINES>
+  __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0,
+                                               Parts parts,
+                                               const float (&sums)[LINES][N / 2]) const {
     const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
-    const Parts parts = {0, Stage::COLS, (width + Stage::COLS - 1) / Stage::COLS, width};
-    store_parts<N / Stage::COLS>(stage, row0, col0, parts, [&](int part) {
+    constexpr int ACROSS = (N + Stage::COLS - 1) / Stage::COLS;
+    store_parts<ACROSS * LINES, ACROSS>(stage, row0, col0, parts, [&](int part) {
+      const float *own = sums[part / ACROSS];
 #pragma unroll
       for (int j = 0; j < Stage::COLS / 8; j++) {
-        const int e = part * Stage::COLS / 2 + j * 4;
-        *reinterpret_cast<float2 *>(&stage.x[g][j * 8 + t * 2]) = make_float2(sums[e], sums[e + 1]);
+        const int e = part % ACROSS * Stage::COLS / 2 + j * 4;
+        if (e >= N / 2) break;
+        *reinterpret_cast<float2 *>(&stage.x[g][j * 8 + t * 2]) = make_float2(own[e], own[e + 1]);
         *reinterpret_cast<float2 *>(&stage.x[g + 8][j * 8 + t * 2]) =
-            make_float2(sums[e + 2], sums[e + 3]);
+            make_float2(own[e + 2], own[e + 3]);
       }
     });
   }
 
-  /** Stages of a warp: each so many rows and columns on, `count` of them; columns from `width` on,
-   *  counted from the first, are left out. */
-  struct Parts {
-    int rows, cols, count, width;
-  };
-
-  /** 16 rows by 32 columns, the first at (row0, col0), at most MOST times; `put(part)` writes the
-   *  warp's sums of one to the stage. One loop: as much code as there are sums would not stay in
-   *  the instruction cache. */
-  template <int MOST, typename Put>
+  /** COUNT stages of 16 rows by 32 columns, ACROSS of them beside each other, the first at
+   *  (row0, col0); `put(part)` writes the warp's sums of one to the stage. One loop: as much code
+   *  as there are sums would not stay in the instruction cache. */
+  template <int COUNT, int ACROSS, typename Put>
   __device__ __forceinline__ void store_parts(Stage &stage, int64_t row0, int64_t col0, Parts parts,
                                               Put put) const {
     if (p.c_is_f32)
-      store_parts_as<float, MOST>(stage, row0, col0, parts, put);
+      store_parts_as<float, COUNT, ACROSS>(stage, row0, col0, parts, put);
     else
-      store_parts_as<T, MOST>(stage, row0, col0, parts, put);
+      store_parts_as<T, COUNT, ACROSS>(stage, row0, col0, parts, put);
   }
 
 private:
@@ -117,34 +121,36 @@ private:
     C x[8];
   };
 
-  template <typename C, int MOST, typename Put>
+  template <typename C, int COUNT, int ACROSS, typename Put>
   __device__ __forceinline__ void store_parts_as(Stage &stage, int64_t row0, int64_t col0,
                                                  Parts parts, Put put) const {
     const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
     const bool in_eights = sizeof(T) == 2 && p.ldc % 8 == 0 &&
                            ((uintptr_t)p.c | (uintptr_t)p.residual | (uintptr_t)p.bias) % 16 == 0;
 #pragma unroll 1
-    for (int part = 0; part < parts.count; part++, row0 += parts.rows) {
-      const int in_width = part * parts.cols + t * 8;
+    for (int part = 0; part < COUNT; part++) {
+      if (part % ACROSS * Stage::COLS >= parts.width) continue;
+      const int64_t first = row0 + part / ACROSS * parts.rows;
+      const int in_width = part % ACROSS * Stage::COLS + t * 8;
       const int64_t col = col0 + in_width;
       const bool is_inside = in_eights && col + 8 <= cols && in_width < parts.width;
       // Asked for before the sums move.
       Eight<C> residual[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int64_t row = row0 + half * 8 + g;
+        const int64_t row = first + half * 8 + g;
         if (p.residual && is_inside && row < p.m)
           residual[half] = *reinterpret_cast<const Eight<C> *>(static_cast<const C *>(p.residual) +
                                                                row * p.ldc + col);
       }
       // Registers have no index: each part has its own lines, and only one of them runs.
 #pragma unroll
-      for (int own = 0; own < MOST; own++)
+      for (int own = 0; own < COUNT; own++)
         if (own == part) put(own);
       __syncwarp();
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int64_t row = row0 + half * 8 + g;
+        const int64_t row = first + half * 8 + g;
         const float *x = &stage.x[half * 8 + g][t * 8];
         if (row >= p.m || in_width >= parts.width) continue;
         if (is_inside) {

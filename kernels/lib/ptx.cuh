@@ -263,10 +263,11 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                               \
   "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                               \
   "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define PLACES_96                                                                                  \
+#define PLACES_88                                                                                  \
   PLACES_64                                                                                        \
   ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"                              \
-  "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+  "%80,%81,%82,%83,%84,%85,%86,%87"
+#define PLACES_96 PLACES_88 ",%88,%89,%90,%91,%92,%93,%94,%95"
 #define PLACES_128                                                                                 \
   PLACES_96                                                                                        \
   ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"                  \
@@ -274,7 +275,8 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
 #define SUMS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS16(i) SUMS4(i), SUMS4(i + 4), SUMS4(i + 8), SUMS4(i + 12)
 #define SUMS_64 SUMS16(0), SUMS16(16), SUMS16(32), SUMS16(48)
-#define SUMS_96 SUMS_64, SUMS16(64), SUMS16(80)
+#define SUMS_88 SUMS_64, SUMS16(64), SUMS4(80), SUMS4(84)
+#define SUMS_96 SUMS_88, SUMS4(88), SUMS4(92)
 #define SUMS_128 SUMS_96, SUMS16(96), SUMS16(112)
 #define WGMMA(type, N, sums, a_place, b_place)                                                     \
   template <>                                                                                      \
@@ -286,19 +288,23 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
                  : "l"(a), "l"(b));                                                                \
   }
 WGMMA(bf16, 128, 64, "%64", "%65")
+WGMMA(bf16, 176, 88, "%88", "%89")
 WGMMA(bf16, 192, 96, "%96", "%97")
 WGMMA(bf16, 256, 128, "%128", "%129")
 WGMMA(f16, 128, 64, "%64", "%65")
+WGMMA(f16, 176, 88, "%88", "%89")
 WGMMA(f16, 192, 96, "%96", "%97")
 WGMMA(f16, 256, 128, "%128", "%129")
 #undef WGMMA
 #undef SUMS_128
 #undef SUMS_96
+#undef SUMS_88
 #undef SUMS_64
 #undef SUMS16
 #undef SUMS4
 #undef PLACES_128
 #undef PLACES_96
+#undef PLACES_88
 #undef PLACES_64
 
 /** At most N registers a thread from here on, for the four warps of a warpgroup. */

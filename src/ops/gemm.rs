@@ -94,7 +94,7 @@ pub fn gemm_shape([m, n, k]: [i64; 3]) -> GemmParams {
 
 /// Every way to lay `p` over `chip`, for those who compare them; none for f32, which has one.
 pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {
-    let each = |(tile, kernels): (&'static Tile, &'static [Kernel<GemmParams>; 6])| {
+    let each = |(tile, kernels): (&'static Tile, &'static [Kernel<GemmParams>; PARTS.len()])| {
         PARTS.into_iter().zip(kernels).map(move |(parts, kernel)| (tile, parts, kernel))
     };
     TILES
@@ -112,7 +112,7 @@ pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {
 }
 
 /// [`TILES`] by [`PARTS`].
-static TILED: [[Kernel<GemmParams>; 6]; 7] = {
+static TILED: [[Kernel<GemmParams>; PARTS.len()]; TILES.len()] = {
     macro_rules! parts {
         ($tile:literal) => {
             [
@@ -125,7 +125,17 @@ static TILED: [[Kernel<GemmParams>; 6]; 7] = {
             ]
         };
     }
-    [parts!(0), parts!(1), parts!(2), parts!(3), parts!(4), parts!(5), parts!(6)]
+    [
+        parts!(0),
+        parts!(1),
+        parts!(2),
+        parts!(3),
+        parts!(4),
+        parts!(5),
+        parts!(6),
+        parts!(7),
+        parts!(8),
+    ]
 };
 
 /// f of the epilogue.

@@ -20,13 +20,28 @@ pub(super) struct Tile {
     pub alone: f64,
     /// A and B come by tensor maps, in steps of 64, to blocks that take tile after tile.
     pub is_hopper: bool,
+    /// A tile's epilogue runs beside the next one's products; its k is not split.
+    pub in_turns: bool,
 }
+
+/// What most tiles have in common.
+const PLAIN: Tile = Tile {
+    variant: "_plain",
+    rows: 0,
+    cols: 0,
+    threads: 0,
+    shared: 0,
+    resident: 0,
+    alone: 0.0,
+    is_hopper: false,
+    in_turns: false,
+};
 
 /// `sizeof(GemmShared)`: A and B stages of 32 columns, and a flag in a line of its own.
 const fn sm80(variant: &'static str, side: i64, stages: u32, resident: i64, alone: f64) -> Tile {
     let shared = 2 * side as u32 * 32 * 2 * stages + 128;
     let (rows, cols) = (side, side);
-    Tile { variant, rows, cols, threads: 128, shared, resident, alone, is_hopper: false }
+    Tile { variant, rows, cols, threads: 128, shared, resident, alone, ..PLAIN }
 }
 
 /// `sizeof(GemmSm90Shared)`: A and B stages of 64 columns, 36 columns of sums on their way out, and
@@ -34,7 +49,8 @@ const fn sm80(variant: &'static str, side: i64, stages: u32, resident: i64, alon
 const fn sm90(variant: &'static str, rows: i64, cols: i64, stages: u32, resident: i64) -> Tile {
     let shared = (rows + cols) as u32 * 64 * 2 * stages + rows as u32 * 36 * 4 + 1024;
     let threads = (rows as u32 / 64 + 1) * 128;
-    Tile { variant, rows, cols, threads, shared, resident, alone: 0.9, is_hopper: true }
+    let alone = 0.9;
+    Tile { variant, rows, cols, threads, shared, resident, alone, is_hopper: true, ..PLAIN }
 }
 
 /// Of `gemm_quantized`, `sizeof(TilesShared)`: 3 or 4 stages of 64 rows of A and 128 of B, of which
@@ -43,16 +59,20 @@ const fn few_bits(variant: &'static str, k: u32, stages: u32) -> Tile {
     let shared = (64 * k * 2 + 128 * 64) * stages + 128;
     let (rows, cols, threads) = (64, 128, 128);
     let (resident, alone) = (2, 0.4);
-    Tile { variant, rows, cols, threads, shared, resident, alone, is_hopper: false }
+    Tile { variant, rows, cols, threads, shared, resident, alone, ..PLAIN }
 }
 pub(super) static INT8_TILES: Tile = few_bits("_int8_tiles", 64, 4);
 pub(super) static INT4_TILES: Tile = few_bits("_int4_tiles", 128, 3);
 
-/// All of `gemm`. The order is that of [`super::GEMM_TILES`].
-pub(super) static TILES: [Tile; 7] = [
+/// Those of Hopper, of [`TILES`] the first.
+pub(super) const HOPPER: usize = 6;
+/// All of `gemm`.
+pub(super) static TILES: [Tile; HOPPER + 3] = [
     sm90("_sm90_128x256", 128, 256, 4, 1),
     sm90("_sm90_128x192", 128, 192, 5, 1),
+    sm90("_sm90_128x176", 128, 176, 5, 1),
     sm90("_sm90_128x128", 128, 128, 6, 1),
+    Tile { in_turns: true, ..sm90("_sm90_turns_128x128", 128, 128, 6, 1) },
     sm90("_sm90_64x128", 64, 128, 4, 2),
     sm80("_128x128", 128, 4, 2, 0.7),
     sm80("_64x64", 64, 4, 4, 0.4),
@@ -108,7 +128,8 @@ impl Tile {
         let (down, across) = self.tiles(p);
         let tiles = down * across;
         parts == 1
-            || (!p.workspace.is_null()
+            || (!self.in_turns
+                && !p.workspace.is_null()
                 && p.k / parts >= LEAST_PART
                 && tiles <= COUNTERS
                 && tiles * parts * self.rows * self.cols <= ROOM)
@@ -135,7 +156,8 @@ impl Tile {
             _ => MEET + (parts + 1) as f64 * 4.0 * cells / rates.l2_bytes,
         };
         let each = part.max(rounds * part / self.alone / blocks as f64) + merge;
-        let clocks = blocks as f64 * each + rounds * START;
+        let starts = if self.in_turns { 1.0 } else { rounds };
+        let clocks = blocks as f64 * each + starts * START;
         let once = 2.0 * (p.m * p.k + p.n * p.k + p.m * p.n) as f64;
         let least = once / rates.memory_bytes / multiprocessors as f64;
         clocks.max(least) / rates.clocks_per_us
