@@ -5,16 +5,19 @@
  *            the others, 64 rows:  wait until it is full; acc += A B^T; the stage before is empty;
  *                                  after the last step the epilogue, while the next tile is copied
  *            grid.z > 1 splits k, as in `gemm.cu`. B is copied in two halves of a tile's columns:
- *            of SwiGLU gates and their values, which then stand in the same thread. `_turns`: a
- *            warpgroup has a tile to itself, and the next is the other's: the epilogue of one runs
- *            beside the products of the other, which k of 1024 is too short to go without.
+ *            of SwiGLU gates and their values, which then stand in the same thread.
+ *            `_turns`: a warpgroup has a tile to itself, and the next is the other's: the epilogue
+ *            of one runs beside the products of the other, which k of 1024 is too short to go
+ *            without. `_pair`: two blocks of a cluster have tiles below each other, and each copies
+ *            one half of B for both; a stage is empty when both have used it.
  *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
  *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 211
  *            KiB; `_sm90_128x192`, `_sm90_128x176`, `_sm90_128x128`: 5, 5 and 6 stages (176: what
  *            256 rows and 22016 columns make of two rounds of 132 blocks). `_sm90_turns_128x128`:
  *            2 warpgroups of 128x128, 6 stages. `_sm90_64x128`: 1 of 64x128, 4 stages, 106 KiB: two
  *            blocks a multiprocessor, one's epilogue beside the other's products.
- *  Traffic   A (n / BN) times and B (m / BM) times, through L2; C and residual once.
+ *  Traffic   A (n / BN) times and B (m / BM) times, `_pair` half as often, through L2, which is
+ *            what 128x128 and 128x192 wait for (7.8 TB/s on an H200); C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
  *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. */
 #include "gemm.h"
@@ -25,13 +28,15 @@
 constexpr int BK = 64;
 
 /** How a block works: GROUPS warpgroups that multiply, ROWS rows of a tile each, or in turns a tile
- *  each; tiles BN columns wide. */
-template <int GROUPS_, int ROWS_, int BN_, int STAGES_, bool IN_TURNS_ = false> struct Plan {
+ *  each; tiles BN columns wide, those of a cluster's BLOCKS below each other. */
+template <int GROUPS_, int ROWS_, int BN_, int STAGES_, bool IN_TURNS_ = false, int BLOCKS_ = 1>
+struct Plan {
   static constexpr int GROUPS = GROUPS_, ROWS = ROWS_, BN = BN_, STAGES = STAGES_;
   static constexpr bool IN_TURNS = IN_TURNS_;
+  static constexpr int BLOCKS = BLOCKS_;
   static constexpr int BM = IN_TURNS ? ROWS : GROUPS * ROWS;
-  /** Threads that multiply, and the warps that share a stage. */
-  static constexpr int THREADS = GROUPS * 128, WARPS = BM / ROWS * 4;
+  /** Threads that multiply, and the warps that a copy waits for. */
+  static constexpr int THREADS = GROUPS * 128, WARPS = BM / ROWS * 4 * BLOCKS;
   /** Of a thread that multiplies. */
   static constexpr int REGISTERS = GROUPS == 1 ? 224 : 240;
 };
@@ -41,6 +46,7 @@ template <typename T, typename P> struct alignas(1024) GemmSm90Shared {
   T b[P::STAGES][P::BN * BK];
   typename Epilogue<T>::Stage out[P::GROUPS * 4]; /**< of each warp that multiplies */
   uint64_t full[P::STAGES], empty[P::STAGES];
+  uint64_t turn[2]; /**< of a warpgroup: the other has seen all stages of its tile filled */
   int is_last;
 };
 
@@ -53,7 +59,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b)
     ptx::wgmma_f16<N>(d, a, b);
 }
 
-/** C in tiles, in the order in which they are taken. */
+/** C in tiles, in the order in which they are taken: those of a cluster count as one. */
 struct Tiles {
   static constexpr int BAND = 8;
   int down, across;
@@ -80,65 +86,129 @@ template <int STAGES> struct Ring {
     phase ^= stage / STAGES & 1, stage %= STAGES;
   }
 };
-#endif
 
-template <typename T, typename P>
-__device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps) {
-#if HAS_SM90A
-  constexpr int BM = P::BM, BN = P::BN, STAGES = P::STAGES, THREADS = P::THREADS;
-  using Shared = GemmSm90Shared<T, P>;
-  SHARED(Shared, s);
-  const Tiles tiles = {(int)((p.m + BM - 1) / BM), (int)((p.n + BN - 1) / BN)};
-  const int parts = (int)gridDim.z, all = (int)((p.k + BK - 1) / BK);
-  const int each = (all + parts - 1) / parts;
-  const int begin = min(all, (int)blockIdx.z * each), end = min(all, begin + each);
+/** What a block does: every `stride`-th tile from `first` on, steps `begin .. end` of k. */
+template <typename T, typename P> struct Share {
+  static constexpr int BM = P::BM, BN = P::BN, BLOCKS = P::BLOCKS;
+  static constexpr int HALVES = P::ROWS / 64; /**< of a warpgroup's rows */
+  const GemmParams &p;
+  GemmSm90Shared<T, P> &s;
+  const Tiles tiles;
+  const int rank, first, stride;
+  const bool is_glu;
+  int begin, end;
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      ptx::mbarrier_init(&s.full[i], 1);
-      ptx::mbarrier_init(&s.empty[i], P::WARPS);
-    }
-    ptx::fence_barrier_init();
+  __device__ __forceinline__ Share(const GemmParams &p, GemmSm90Shared<T, P> &s)
+      : p(p), s(s), tiles{(int)((p.m + BLOCKS * BM - 1) / (BLOCKS * BM)),
+                          (int)((p.n + BN - 1) / BN)},
+        rank(BLOCKS > 1 ? (int)ptx::cluster_rank() : 0), first((int)blockIdx.x / BLOCKS),
+        stride((int)gridDim.x / BLOCKS), is_glu(p.activation == SWIGLU) {
+    const int parts = (int)gridDim.z, all = (int)((p.k + BK - 1) / BK);
+    const int each = (all + parts - 1) / parts;
+    begin = min(all, (int)blockIdx.z * each), end = min(all, begin + each);
   }
-  __syncthreads();
 
-  Ring<STAGES> ring;
-  const bool is_glu = p.activation == SWIGLU;
-  int row, col;
-  if (threadIdx.x >= THREADS) {
-    ptx::setmaxnreg_dec<24>();
-    if (threadIdx.x != THREADS) return;
+  /** Row and column of this block's tile, in tiles. */
+  __device__ __forceinline__ void place(int tile, int &row, int &col) const {
+    tiles.place(tile, row, col);
+    row = row * BLOCKS + rank;
+  }
+
+  __device__ __forceinline__ void prepare_barriers() {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < P::STAGES; i++) {
+        ptx::mbarrier_init(&s.full[i], 1);
+        ptx::mbarrier_init(&s.empty[i], P::WARPS);
+      }
+      for (uint64_t &turn : s.turn) ptx::mbarrier_init(&turn, 4);
+      ptx::fence_barrier_init();
+    }
+    if (BLOCKS > 1)
+      ptx::cluster_sync();
+    else
+      __syncthreads();
+  }
+
+  /** By one thread. */
+  __device__ __forceinline__ void copy(const TensorMaps &maps) {
+    Ring<P::STAGES> ring;
     ptx::tma_prefetch(&maps.map[0]);
     ptx::tma_prefetch(&maps.map[1]);
-    for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
-      tiles.place(tile, row, col);
-      // B comes in two halves: of SwiGLU gates and their values.
-      const int b_row = is_glu ? col * (BN / 2) : col * BN, away = is_glu ? (int)p.n / 2 : BN / 2;
+    // B comes in two halves: of SwiGLU gates and their values.
+    const int width = is_glu ? BN / 2 : BN, away = is_glu ? (int)p.n / 2 : BN / 2;
+    int row, col;
+    for (int tile = first; tile < tiles.count(); tile += stride) {
+      place(tile, row, col);
       for (int step = begin; step < end; step++, ring.next()) {
         uint64_t *full = &s.full[ring.stage];
         ptx::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
         ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
         ptx::tma_load_2d(s.a[ring.stage], &maps.map[0], full, step * BK, row * BM);
-        T *b = s.b[ring.stage];
-        ptx::tma_load_2d(b, &maps.map[1], full, step * BK, b_row);
-        ptx::tma_load_2d(b + BN / 2 * BK, &maps.map[1], full, step * BK, b_row + away);
+        T *b = s.b[ring.stage], *second = b + BN / 2 * BK;
+        if (BLOCKS == 1) {
+          ptx::tma_load_2d(b, &maps.map[1], full, step * BK, col * width);
+          ptx::tma_load_2d(second, &maps.map[1], full, step * BK, col * width + away);
+        } else {
+          // Each block copies one half, for both.
+          ptx::tma_load_2d_for(3, rank ? second : b, &maps.map[1], full, step * BK,
+                               col * width + rank * away);
+        }
       }
     }
-    return;
   }
 
-  ptx::setmaxnreg_inc<P::REGISTERS>();
-  constexpr int HALVES = P::ROWS / 64; /**< of a warpgroup's rows */
-  const int group = (int)threadIdx.x / 128, l = lane(), own = P::IN_TURNS ? 0 : group * P::ROWS;
-  const Epilogue<T> epilogue(p);
-  int turn = 0;
-  for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x, turn ^= 1) {
-    if (P::IN_TURNS && turn != group) {
-      ring.skip(end - begin);
-      continue;
+  /** By the warpgroups before the last. */
+  __device__ __forceinline__ void multiply() {
+    const int group = (int)threadIdx.x / 128, own = P::IN_TURNS ? 0 : group * P::ROWS;
+    const Epilogue<T> epilogue(p);
+    Ring<P::STAGES> ring;
+    int turn = 0, row, col;
+    uint32_t phase = group == 0; // The first turn is the first warpgroup's.
+    for (int tile = first; tile < tiles.count(); tile += stride, turn ^= 1) {
+      if (P::IN_TURNS && turn != group) {
+        ring.skip(end - begin);
+        continue;
+      }
+      float acc[HALVES][BN / 2];
+      // A stage's parity does not tell a use from the one before last: nobody may be ahead.
+      if (P::IN_TURNS) ptx::mbarrier_wait(&s.turn[group], phase), phase ^= 1;
+      const int last = add_products(acc, ring, own);
+      if (P::IN_TURNS && lane() == 0) ptx::mbarrier_arrive(&s.turn[group ^ 1]);
+      ptx::wgmma_wait<0>();
+#pragma unroll
+      for (int h = 0; h < HALVES; h++) ptx::wgmma_settle(acc[h]);
+      if (last >= 0) leave(last);
+
+      if constexpr (!P::IN_TURNS) {
+        if (gridDim.z > 1) {
+          bool is_whole = merge_parts<BN / 2, P::THREADS>(
+              p.workspace, tile * BLOCKS + rank, s.is_last,
+              [&](int e) -> float & { return acc[0][e]; },
+              [] { ptx::bar_sync(1, P::THREADS); });
+          if (!is_whole) continue;
+        }
+      }
+      if (is_glu) {
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+          for (int e = 0; e < BN / 4; e++) acc[h][e] = glu(acc[h][e], acc[h][e + BN / 4]);
+      }
+      place(tile, row, col);
+      const int width = is_glu ? BN / 2 : BN;
+      epilogue.template store_staged<BN, HALVES>(s.out[warp()],
+                                                 (int64_t)row * BM + own + warp() % 4 * 16,
+                                                 (int64_t)col * width, {64, width}, acc);
     }
-    tiles.place(tile, row, col);
-    float acc[HALVES][BN / 2];
+    // The other block may still have copies for this one, and arrive here.
+    if (BLOCKS > 1) ptx::cluster_sync();
+  }
+
+private:
+  /** acc = the warpgroup's rows of A, from `own` on in a stage, times B^T. The last products may
+   *  still run, in the stage that is returned. */
+  __device__ __forceinline__ int add_products(float (&acc)[HALVES][BN / 2], Ring<P::STAGES> &ring,
+                                              int own) {
 #pragma unroll
     for (int h = 0; h < HALVES; h++)
 #pragma unroll
@@ -156,54 +226,62 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
                        ptx::shared_descriptor_128b(b + k));
       ptx::wgmma_commit();
       ptx::wgmma_wait<1>();
-      if (before >= 0 && l == 0) ptx::mbarrier_arrive(&s.empty[before]);
+      if (before >= 0) leave(before);
       before = ring.stage;
     }
-    ptx::wgmma_wait<0>();
-#pragma unroll
-    for (int h = 0; h < HALVES; h++) ptx::wgmma_settle(acc[h]);
-    if (before >= 0 && l == 0) ptx::mbarrier_arrive(&s.empty[before]);
+    return before;
+  }
 
-    if constexpr (!P::IN_TURNS) {
-      if (parts > 1) {
-        bool is_whole = merge_parts<BN / 2, THREADS>(
-            p.workspace, tile, s.is_last, [&](int e) -> float & { return acc[0][e]; },
-            [] { ptx::bar_sync(1, THREADS); });
-        if (!is_whole) continue;
-      }
+  /** This warp needs the stage no more: all who copy to it are told. */
+  __device__ __forceinline__ void leave(int stage) {
+    const int l = lane();
+    if (BLOCKS == 1) {
+      if (l == 0) ptx::mbarrier_arrive(&s.empty[stage]);
+    } else if (l < BLOCKS) {
+      ptx::mbarrier_arrive_in(l, &s.empty[stage]);
     }
-    if (is_glu) {
-#pragma unroll
-      for (int h = 0; h < HALVES; h++)
-#pragma unroll
-        for (int e = 0; e < BN / 4; e++) acc[h][e] = glu(acc[h][e], acc[h][e + BN / 4]);
-    }
-    const int width = is_glu ? BN / 2 : BN;
-    epilogue.template store_staged<BN, HALVES>(s.out[warp()],
-                                               (int64_t)row * BM + own + warp() % 4 * 16,
-                                               (int64_t)col * width, {64, width}, acc);
+  }
+};
+#endif
+
+template <typename T, typename P>
+__device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps) {
+#if HAS_SM90A
+  using Shared = GemmSm90Shared<T, P>;
+  SHARED(Shared, s);
+  Share<T, P> share(p, s);
+  share.prepare_barriers();
+  if (threadIdx.x >= P::THREADS) {
+    ptx::setmaxnreg_dec<24>();
+    if (threadIdx.x == P::THREADS) share.copy(maps);
+  } else {
+    ptx::setmaxnreg_inc<P::REGISTERS>();
+    share.multiply();
   }
 #endif
 }
 
 #define GEMM(name, T)                                                                              \
-  KERNEL_TMA(gemm_##name##_sm90_128x256, GemmParams, 384, 1) {                                     \
-    gemm<T, Plan<2, 64, 256, 4>>(p, maps);                                                         \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90_128x192, GemmParams, 384, 1) {                                     \
-    gemm<T, Plan<2, 64, 192, 5>>(p, maps);                                                         \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90_128x176, GemmParams, 384, 1) {                                     \
-    gemm<T, Plan<2, 64, 176, 5>>(p, maps);                                                         \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90_128x128, GemmParams, 384, 1) {                                     \
-    gemm<T, Plan<2, 64, 128, 6>>(p, maps);                                                         \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90_turns_128x128, GemmParams, 384, 1) {                               \
-    gemm<T, Plan<2, 128, 128, 6, true>>(p, maps);                                                  \
-  }                                                                                                \
+  GEMM_TILES(name, T, , 1)                                                                         \
+  GEMM_TILES(name, T, _pair, 2)                                                                    \
   KERNEL_TMA(gemm_##name##_sm90_64x128, GemmParams, 256, 2) {                                      \
     gemm<T, Plan<1, 64, 128, 4>>(p, maps);                                                         \
+  }
+#define GEMM_TILES(name, T, pair, BLOCKS)                                                          \
+  KERNEL_TMA(gemm_##name##_sm90##pair##_128x256, GemmParams, 384, 1) {                             \
+    gemm<T, Plan<2, 64, 256, 4, false, BLOCKS>>(p, maps);                                          \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90##pair##_128x192, GemmParams, 384, 1) {                             \
+    gemm<T, Plan<2, 64, 192, 5, false, BLOCKS>>(p, maps);                                          \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90##pair##_128x176, GemmParams, 384, 1) {                             \
+    gemm<T, Plan<2, 64, 176, 5, false, BLOCKS>>(p, maps);                                          \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90##pair##_128x128, GemmParams, 384, 1) {                             \
+    gemm<T, Plan<2, 64, 128, 6, false, BLOCKS>>(p, maps);                                          \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90##pair##_turns_128x128, GemmParams, 384, 1) {                       \
+    gemm<T, Plan<2, 128, 128, 6, true, BLOCKS>>(p, maps);                                          \
   }
 
 GEMM(bf16, bf16)

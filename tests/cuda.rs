@@ -7,10 +7,11 @@ mod golden_folder;
 use golden_folder::models;
 use half::bf16;
 use medflamingo::DType;
-use medflamingo::device::{Device, Products, Simt, Stream};
+use medflamingo::contracts::GemmParams;
+use medflamingo::device::{Device, Kernel, Products, Simt, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::engine::{self, Engine, EngineOptions, GenerateOptions};
-use medflamingo::ops::{self, Activation, Epilogue, Out, gemm};
+use medflamingo::ops::{self, Activation, Epilogue, GEMM, Out, gemm, gemm_shape, gemm_tilings};
 use medflamingo::tensor::Tensor;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -388,13 +389,51 @@ fn no_failing_call_panics_or_leaks() {
     child("every_call_fails_once");
 }
 
-/// Runs an ignored test of this file in a process that has the driver.
+/// Runs an ignored test of this file in a process that has the driver; launches do nothing.
 fn child(test: &str) {
     let mut command = with_driver(std::env::current_exe().unwrap(), "");
-    command.args(["--exact", test, "--ignored", "--nocapture"]);
-    let out = command.env_remove("DRIVER_KERNELS").output().unwrap();
+    command.env_remove("DRIVER_KERNELS");
+    passes(command, test);
+}
+
+fn passes(mut command: Command, test: &str) {
+    let out = command.args(["--exact", test, "--ignored", "--nocapture"]).output().unwrap();
     let (said, err) = (text(&out.stdout), text(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{said}{err}");
+}
+
+#[test]
+fn pairs_of_blocks_run_together() {
+    passes(with_driver(std::env::current_exe().unwrap(), ""), "products_in_pairs");
+}
+
+#[test]
+#[ignore = "needs the driver of tests/driver; run by pairs_of_blocks_run_together"]
+fn products_in_pairs() {
+    let [card, host] = [Device::Cuda(0).open(1).unwrap(), Stream::host(1)];
+    let values = |n: usize, seed: usize| -> Vec<bf16> {
+        (0..n).map(|i| bf16::from_f32(((i * 7 + seed) % 23) as f32 / 16.0 - 0.6)).collect()
+    };
+    let [m, n, k] = [130, 24, 72];
+    let shape = gemm_shape([m, n, k].map(|n| n as i64));
+    let mut tilings = gemm_tilings(&shape, DType::BF16, card.chip().unwrap());
+    tilings.retain(|t| t.variant.contains("_pair_"));
+    assert_eq!(tilings.len(), 5);
+    let result = |stream: &Stream, kernel: &Kernel<GemmParams>| -> Vec<f32> {
+        let upload = |rows, seed| Tensor::upload(stream, &values(rows * k, seed), &[rows, k]);
+        let (a, b) = (upload(m, 1).unwrap(), upload(n, 5).unwrap());
+        let mut c = Tensor::zeros(stream, DType::BF16, &[m, n]).unwrap();
+        let p = GemmParams { a: a.view().ptr(), b: b.view().ptr(), c: c.view_mut().ptr(), ..shape };
+        // SAFETY: the operands are as long as the shape says.
+        unsafe { stream.launch(kernel, DType::BF16, &p).unwrap() };
+        c.view().to_f32().unwrap()
+    };
+    let expected = result(&host, &GEMM);
+    for tiling in tilings {
+        let found = result(&card, tiling.kernel);
+        let is_near = |(x, y): (&f32, &f32)| (x - y).abs() <= x.abs() / 128.0 + 1e-5;
+        assert!(expected.iter().zip(&found).all(is_near), "{}", tiling.variant);
+    }
 }
 
 #[test]

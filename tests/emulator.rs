@@ -118,26 +118,31 @@ fn a_tile_product_is_the_matrix_product() {
     }
 }
 
+/// (rows,64) in boxes of `tile_rows`, or as many as there are.
+fn map(buffer: &Buffer, rows: usize, tile_rows: u32) -> Option<TensorMap> {
+    Some(TensorMap {
+        address: buffer.ptr().cast_const().cast(),
+        sizes: [64, rows as u64],
+        stride: 128,
+        tile: [64, tile_rows],
+        swizzle: Swizzle::Bytes128,
+    })
+}
+
+/// `value(i)` for every cell of (rows,64).
+fn matrix(stream: &Stream, rows: usize, value: impl Fn(usize) -> f32) -> Buffer {
+    let bits = (0..rows * 64).map(|i| half::bf16::from_f32(value(i)));
+    stream.upload(bytemuck::cast_slice(&bits.collect::<Vec<_>>())).unwrap()
+}
+
 /// A (rows,64) is smaller than its box: what is outside is zero.
 fn warpgroup(wrong: i32) -> Result<(), String> {
     let stream = Stream::host(1);
     let (rows, width) = (60, 64);
     let value = |i: usize| ((i * 5 + i / 64) % 11) as f32 - 5.0;
-    let operand = |rows: usize, shift: usize| {
-        let bits = (0..rows * width).map(|i| half::bf16::from_f32(value(i + shift)));
-        stream.upload(bytemuck::cast_slice(&bits.collect::<Vec<_>>())).unwrap()
-    };
-    let (a, b, y) = (operand(rows, 0), operand(64, 3), buffer(&stream, &[9.0; 64 * 64]));
-    let map = |buffer: &Buffer, rows: usize| {
-        Some(TensorMap {
-            address: buffer.ptr().cast_const().cast(),
-            sizes: [width as u64, rows as u64],
-            stride: 128,
-            tile: [64, 64],
-            swizzle: Swizzle::Bytes128,
-        })
-    };
-    let maps = [map(&a, rows), map(&b, 64), None, None];
+    let (a, b) = (matrix(&stream, rows, value), matrix(&stream, 64, |i| value(i + 3)));
+    let y = buffer(&stream, &[9.0; 64 * 64]);
+    let maps = [map(&a, rows, 64), map(&b, 64, 64), None, None];
     let shared = 2 * 64 * 64 * 2 + 8;
     let geometry = Geometry { shared, maps, ..Geometry::linear(1, 128) };
     let params = Params { y: y.ptr(), x: a.ptr(), wrong, reserved: 0 };
@@ -175,4 +180,34 @@ fn asynchronous_work_that_nobody_waits_for() {
             assert!(message.contains(word), "{wrong}: no `{word}` in: {message}");
         }
     }
+}
+
+fn cluster(wrong: i32) -> Result<(), String> {
+    let stream = Stream::host(1);
+    let value = |i: usize| (i / 64) as f32;
+    let (a, y) = (matrix(&stream, 64, value), buffer(&stream, &[9.0; 8]));
+    let maps = [map(&a, 64, 32), None, None, None];
+    let shared = 64 * 64 * 2 + 16;
+    let geometry = Geometry { shared, maps, cluster: 2, ..Geometry::linear(2, 32) };
+    let params = Params { y: y.ptr(), x: a.ptr(), wrong, reserved: 0 };
+    // SAFETY: the buffers are as long as the kernel expects.
+    unsafe { planted().launch("cluster_halves", &geometry, &params) }.map_err(|e| e.to_string())?;
+    let bytes = y.read().unwrap();
+    assert_eq!(bytemuck::cast_slice::<u8, f32>(&bytes), [0., 32., 0., 32., 1., 33., 1., 33.]);
+    Ok(())
+}
+
+#[test]
+fn blocks_of_a_cluster_copy_for_each_other() {
+    assert_eq!(cluster(0), Ok(()));
+    let cases = [(1, "of another block"), (2, "has ended"), (3, "of a cluster of 2")];
+    for (wrong, words) in cases {
+        let message = cluster(wrong).expect_err(words);
+        for word in ["cluster_halves", "block (", "thread", words, "hopper.cu"] {
+            assert!(message.contains(word), "{wrong}: no `{word}` in: {message}");
+        }
+    }
+    let odd = Geometry { cluster: 2, ..Geometry::linear(3, 32) };
+    let message = run("cluster_halves", &odd, 0).expect_err("3 blocks");
+    assert!(message.contains("3 blocks"), "{message}");
 }

@@ -210,6 +210,31 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, uint32_t parity
                  : "memory");
 }
 
+// Blocks of a cluster, side by side in x: each reaches the shared memory of the others, as long as
+// they are there.
+
+/** Of this block in its cluster. */
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+/** Waits for every thread of the cluster that has not returned; what they wrote is there. */
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n"
+               "barrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+/** Arrives at the barrier that block `rank` has where this block has `barrier`. */
+__device__ __forceinline__ void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier) {
+  asm volatile("{ .reg .b32 there;\n"
+               "mapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(
+                   shared_address(barrier)),
+               "r"(rank)
+               : "memory");
+}
+
 // Tensor copies: boxes of a `TensorMap`, zeros outside of it, begun by one thread.
 
 __device__ __forceinline__ void tma_prefetch(const TensorMap *map) {
@@ -221,6 +246,16 @@ __device__ __forceinline__ void tma_load_2d(void *to, const TensorMap *map, uint
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
                "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+               : "memory");
+}
+
+/** As `tma_load_2d`, read once for every block of the cluster whose bit is set: to the same place
+ *  in each, its bytes to the barrier that each has there. */
+__device__ __forceinline__ void tma_load_2d_for(uint32_t blocks, void *to, const TensorMap *map,
+                                                uint64_t *barrier, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+               ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+               "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"((uint16_t)blocks)
                : "memory");
 }
 

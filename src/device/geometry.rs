@@ -59,6 +59,9 @@ pub struct Geometry {
     pub threads: u32,
     /// Dynamic shared memory, bytes.
     pub shared: u32,
+    /// Blocks in x that run together and reach each other's shared memory (sm_90); grid\[0\] is a
+    /// multiple.
+    pub cluster: u32,
     /// For entries written with `KERNEL_TMA`.
     pub maps: [Option<TensorMap>; 4],
 }
@@ -69,7 +72,8 @@ impl Geometry {
 
     /// `blocks` in x of `threads`, without shared memory.
     pub const fn linear(blocks: u32, threads: u32) -> Self {
-        Geometry { variant: "", grid: [blocks, 1, 1], threads, shared: 0, maps: [None; 4] }
+        let grid = [blocks, 1, 1];
+        Geometry { variant: "", grid, threads, shared: 0, cluster: 1, maps: [None; 4] }
     }
 
     /// The name of the entry that is launched.

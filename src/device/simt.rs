@@ -81,6 +81,7 @@ type Launch = unsafe extern "C" fn(
     u32,
     u32,
     u32,
+    u32,
     *mut c_char,
     usize,
 ) -> i32;
@@ -161,6 +162,7 @@ impl Simt {
                 geometry.grid.as_ptr(),
                 geometry.threads,
                 geometry.shared,
+                geometry.cluster,
                 self.workers,
                 message.as_mut_ptr().cast(),
                 message.len(),

@@ -135,6 +135,11 @@ static TILED: [[Kernel<GemmParams>; PARTS.len()]; TILES.len()] = {
         parts!(6),
         parts!(7),
         parts!(8),
+        parts!(9),
+        parts!(10),
+        parts!(11),
+        parts!(12),
+        parts!(13),
     ]
 };
 

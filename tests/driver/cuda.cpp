@@ -33,7 +33,7 @@ enum {
 };
 using Entry = void (*)(const void *, const void *);
 using Emulate = int (*)(const char *, Entry, const void *, size_t, const void *, const uint32_t *,
-                        uint32_t, uint32_t, uint32_t, char *, size_t);
+                        uint32_t, uint32_t, uint32_t, uint32_t, char *, size_t);
 
 struct Function {
   std::string name;
@@ -41,7 +41,7 @@ struct Function {
 };
 struct Launch {
   Function *function;
-  uint32_t grid[3], threads, shared;
+  uint32_t grid[3], threads, shared, cluster;
   std::vector<uint8_t> params;
   void (*work)(const void *) = nullptr; ///< a library's, of the params, instead of an entry
 };
@@ -133,8 +133,8 @@ int run(const Launch &launch) {
   char message[2048] = "";
   Emulate emulate = (Emulate)dlsym(library(), "simt_launch");
   if (emulate(launch.function->name.c_str(), launch.function->entry, params,
-              maps ? size - 512 : size, copy, launch.grid, launch.threads, launch.shared, 2,
-              message, sizeof message)) {
+              maps ? size - 512 : size, copy, launch.grid, launch.threads, launch.shared,
+              launch.cluster, 2, message, sizeof message)) {
     fprintf(stderr, "%s\n", message);
     return broken = LAUNCH_FAILED;
   }
@@ -402,16 +402,23 @@ int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) 
   if (!params || extra) return INVALID;
   long at;
   if (has("launch", &at) && launches + 1 == at) return OUT_OF_RESOURCES;
-  // The only attribute in use: to begin while the launch before ends.
-  if (c->count > 1 || (c->count && (c->attributes->id != 6 || c->attributes->value[0] != 1)))
-    return INVALID;
-  overlapping += c->count;
+  // The attributes in use: blocks of a cluster, and to begin while the launch before ends.
+  uint32_t cluster = 1;
+  for (const Attribute *a = c->attributes; a < c->attributes + c->count; a++) {
+    if (a->id == 4 && a->value[0] > 1 && a->value[1] == 1 && a->value[2] == 1)
+      cluster = (uint32_t)a->value[0];
+    else if (a->id == 6 && a->value[0] == 1)
+      overlapping++;
+    else
+      return INVALID;
+  }
   // A driver knows each entry's parameters; this one is told where they end.
   const uint8_t *bytes = (const uint8_t *)params[0], *end = (const uint8_t *)params[2];
   Launch launch = {f,
                    {c->grid[0], c->grid[1], c->grid[2]},
                    c->block[0],
                    c->shared,
+                   cluster,
                    {bytes, end}};
   if (capturing) return capturing->launches.push_back(launch), SUCCESS;
   run(launch);
@@ -421,7 +428,7 @@ int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) 
 int driver_do(void (*work)(const void *), const void *data, size_t bytes) {
   CALL;
   const uint8_t *first = (const uint8_t *)data;
-  Launch launch = {nullptr, {1, 1, 1}, 1, 0, {first, first + bytes}, work};
+  Launch launch = {nullptr, {1, 1, 1}, 1, 0, 1, {first, first + bytes}, work};
   if (capturing) return capturing->launches.push_back(launch), SUCCESS;
   return run(launch);
 }

@@ -1,12 +1,12 @@
 /*  The emulator: blocks over host threads, each CUDA thread a fiber.
  *
  *  A fiber runs until it waits - for a barrier, for its warp, for a copy - and then the next one
- *  that can run does. Kernels are compiled with `-fsanitize=thread`, whose calls land here instead
- *  of in a sanitizer: every access of a kernel's code is looked at. Shared memory has a shadow, two
- *  entries a byte: who wrote it last and who read it last, as (thread, time). Each thread knows how
- *  far it has synchronised with every other (arXiv:1001.1741, FastTrack); an access that is not
- *  ordered after a conflicting one is a race. Barriers and `__syncwarp` order memory; shuffles and
- *  tensor-core operations do not.
+ *  that can run does. The blocks of a cluster share a host thread. Kernels are compiled with
+ *  `-fsanitize=thread`, whose calls land here instead of in a sanitizer: every access of a kernel's
+ *  code is looked at. Shared memory has a shadow, two entries a byte: who wrote it last and who
+ *  read it last, as (thread, time). Each thread knows how far it has synchronised with every other
+ *  (arXiv:1001.1741, FastTrack); an access that is not ordered after a conflicting one is a race.
+ *  Barriers and `__syncwarp` order memory; shuffles and tensor-core operations do not.
  *
  *  On a fault the block is abandoned: kernel frames own nothing. */
 #include "simt_memory.h"
@@ -27,7 +27,8 @@ static bool is_same_line(void *a, void *b) {
 
 int barrier(int how, int predicate) {
   Fiber *f = self();
-  Block &b = *block;
+  Block &b = own();
+  const uint32_t threads = cluster->launch->threads;
   f->predicate = predicate;
   if (b.at_barrier == 0) b.how = how, b.barrier_site = SITE;
   if (b.how != how) fault_at(SITE, "two kinds of __syncthreads at once");
@@ -35,14 +36,14 @@ int barrier(int how, int predicate) {
     fault_at(SITE, "divergent __syncthreads: others wait at %s", place(b.barrier_site).c_str());
   b.at_barrier++;
   f->state = State::BARRIER;
-  if (b.at_barrier < b.threads) {
+  if (b.at_barrier < threads) {
     yield_as(State::BARRIER, "__syncthreads", SITE);
     return f->result;
   }
   int any = 0, all = 1, count = 0;
   std::vector<Fiber *> everybody;
-  for (uint32_t i = 0; i < b.threads; i++) {
-    Fiber *other = b.fibers[i].get();
+  for (uint32_t i = 0; i < threads; i++) {
+    Fiber *other = cluster->fibers[f->rank * threads + i].get();
     any |= other->predicate, all &= other->predicate, count += other->predicate;
     everybody.push_back(other);
   }
@@ -50,11 +51,13 @@ int barrier(int how, int predicate) {
     other->result = how == 1 ? any : how == 2 ? all : count;
     other->state = State::READY;
   }
-  if (has_memory()) {
+  if (cluster->blocks.size() > 1) {
+    synchronise(everybody);
+  } else if (has_memory()) {
     // Everybody's own time is the latest anybody knows of it.
-    std::vector<uint32_t> times(b.threads);
-    for (uint32_t i = 0; i < b.threads; i++) times[i] = everybody[i]->clock[i];
-    for (uint32_t i = 0; i < b.threads; i++) {
+    std::vector<uint32_t> times(threads);
+    for (uint32_t i = 0; i < threads; i++) times[i] = everybody[i]->clock[i];
+    for (uint32_t i = 0; i < threads; i++) {
       everybody[i]->clock = times;
       everybody[i]->clock[i]++;
     }
@@ -63,10 +66,22 @@ int barrier(int how, int predicate) {
   return f->result;
 }
 
+/// Lets those at the cluster's barrier go on once all are there that have not returned.
+static void meet_cluster() {
+  Cluster &c = *cluster;
+  if (c.at_barrier == 0 || c.at_barrier < c.live) return;
+  std::vector<Fiber *> waiting;
+  for (uint32_t i = 0; i < c.threads; i++)
+    if (c.fibers[i]->state == State::CLUSTER) waiting.push_back(c.fibers[i].get());
+  synchronise(waiting);
+  for (Fiber *f : waiting) f->state = State::READY;
+  c.at_barrier = 0;
+}
+
 void named_barrier(int id, int threads, bool waits) {
   Fiber *f = self();
-  auto &n = block->named[id & 15];
-  if (n.arrived == 0) n.expected = threads, n.released.assign(block->threads, 0);
+  auto &n = own().named[id & 15];
+  if (n.arrived == 0) n.expected = threads, n.released.assign(cluster->threads, 0);
   if (n.expected != threads)
     fault_at(SITE, "barrier %d for %d threads, and for %d by others", id, threads, n.expected);
   n.arrived++;
@@ -90,7 +105,7 @@ static void meet(const char *name, uint32_t mask, Operation run, Lane *own, void
   if (!(mask >> lane & 1))
     fault_at(site, "%s with mask %08x by lane %u, which is not in it", name, mask, lane);
   f->site = site;
-  auto &meetings = block->meetings[f->id / 32];
+  auto &meetings = cluster->meetings[f->id / 32];
   auto m = std::find_if(meetings.begin(), meetings.end(),
                         [&](const Meeting &m) { return m.mask & mask; });
   if (m == meetings.end()) {
@@ -105,11 +120,11 @@ static void meet(const char *name, uint32_t mask, Operation run, Lane *own, void
   if (m->arrived != mask) return yield_as(State::WARP, name, site);
   Meeting full = *m;
   meetings.erase(m);
-  block->in_operation = true;
+  cluster->in_operation = true;
   run(full.lanes, mask);
-  block->in_operation = false;
+  cluster->in_operation = false;
   for (uint32_t i = 0; i < 32; i++)
-    if (mask >> i & 1) block->fibers[f->id / 32 * 32 + i]->state = State::READY;
+    if (mask >> i & 1) cluster->fibers[f->id / 32 * 32 + i]->state = State::READY;
 }
 
 void collective(const char *name, uint32_t mask, Operation run, Lane *own) {
@@ -123,7 +138,7 @@ void sync_warp(uint32_t mask) {
       [](Lane *const[32], uint32_t mask) {
         std::vector<Fiber *> fibers;
         for (uint32_t i = 0; i < 32; i++)
-          if (mask >> i & 1) fibers.push_back(block->fibers[self()->id / 32 * 32 + i].get());
+          if (mask >> i & 1) fibers.push_back(cluster->fibers[self()->id / 32 * 32 + i].get());
         synchronise(fibers);
       },
       &own, SITE);
@@ -136,7 +151,7 @@ namespace {
 void fiber_main() {
   for (;;) {
     Fiber *f = self();
-    Launch &launch = *block->launch;
+    Launch &launch = *cluster->launch;
     launch.entry(launch.params, launch.maps);
     f = self();
     for (auto &group : f->stores)
@@ -144,8 +159,9 @@ void fiber_main() {
     for (auto &group : f->products)
       if (!group.empty()) fault_at(f->site, "returns with products in flight");
     f->state = State::DONE;
-    block->live--;
-    if (_setjmp(f->resume) == 0) _longjmp(block->scheduler, 1);
+    cluster->live--, own().live--;
+    meet_cluster();
+    if (_setjmp(f->resume) == 0) _longjmp(cluster->scheduler, 1);
   }
 }
 
@@ -169,56 +185,59 @@ Fiber *new_fiber() {
   return f;
 }
 
-void prepare(Block &b, Launch &launch, uint3 index) {
-  b.launch = &launch;
-  b.threads = b.live = launch.threads;
-  b.at_barrier = 0;
-  b.in_operation = false;
-  b.statics.clear();
-  b.arrivals.clear();
-  b.tiles.clear();
-  for (auto &hit : b.hits) hit = {};
-  b.readers.clear();
-  for (auto &n : b.named) n = {};
-  size_t room = launch.shared_bytes + (64 << 10) + 4 * GUARD;
-  if (b.room_bytes < room) {
-    free(b.room);
-    b.room_bytes = (room + 1023) / 1024 * 1024;
-    b.room = (uint8_t *)aligned_alloc(1024, b.room_bytes);
-    b.shared = b.room + GUARD;
+void prepare(Cluster &c, Launch &launch, uint3 first) {
+  c.launch = &launch;
+  c.threads = c.live = launch.threads * launch.cluster;
+  c.at_barrier = 0;
+  c.in_operation = false;
+  c.arrivals.clear();
+  c.tiles.clear();
+  for (auto &hit : c.hits) hit = {};
+  c.readers.clear();
+  c.stride = (launch.shared_bytes + (64 << 10) + 4 * GUARD + 1023) / 1024 * 1024;
+  const size_t room = GUARD + c.stride * launch.cluster;
+  if (c.room_bytes < room) {
+    free(c.room);
+    c.room_bytes = (room + 1023) / 1024 * 1024;
+    c.room = (uint8_t *)aligned_alloc(1024, c.room_bytes);
+    c.shared = c.room + GUARD;
   }
-  if (launch.shared_bytes > 0) memset(b.room, 0xff, b.room_bytes);
-  size_t bytes = b.room_bytes - GUARD;
-  b.writes.assign(bytes, 0), b.reads.assign(bytes, 0), b.stores.assign(bytes, 0);
-  b.meetings.assign((b.threads + 31) / 32, {});
-  while (b.fibers.size() < b.threads) b.fibers.emplace_back(new_fiber());
-  for (uint32_t i = 0; i < b.threads; i++) {
-    Fiber &f = *b.fibers[i];
-    f.id = i;
-    f.index = {i, 0, 0};
-    f.block_index = index, f.block_size = {launch.threads, 1, 1}, f.grid_size = launch.grid;
+  if (launch.shared_bytes > 0) memset(c.room, 0xff, c.room_bytes);
+  c.blocks.assign(launch.cluster, {});
+  for (uint32_t rank = 0; rank < launch.cluster; rank++)
+    c.blocks[rank].live = launch.threads, c.blocks[rank].shared = c.shared + rank * c.stride;
+  size_t bytes = c.room_bytes - GUARD;
+  c.writes.assign(bytes, 0), c.reads.assign(bytes, 0), c.stores.assign(bytes, 0);
+  c.meetings.assign((c.threads + 31) / 32, {});
+  while (c.fibers.size() < c.threads) c.fibers.emplace_back(new_fiber());
+  for (uint32_t i = 0; i < c.threads; i++) {
+    Fiber &f = *c.fibers[i];
+    f.id = i, f.rank = i / launch.threads;
+    f.index = {i % launch.threads, 0, 0};
+    f.block_index = {first.x + f.rank, first.y, first.z};
+    f.block_size = {launch.threads, 1, 1}, f.grid_size = launch.grid;
     f.state = State::READY;
-    f.clock.assign(b.threads, 0);
+    f.clock.assign(c.threads, 0);
     f.clock[i] = 1;
     f.copies.clear();
     f.stores.clear();
     f.products.clear();
-    f.fenced.assign(b.threads, 0);
+    f.fenced.assign(c.threads, 0);
   }
 }
 
 /// Who waits where, when nobody can go on.
-std::string census(Block &b) {
+std::string census(Cluster &c) {
   std::map<std::string, std::pair<uint32_t, uint32_t>> groups;
   uint32_t done = 0;
-  for (uint32_t i = 0; i < b.threads; i++) {
-    Fiber &f = *b.fibers[i];
+  for (uint32_t i = 0; i < c.threads; i++) {
+    Fiber &f = *c.fibers[i];
     if (f.state == State::DONE) {
       done++;
       continue;
     }
     auto [at, is_new] =
-        groups.try_emplace(std::string(f.waits_for) + " at " + place(f.site), 0u, i);
+        groups.try_emplace(std::string(f.waits_for) + " at " + place(f.site), 0u, f.index.x);
     at->second.first++;
   }
   std::string text;
@@ -229,52 +248,50 @@ std::string census(Block &b) {
   return text;
 }
 
-/// Blocks with their stacks, for whoever needs one next.
+/// Clusters with their stacks, for whoever needs one next.
 struct Spare {
   std::mutex lock;
-  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<Cluster>> clusters;
 
-  std::unique_ptr<Block> take() {
+  std::unique_ptr<Cluster> take() {
     std::lock_guard<std::mutex> hold(lock);
-    if (blocks.empty()) return std::make_unique<Block>();
-    auto block = std::move(blocks.back());
-    blocks.pop_back();
+    if (clusters.empty()) return std::make_unique<Cluster>();
+    auto cluster = std::move(clusters.back());
+    clusters.pop_back();
     // A fiber never changes its thread: what its frames know of `now` would be another's.
-    for (auto &f : block->fibers) f->is_started = false;
-    return block;
+    for (auto &f : cluster->fibers) f->is_started = false;
+    return cluster;
   }
-  void give(std::unique_ptr<Block> block) {
+  void give(std::unique_ptr<Cluster> cluster) {
     std::lock_guard<std::mutex> hold(lock);
-    blocks.push_back(std::move(block));
+    clusters.push_back(std::move(cluster));
   }
 } spare;
 
 /// Leaves every fiber where it stands, to start anew: kernel frames own nothing.
-bool abandon(Block &b) {
-  for (auto &f : b.fibers) f->is_started = false;
+bool abandon(Cluster &c) {
+  for (auto &f : c.fibers) f->is_started = false;
   now = nullptr;
   return false;
 }
 
 /// True if every thread returned; else the launch has failed.
-bool run_block(Block &b, Launch &launch, uint3 index) {
-  block = &b;
-  prepare(b, launch, index);
+bool run_cluster(Cluster &c, Launch &launch, uint3 first) {
+  cluster = &c;
+  prepare(c, launch, first);
   volatile uint32_t i = 0, idle = 0;
-  int came = _setjmp(b.scheduler);
-  if (came == 2) return abandon(b);
+  int came = _setjmp(c.scheduler);
+  if (came == 2) return abandon(c);
   now = nullptr;
-  while (b.live > 0) {
-    if (idle == b.threads) {
-      Fiber &f = *b.fibers[0];
+  while (c.live > 0) {
+    if (idle == c.threads) {
       char text[96];
-      snprintf(text, sizeof text, "block (%u, %u, %u) cannot go on: ", f.block_index.x,
-               f.block_index.y, f.block_index.z);
-      fail(launch, text + census(b));
-      return abandon(b);
+      snprintf(text, sizeof text, "block (%u, %u, %u) cannot go on: ", first.x, first.y, first.z);
+      fail(launch, text + census(c));
+      return abandon(c);
     }
-    Fiber &f = *b.fibers[i];
-    i = i + 1 == b.threads ? 0 : i + 1;
+    Fiber &f = *c.fibers[i];
+    i = i + 1 == c.threads ? 0 : i + 1;
     if (f.state != State::READY) {
       idle = idle + 1;
       continue;
@@ -302,24 +319,31 @@ void simt_bind(bool (*find)(uintptr_t, uintptr_t *, uintptr_t *)) { simt::find_b
 /// Runs a grid; 0, or 1 and a message.
 int simt_launch(const char *name, void (*entry)(const void *, const void *), const void *params,
                 size_t params_bytes, const void *maps, const uint32_t *grid, uint32_t threads,
-                uint32_t shared_bytes, uint32_t workers, char *message, size_t message_bytes) {
+                uint32_t shared_bytes, uint32_t cluster, uint32_t workers, char *message,
+                size_t message_bytes) {
   simt::Launch launch;
   launch.name = name, launch.entry = entry, launch.params = params, launch.maps = maps;
   launch.params_bytes = params_bytes;
   launch.grid = {grid[0], grid[1], grid[2]};
-  launch.threads = threads, launch.shared_bytes = shared_bytes;
-  uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
+  launch.threads = threads, launch.shared_bytes = shared_bytes, launch.cluster = cluster;
+  if (cluster == 0 || grid[0] % cluster || (cluster > 1 && threads % 32)) {
+    snprintf(message, message_bytes, "%s: %u blocks of %u threads in clusters of %u", name, grid[0],
+             threads, cluster);
+    return 1;
+  }
+  const uint32_t across = grid[0] / cluster;
+  uint64_t clusters = (uint64_t)across * grid[1] * grid[2];
   auto work = [&] {
-    auto block = simt::spare.take();
-    for (uint64_t i; !launch.failed && (i = launch.next++) < blocks;) {
-      uint3 index = {(unsigned)(i % grid[0]), (unsigned)(i / grid[0] % grid[1]),
-                     (unsigned)(i / grid[0] / grid[1])};
-      if (!simt::run_block(*block, launch, index)) break;
+    auto own = simt::spare.take();
+    for (uint64_t i; !launch.failed && (i = launch.next++) < clusters;) {
+      uint3 first = {(unsigned)(i % across) * cluster, (unsigned)(i / across % grid[1]),
+                     (unsigned)(i / across / grid[1])};
+      if (!simt::run_cluster(*own, launch, first)) break;
     }
-    simt::spare.give(std::move(block));
+    simt::spare.give(std::move(own));
   };
   std::vector<std::thread> others;
-  for (uint32_t i = 1; i < workers && i < blocks; i++) others.emplace_back(work);
+  for (uint32_t i = 1; i < workers && i < clusters; i++) others.emplace_back(work);
   work();
   for (auto &t : others) t.join();
   snprintf(message, message_bytes, "%s", launch.message.c_str());

@@ -25,8 +25,8 @@ uintptr_t swizzled(uintptr_t at, uint64_t swizzle) {
 }
 
 Arrivals &arrivals(const uint64_t *barrier, void *pc) {
-  auto at = block->arrivals.find(barrier);
-  if (at == block->arrivals.end())
+  auto at = cluster->arrivals.find(barrier);
+  if (at == cluster->arrivals.end())
     fault_at(pc, "mbarrier at %p was not initialised", (const void *)barrier);
   return at->second;
 }
@@ -37,8 +37,8 @@ void advance(const uint64_t *barrier, Arrivals &a) {
   a.phase++;
   a.pending = a.count;
   a.released = a.arrived;
-  for (uint32_t i = 0; i < block->threads; i++) {
-    Fiber &f = *block->fibers[i];
+  for (uint32_t i = 0; i < cluster->threads; i++) {
+    Fiber &f = *cluster->fibers[i];
     if (f.state == State::ARRIVALS && f.barrier == barrier && (a.phase & 1) != f.parity)
       f.state = State::READY;
   }
@@ -66,18 +66,17 @@ void land(const Tile &t) {
           row >= 0 && column >= 0 && row < (int64_t)map.rows && column < (int64_t)map.columns;
       uint16_t cell = 0;
       if (inside) memcpy(&cell, (const void *)(map.address + row * map.stride + column * 2), 2);
-      auto to = swizzled((uintptr_t)t.to - (uintptr_t)block->shared + r * map.row_bytes() + c * 2,
-                         map.swizzle);
-      memcpy(block->shared + to, &cell, 2);
+      auto to = swizzled(shared_byte(t.to) + r * map.row_bytes() + c * 2, map.swizzle);
+      memcpy(cluster->shared + to, &cell, 2);
     }
-  auto at = (uintptr_t)t.to - (uintptr_t)block->shared;
+  auto at = shared_byte(t.to);
   for (size_t i = at; i < at + map.bytes(); i++)
-    block->writes[i] = t.own | ENGINE, block->reads[i] = 0;
+    cluster->writes[i] = t.own | ENGINE, cluster->reads[i] = 0;
 }
 
 /// Everything on its way to `barrier` arrives.
 void land_all(const uint64_t *barrier) {
-  auto &tiles = block->tiles;
+  auto &tiles = cluster->tiles;
   for (size_t i = 0; i < tiles.size();) {
     if (tiles[i].barrier != barrier) {
       i++;
@@ -86,7 +85,7 @@ void land_all(const uint64_t *barrier) {
     Tile t = std::move(tiles[i]);
     tiles.erase(tiles.begin() + (long)i);
     land(t);
-    Arrivals &a = block->arrivals.at(barrier);
+    Arrivals &a = cluster->arrivals.at(barrier);
     join(a.arrived, t.clock);
     a.bytes -= (int64_t)Map(t.map).bytes();
     advance(barrier, a);
@@ -100,18 +99,18 @@ void needs_fence([[maybe_unused]] uintptr_t at, [[maybe_unused]] size_t bytes,
 #ifndef SIMT_UNCHECKED
   Fiber &f = *self();
   for (size_t i = at; i < at + bytes; i++) {
-    Epoch e = block->writes[i];
+    Epoch e = cluster->writes[i];
     if (e == 0 || e == IN_FLIGHT || (e & ENGINE)) continue;
-    if (when(e) > block->fibers[who(e)]->fenced[who(e)] && when(e) > f.fenced[who(e)])
-      fault_at(pc, "shared byte %zu was stored by thread %u without fence_async_shared after it", i,
-               who(e));
+    if (when(e) > cluster->fibers[who(e)]->fenced[who(e)] && when(e) > f.fenced[who(e)])
+      fault_at(pc, "shared byte %zu was stored by thread %u without fence_async_shared after it",
+               i % cluster->stride, cluster->fibers[who(e)]->index.x);
   }
 #endif
 }
 
 /// The box of a tile must be one that a tensor map can have.
 void check_tile(const Map &map, const void *shared, void *pc) {
-  auto at = (uintptr_t)shared - (uintptr_t)block->shared;
+  auto at = (uintptr_t)shared - (uintptr_t)own().shared;
   if (map.address == 0) fault_at(pc, "tensor map that the geometry does not have");
   if (at % 128) fault_at(pc, "tile at shared byte %zu: not a multiple of 128", (size_t)at);
   if (map.stride % 16 || map.address % 16) fault_at(pc, "tensor map is not aligned to 16 bytes");
@@ -122,6 +121,14 @@ void check_tile(const Map &map, const void *shared, void *pc) {
     fault_at(pc, "tile of %zu by %zu", (size_t)map.tile_rows, (size_t)map.tile_columns);
 }
 
+/// Where `p`, in the running block's shared memory, is in that of block `rank`.
+template <typename T> T *in_block(T *p, uint32_t rank, void *pc) {
+  auto &blocks = cluster->blocks;
+  if (rank >= blocks.size()) fault_at(pc, "block %u of a cluster of %zu", rank, blocks.size());
+  if (blocks[rank].live == 0) fault_at(pc, "block %u of the cluster has ended", rank);
+  return (T *)((uintptr_t)p - (uintptr_t)own().shared + (uintptr_t)blocks[rank].shared);
+}
+
 void check_matrix(const Map &map, int x, int y, bool is_write, void *pc) {
   int64_t first = std::max(x, 0),
           last = std::min<int64_t>(x + (int64_t)map.tile_columns, (int64_t)map.columns);
@@ -130,6 +137,37 @@ void check_matrix(const Map &map, int x, int y, bool is_write, void *pc) {
     if (first < last)
       access((const void *)(map.address + r * map.stride + first * 2), (size_t)(last - first) * 2,
              is_write, pc);
+}
+
+/// A tile for the same place in each of `blocks`, each of which has a barrier that waits for it.
+void begin_tile(void *to, const TensorMap *map, uint64_t *barrier, int x, int y, uint32_t blocks,
+                void *pc) {
+  Fiber *f = self();
+  auto *words = reinterpret_cast<const uint64_t *>(map);
+  Map m(words);
+  check_tile(m, to, pc);
+  check_matrix(m, x, y, false, pc);
+  if (shared_byte(to) - shared_byte(own().shared) + m.bytes() > cluster->launch->shared_bytes)
+    fault_at(pc, "tile of %zu bytes beyond the end of shared memory", m.bytes());
+  for (uint32_t rank = 0; blocks >> rank; rank++) {
+    if (!(blocks >> rank & 1)) continue;
+    void *there = in_block(to, rank, pc);
+    uint64_t *signal = in_block(barrier, rank, pc);
+#ifndef SIMT_UNCHECKED
+    shared_access(shared_byte(there), m.bytes(), true, pc);
+    shared_access(shared_byte(signal), 8, false, pc);
+#endif
+    mark_in_flight(there, m.bytes());
+    arrivals(signal, pc);
+    cluster->tiles.push_back(
+        {there, words, signal, x, y, f->id, epoch(f->id, f->clock[f->id]), f->clock});
+    // Those that wait already need somebody to let it land.
+    for (uint32_t i = 0; i < cluster->threads; i++) {
+      Fiber &other = *cluster->fibers[i];
+      if (other.state == State::ARRIVALS && other.barrier == signal) other.state = State::READY;
+    }
+  }
+  f->clock[f->id]++;
 }
 
 void together(const char *name, void *pc) {
@@ -156,24 +194,24 @@ void check_operand(uint64_t descriptor, int from, int rows, void *pc) {
   for (int r = from; r < from + rows; r++)
     for (int k = 0; k < 16; k += 8) {
       auto at = operand(descriptor, r, k);
-      access(block->shared + at, 16, false, pc);
-      needs_fence(at, 16, pc);
+      access(own().shared + at, 16, false, pc);
+      needs_fence(shared_byte(own().shared) + at, 16, pc);
     }
 }
 
 /// This thread's cells of D (64,n) += A (64,16) B (n,16)^T.
 void compute(const Product &p) {
-  int warp = (int)(self()->id / 32 % 4), g = (int)(self()->id % 32) / 4,
+  int warp = (int)(self()->index.x / 32 % 4), g = (int)(self()->id % 32) / 4,
       t = (int)(self()->id % 4) * 2;
   float a[2][16];
   for (int k = 0; k < 16; k++)
     for (int half = 0; half < 2; half++)
-      a[half][k] = element(block->shared + operand(p.a, 16 * warp + g + 8 * half, k), p.is_bf16);
+      a[half][k] = element(own().shared + operand(p.a, 16 * warp + g + 8 * half, k), p.is_bf16);
   for (int j = 0; j < p.n; j += 8)
     for (int i = 0; i < 2; i++) {
       float low = 0, high = 0;
       for (int k = 0; k < 16; k++) {
-        float b = element(block->shared + operand(p.b, j + t + i, k), p.is_bf16);
+        float b = element(own().shared + operand(p.b, j + t + i, k), p.is_bf16);
         low += a[0][k] * b, high += a[1][k] * b;
       }
       p.d[j / 2 + i] += low, p.d[j / 2 + 2 + i] += high;
@@ -192,13 +230,21 @@ void mbarrier_init(uint64_t *barrier, uint32_t count) {
   if ((uintptr_t)barrier % 8) fault_at(SITE, "mbarrier at %p is misaligned", (void *)barrier);
   Arrivals a;
   a.count = a.pending = count;
-  a.arrived.assign(block->threads, 0), a.released.assign(block->threads, 0);
-  block->arrivals[barrier] = a;
+  a.arrived.assign(cluster->threads, 0), a.released.assign(cluster->threads, 0);
+  cluster->arrivals[barrier] = a;
 }
 
 void mbarrier_arrive(uint64_t *barrier) {
   access(barrier, 8, false, SITE);
   arrive(barrier, 0, SITE);
+}
+
+void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier) {
+  uint64_t *there = in_block(barrier, rank, SITE);
+#ifndef SIMT_UNCHECKED
+  shared_access(shared_byte(there), 8, false, SITE);
+#endif
+  arrive(there, 0, SITE);
 }
 
 void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes) {
@@ -220,6 +266,15 @@ void mbarrier_wait(uint64_t *barrier, uint32_t parity) {
   join(f->clock, arrivals(barrier, SITE).released);
 }
 
+uint32_t cluster_rank() { return self()->rank; }
+
+void cluster_sync() {
+  self()->state = State::CLUSTER;
+  cluster->at_barrier++;
+  meet_cluster();
+  if (self()->state == State::CLUSTER) yield_as(State::CLUSTER, "its cluster", SITE);
+}
+
 void fence_async_shared() {
   Fiber *f = self();
   f->fenced = f->clock;
@@ -227,23 +282,12 @@ void fence_async_shared() {
 }
 
 void tma_load_2d(void *to, const TensorMap *map, uint64_t *barrier, int x, int y) {
-  Fiber *f = self();
-  auto *words = reinterpret_cast<const uint64_t *>(map);
-  Map m(words);
-  check_tile(m, to, SITE);
-  check_matrix(m, x, y, false, SITE);
-  access(to, m.bytes(), true, SITE);
-  mark_in_flight(to, m.bytes());
-  access(barrier, 8, false, SITE);
-  arrivals(barrier, SITE);
-  block->tiles.push_back(
-      {to, words, barrier, x, y, f->id, epoch(f->id, f->clock[f->id]), f->clock});
-  f->clock[f->id]++;
-  // Those that wait already need somebody to let it land.
-  for (uint32_t i = 0; i < block->threads; i++) {
-    Fiber &other = *block->fibers[i];
-    if (other.state == State::ARRIVALS && other.barrier == barrier) other.state = State::READY;
-  }
+  begin_tile(to, map, barrier, x, y, 1u << self()->rank, SITE);
+}
+
+void tma_load_2d_for(uint32_t blocks, void *to, const TensorMap *map, uint64_t *barrier, int x,
+                     int y) {
+  begin_tile(to, map, barrier, x, y, blocks, SITE);
 }
 
 void tma_store_2d(const TensorMap *map, const void *from, int x, int y) {
@@ -253,7 +297,7 @@ void tma_store_2d(const TensorMap *map, const void *from, int x, int y) {
   check_tile(m, from, SITE);
   check_matrix(m, x, y, true, SITE);
   access(from, m.bytes(), false, SITE);
-  needs_fence((uintptr_t)from - (uintptr_t)block->shared, m.bytes(), SITE);
+  needs_fence(shared_byte(from), m.bytes(), SITE);
   f->site = SITE;
   if (f->stores.empty()) f->stores.emplace_back();
   f->stores.back().push_back({words, from, x, y});
@@ -267,14 +311,14 @@ void tma_store_wait(int groups) {
     for (auto &s : stores.front()) {
       Map m(s.map);
       access(s.from, m.bytes(), false, SITE);
-      auto at = (uintptr_t)s.from - (uintptr_t)block->shared;
+      auto at = shared_byte(s.from);
       for (int64_t r = 0; r < (int64_t)m.tile_rows; r++)
         for (int64_t c = 0; c < (int64_t)m.tile_columns; c++) {
           int64_t row = s.y + r, column = s.x + c;
           if (row < 0 || column < 0 || row >= (int64_t)m.rows || column >= (int64_t)m.columns)
             continue;
           auto cell = swizzled(at + (size_t)r * m.row_bytes() + (size_t)c * 2, m.swizzle);
-          memcpy((void *)(m.address + row * m.stride + column * 2), block->shared + cell, 2);
+          memcpy((void *)(m.address + row * m.stride + column * 2), cluster->shared + cell, 2);
         }
     }
     stores.erase(stores.begin());
@@ -282,15 +326,16 @@ void tma_store_wait(int groups) {
 }
 
 uint64_t shared_descriptor_128b(const void *p) {
-  auto at = (uint64_t)((uintptr_t)p - (uintptr_t)block->shared);
+  auto at = (uint64_t)((uintptr_t)p - (uintptr_t)own().shared);
   if (at % 16) fault_at(SITE, "wgmma operand at shared byte %zu is misaligned", (size_t)at);
   return (at & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
 void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16) {
   Fiber *f = self();
-  if (f->id / 128 * 128 + 128 > block->threads)
-    fault_at(SITE, "wgmma by the last %u threads of a block: no warpgroup", block->threads % 128);
+  const uint32_t threads = cluster->launch->threads;
+  if (f->index.x / 128 * 128 + 128 > threads)
+    fault_at(SITE, "wgmma by the last %u threads of a block: no warpgroup", threads % 128);
   struct Operands {
     uint64_t a, b;
   } operands = {a, b};
@@ -322,7 +367,7 @@ void wgmma_wait(int groups) {
     for (auto &p : products.front()) {
       // One lane's reads stand for its warp's: rows of A are the warp's own, B is everybody's.
       if (f->id % 32 == 0) {
-        check_operand(p.a, (int)(f->id / 32 % 4) * 16, 16, pc);
+        check_operand(p.a, (int)(f->index.x / 32 % 4) * 16, 16, pc);
         check_operand(p.b, 0, p.n, pc);
       }
       compute(p);
@@ -335,7 +380,7 @@ void wgmma_wait(int groups) {
       [](Lane *const[32], uint32_t) {
         std::vector<Fiber *> warp;
         for (uint32_t i = 0; i < 32; i++)
-          warp.push_back(block->fibers[self()->id / 32 * 32 + i].get());
+          warp.push_back(cluster->fibers[self()->id / 32 * 32 + i].get());
         synchronise(warp);
       },
       &own, pc);

@@ -76,10 +76,11 @@ struct Arrivals {
   std::vector<uint32_t> arrived, released; ///< clocks
 };
 
-enum class State { READY, BARRIER, NAMED, WARP, ARRIVALS, DONE };
+enum class State { READY, BARRIER, NAMED, WARP, ARRIVALS, CLUSTER, DONE };
 
 struct Fiber : Thread {
-  uint32_t id = 0;
+  uint32_t id = 0;   ///< in its cluster
+  uint32_t rank = 0; ///< of its block in the cluster
   State state = State::READY;
   const char *waits_for = "";
   uintptr_t stack_begin = 0, stack_end = 0;
@@ -110,7 +111,8 @@ struct Launch {
   const void *params, *maps;
   size_t params_bytes;
   uint3 grid;
-  uint32_t threads, shared_bytes;
+  uint32_t threads, shared_bytes; ///< of a block
+  uint32_t cluster;               ///< blocks of one, in x
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::mutex lock;
@@ -120,20 +122,29 @@ struct Launch {
 thread_local Thread *now = nullptr;
 
 struct Block {
-  Launch *launch = nullptr;
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  uint32_t threads = 0, live = 0, at_barrier = 0;
+  uint32_t live = 0, at_barrier = 0;
   int how = 0;
-  std::vector<std::vector<Meeting>> meetings;
+  void *barrier_site = nullptr;
   struct Named {
     int expected = 0, arrived = 0;
     std::vector<Fiber *> waiting;
     std::vector<uint32_t> released;
   } named[16];
-  uint8_t *room = nullptr;
-  size_t room_bytes = 0;
   uint8_t *shared = nullptr;
   std::map<const void *, std::pair<uint8_t *, size_t>> statics;
+};
+
+/// Blocks that run together and may reach each other's shared memory; mostly there is one.
+struct Cluster {
+  Launch *launch = nullptr;
+  std::vector<Block> blocks;
+  std::vector<std::unique_ptr<Fiber>> fibers; ///< of the first block, then of the next
+  uint32_t threads = 0, live = 0, at_barrier = 0;
+  std::vector<std::vector<Meeting>> meetings;
+  uint8_t *room = nullptr;
+  size_t room_bytes = 0;
+  uint8_t *shared = nullptr; ///< of the first block
+  size_t stride = 0;         ///< from there to the next block's
   std::vector<Epoch> writes, reads;
   std::vector<Epoch> stores; ///< of the writes the last that was no atomic operation
   std::map<size_t, std::vector<Epoch>> readers;
@@ -141,7 +152,6 @@ struct Block {
   bool in_operation = false; ///< the emulator works for a warp: on every lane's stack
   std::map<const void *, Arrivals> arrivals;
   std::vector<Tile> tiles;
-  void *barrier_site = nullptr;
   /// Ranges that were found to be the device's, the last few.
   struct Hit {
     uintptr_t begin = 1, end = 0;
@@ -151,9 +161,12 @@ struct Block {
 
 namespace {
 
-thread_local Block *block __attribute__((tls_model("initial-exec"))) = nullptr;
+thread_local Cluster *cluster __attribute__((tls_model("initial-exec"))) = nullptr;
 
 Fiber *self() { return static_cast<Fiber *>(now); }
+Block &own() { return cluster->blocks[self()->rank]; }
+/// Where an address of shared memory is in the cluster's.
+size_t shared_byte(const void *p) { return (uintptr_t)p - (uintptr_t)cluster->shared; }
 
 std::string place(void *pc) {
   Dl_info info;
@@ -183,7 +196,7 @@ std::string place(void *pc) {
 std::string person(const Fiber &f) {
   char text[160];
   snprintf(text, sizeof text, "block (%u, %u, %u) thread %u", f.block_index.x, f.block_index.y,
-           f.block_index.z, f.id);
+           f.block_index.z, f.index.x);
   return text;
 }
 
@@ -195,9 +208,9 @@ void fail(Launch &launch, const std::string &what) {
 }
 
 [[noreturn]] void give_up(const std::string &what) {
-  fail(*block->launch, what);
+  fail(*cluster->launch, what);
   now = nullptr;
-  _longjmp(block->scheduler, 2);
+  _longjmp(cluster->scheduler, 2);
 }
 
 [[noreturn]] void fault_at(void *pc, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -214,19 +227,19 @@ void fail(Launch &launch, const std::string &what) {
 void yield_as(State state, const char *what, void *site) {
   Fiber *f = self();
   f->state = state, f->waits_for = what, f->site = site;
-  if (_setjmp(f->resume) == 0) _longjmp(block->scheduler, 1);
+  if (_setjmp(f->resume) == 0) _longjmp(cluster->scheduler, 1);
 }
 
 void join(std::vector<uint32_t> &into, const std::vector<uint32_t> &from) {
   for (size_t i = 0; i < into.size(); i++) into[i] = std::max(into[i], from[i]);
 }
 
-bool has_memory() { return block->launch->shared_bytes > 0 || !block->statics.empty(); }
+bool has_memory() { return cluster->launch->shared_bytes > 0 || !own().statics.empty(); }
 
 /// All of `fibers` now know what each of them knew.
 void synchronise(const std::vector<Fiber *> &fibers) {
   if (!has_memory() || fibers.empty()) return;
-  std::vector<uint32_t> all(block->threads, 0);
+  std::vector<uint32_t> all(cluster->threads, 0);
   for (Fiber *f : fibers) join(all, f->clock);
   for (Fiber *f : fibers) {
     f->clock = all;

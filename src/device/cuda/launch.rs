@@ -4,7 +4,9 @@
 use super::cublaslt::CublasLt;
 use crate::DType;
 use crate::device::{Geometry, Swizzle, TensorMap};
-use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::sys::{
+    self, CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterSize, CUresult,
+};
 use std::ffi::c_void;
 use std::fmt;
 
@@ -55,7 +57,7 @@ impl Launch {
         if let (Geometry::CUBLASLT, Some(library)) = (self.key.variant, cublaslt) {
             return library.run(self.key.dtype, params, stream);
         }
-        let Geometry { grid: [x, y, z], threads, shared, .. } = self.geometry;
+        let Geometry { grid: [x, y, z], threads, shared, cluster, .. } = self.geometry;
         let mut packed = Packed([0; _]);
         let (maps, end) = match self.pack(params, &mut packed) {
             Ok(places) => places,
@@ -65,11 +67,18 @@ impl Launch {
         // The driver reads as many as the entry has parameters, and knows where each belongs: an
         // offset of our own would have to be the compiler's. The last is where they end.
         let mut places: [*mut c_void; 3] = [0, maps, end].map(|at| start.wrapping_add(at).cast());
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let overlap = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        );
+        let together = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            sys::CUlaunchAttributeValue { clusterDim: ClusterSize { x: cluster, y: 1, z: 1 } },
+        );
+        // Those that hold stand together.
+        let mut attributes = [overlap, together];
+        let first = attributes[usize::from(!self.overlaps)..].as_mut_ptr();
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -79,8 +88,8 @@ impl Launch {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(self.overlaps),
+            attrs: first,
+            numAttrs: u32::from(self.overlaps) + u32::from(cluster > 1),
         };
         // SAFETY: the wrappers in `ops` promise the params; the driver copies them.
         unsafe {

@@ -22,6 +22,8 @@ pub(super) struct Tile {
     pub is_hopper: bool,
     /// A tile's epilogue runs beside the next one's products; its k is not split.
     pub in_turns: bool,
+    /// Blocks of a cluster, with tiles below each other, that share copies of B.
+    pub blocks: i64,
 }
 
 /// What most tiles have in common.
@@ -35,6 +37,7 @@ const PLAIN: Tile = Tile {
     alone: 0.0,
     is_hopper: false,
     in_turns: false,
+    blocks: 1,
 };
 
 /// `sizeof(GemmShared)`: A and B stages of 32 columns, and a flag in a line of its own.
@@ -64,16 +67,29 @@ const fn few_bits(variant: &'static str, k: u32, stages: u32) -> Tile {
 pub(super) static INT8_TILES: Tile = few_bits("_int8_tiles", 64, 4);
 pub(super) static INT4_TILES: Tile = few_bits("_int4_tiles", 128, 3);
 
-/// Those of Hopper, of [`TILES`] the first.
+const fn sm90_turns(variant: &'static str) -> Tile {
+    Tile { in_turns: true, ..sm90(variant, 128, 128, 6, 1) }
+}
+const fn pair(tile: Tile) -> Tile {
+    Tile { blocks: 2, ..tile }
+}
+
+/// Hopper's own, of [`TILES`] the first, and those in pairs, which follow.
 pub(super) const HOPPER: usize = 6;
+pub(super) const PAIRS: usize = 5;
 /// All of `gemm`.
-pub(super) static TILES: [Tile; HOPPER + 3] = [
+pub(super) static TILES: [Tile; HOPPER + PAIRS + 3] = [
     sm90("_sm90_128x256", 128, 256, 4, 1),
     sm90("_sm90_128x192", 128, 192, 5, 1),
     sm90("_sm90_128x176", 128, 176, 5, 1),
     sm90("_sm90_128x128", 128, 128, 6, 1),
-    Tile { in_turns: true, ..sm90("_sm90_turns_128x128", 128, 128, 6, 1) },
     sm90("_sm90_64x128", 64, 128, 4, 2),
+    sm90_turns("_sm90_turns_128x128"),
+    pair(sm90("_sm90_pair_128x256", 128, 256, 4, 1)),
+    pair(sm90("_sm90_pair_128x192", 128, 192, 5, 1)),
+    pair(sm90("_sm90_pair_128x176", 128, 176, 5, 1)),
+    pair(sm90("_sm90_pair_128x128", 128, 128, 6, 1)),
+    pair(sm90_turns("_sm90_pair_turns_128x128")),
     sm80("_128x128", 128, 4, 2, 0.7),
     sm80("_64x64", 64, 4, 4, 0.4),
     sm80("_plain", 64, 2, 4, 0.2),
@@ -109,9 +125,9 @@ impl Rates {
 }
 
 impl Tile {
-    /// Tiles down and across C.
+    /// Tiles down and across C, down as many as whole clusters have.
     pub fn tiles(&self, p: &GemmParams) -> (i64, i64) {
-        (groups(p.m, self.rows), groups(p.n, self.cols))
+        (groups(p.m, self.rows * self.blocks) * self.blocks, groups(p.n, self.cols))
     }
 
     /// True if the entry can compute `p` at all.
@@ -148,7 +164,7 @@ impl Tile {
         let blocks = groups(down * across * parts, multiprocessors);
         let rounds = groups(blocks, self.resident) as f64;
         let cells = (self.rows * self.cols) as f64;
-        let bytes = 2.0 * (self.rows + self.cols) as f64;
+        let bytes = 2.0 * (self.rows as f64 + self.cols as f64 / self.blocks as f64);
         let product = (cells / rates.products).max(bytes / rates.l2_bytes);
         let part = product * p.k as f64 / parts as f64;
         let merge = match parts {
@@ -179,7 +195,9 @@ impl Tile {
             let a = map(p.a, p.m, p.lda, self.rows);
             // In two halves, which of SwiGLU lie apart.
             let b = map(p.b, p.n, p.ldb, self.cols / 2);
-            ([(places / parts).clamp(1, down * across), 1, parts], [a, b, None, None])
+            // Blocks in whole clusters: as many as there is room for, one at least.
+            let clusters = (places / parts / self.blocks).clamp(1, down * across / self.blocks);
+            ([clusters * self.blocks, 1, parts], [a, b, None, None])
         } else {
             ([down * across, 1, parts], [None; 4])
         };
@@ -188,6 +206,7 @@ impl Tile {
             grid: grid.map(|n| n as u32),
             threads: self.threads,
             shared: self.shared,
+            cluster: self.blocks as u32,
             maps,
         }
     }

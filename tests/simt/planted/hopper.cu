@@ -39,3 +39,38 @@ KERNEL_TMA(warpgroup_product, PlantedParams, 128) {
     for (int i = 0; i < 4; i++)
       p.y[(row + i / 2 * 8) * 64 + 8 * j + column + i % 2] = d[4 * j + i];
 }
+
+struct Halves {
+  bf16 x[2][32 * 64];
+  uint64_t full, empty;
+};
+
+/** y[block, half] = the first cell of rows `half` * 32 of A (64,64), then of rows one further:
+ *  twice, each of two blocks copies one half for both. `wrong`: 1 copies the second time before
+ *  the other block has read the first, 2 leaves while the other still needs it, 3 copies to a
+ *  block that the cluster does not have. */
+KERNEL_TMA(cluster_halves, PlantedParams, 32) {
+  SHARED(Halves, s);
+  const uint32_t rank = ptx::cluster_rank();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::mbarrier_init(&s.empty, 2);
+    ptx::fence_barrier_init();
+  }
+  ptx::cluster_sync();
+  for (int round = 0; round < 2; round++) {
+    if (threadIdx.x == 0) {
+      if (p.wrong != 1) ptx::mbarrier_wait(&s.empty, (uint32_t)round ^ 1);
+      ptx::mbarrier_arrive_expect_tx(&s.full, sizeof s.x);
+      ptx::tma_load_2d_for(p.wrong == 3 ? 7 : 3, s.x[rank], &maps.map[0], &s.full, 0,
+                           (int)rank * 32 + round);
+    }
+    ptx::mbarrier_wait(&s.full, (uint32_t)round);
+    const int half = (int)threadIdx.x % 2;
+    if (threadIdx.x < 2) p.y[round * 4 + (int)rank * 2 + half] = widen(s.x[half][0]);
+    __syncwarp();
+    if (threadIdx.x < 2 && (p.wrong != 1 || threadIdx.x == rank))
+      ptx::mbarrier_arrive_in(threadIdx.x, &s.empty);
+  }
+  if (p.wrong != 2) ptx::cluster_sync();
+}
