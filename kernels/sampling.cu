@@ -5,11 +5,13 @@
  *            reach: the token at which a running total, in order of (|y|, id), gets to a goal
  *                   = a histogram, the bin of the goal, its histogram ... until one is left
  *            top-k, top-p and the draw itself are each one `reach`; no sort
- *  Geometry  a block of 1024 threads a sequence, a bin a thread; edits as bits in shared memory.
- *  Traffic   the row, five to ten times, from L2 or L1 but for the first.
+ *  Geometry  a block of 1024 threads a sequence, a bin a thread; edits as bits in shared memory,
+ *            then |y| of as many tokens as a block has room for: all of 32003.
+ *  Traffic   the row, three times, from L2 but for the first; what has no room, five to ten times.
  *  Rejected  bins of leading bits at the first level: logits share a few exponents, and a thousand
  *            threads would add to the same ten bins; bins of 1/32 of y spread them. Weights as
- *            floats: their sum depends on its order, and a token on the sum. */
+ *            floats: their sum depends on its order, and a token on the sum. Sums of 64 bits by
+ *            one addition each: in shared memory those are loops of compare and swap. */
 #include "sampling.h"
 #include "lib/reduce.cuh"
 #include "lib/types.cuh"
@@ -27,15 +29,21 @@ constexpr u64 ID_MASK = (1ull << ID_BITS) - 1;
 /** The entry of a token that cannot be drawn: after all others. */
 constexpr u64 NEVER = ~0ull;
 
-/** The bits of the edits follow: penalised, then banned. */
+/** The bits of the edits follow, penalised, then banned; then |y| of the first tokens. */
 struct SamplingShared {
-  u64 sums[BINS];
+  uint32_t low[BINS], high[BINS], counts[BINS]; /**< halves of a bin's sum, and its tokens */
   u64 partial[WARPS];
   u64 before;
-  uint32_t counts[BINS];
   int32_t bin, id;
 
   __device__ uint32_t *bits() { return reinterpret_cast<uint32_t *>(this + 1); }
+  __device__ u64 sum(int bin) const { return (u64)high[bin] << 32 | low[bin]; }
+  __device__ void add(int bin, u64 x) {
+    const uint32_t part = (uint32_t)x, before = atomicAdd(&low[bin], part);
+    const uint32_t carried = (uint32_t)(x >> 32) + (before + part < before);
+    if (carried) atomicAdd(&high[bin], carried);
+    atomicAdd(&counts[bin], 1u);
+  }
 };
 
 /** f over the values of all threads, in every thread. */
@@ -154,11 +162,22 @@ struct Range {
 template <typename T> struct Distribution {
   Row<T> row;
   float maximum, temperature;
+  float *kept; /**< |y| of the tokens before `room`, each written by who reads it */
+  int room;
 
-  /** |y| and the id. */
-  __device__ u64 entry(int id) const {
-    float y = __fdiv_rn(__fsub_rn(row.score(id), maximum), temperature);
-    return y > -INFINITY ? (u64)__float_as_uint(fabsf(y)) << ID_BITS | id : NEVER;
+  /** |y|; infinite for what cannot be drawn. */
+  __device__ float away(int id) const {
+    return fabsf(__fdiv_rn(__fsub_rn(row.score(id), maximum), temperature));
+  }
+  __device__ void keep() {
+    for_my_tokens(room, [&](int id) { return away(id); }, [&](int id, float y) { kept[id] = y; });
+  }
+  /** use(entry) for this thread's tokens: |y| and the id. */
+  template <typename Use> __device__ __forceinline__ void for_my_entries(Use use) const {
+    const auto read = [&](int id) { return id < room ? kept[id] : away(id); };
+    for_my_tokens(row.tokens, read, [&](int id, float y) {
+      use(y < INFINITY ? (u64)__float_as_uint(y) << ID_BITS | id : NEVER);
+    });
   }
 };
 
@@ -190,18 +209,14 @@ __device__ Range reach(SamplingShared &s, const Distribution<T> &d, u64 last, Me
   u64 before = 0, goal = 0;
   for (bool is_first = true;; is_first = false) {
     const int shift = max(0, 64 - __clzll((long long)(in.last - in.first)) - BIN_BITS);
-    s.sums[t] = 0, s.counts[t] = 0;
+    s.low[t] = 0, s.high[t] = 0, s.counts[t] = 0;
     __syncthreads();
-    for (int id = t; id < d.row.tokens; id += THREADS) {
-      const u64 entry = d.entry(id);
-      if (!in.holds(entry)) continue;
-      const int bin = bin_of(entry, in, shift, is_first);
-      atomicAdd(&s.counts[bin], 1u);
-      atomicAdd(&s.sums[bin], measure(entry));
-    }
+    d.for_my_entries([&](u64 entry) {
+      if (in.holds(entry)) s.add(bin_of(entry, in, shift, is_first), measure(entry));
+    });
     __syncthreads();
     u64 total;
-    const u64 own = s.sums[t], upto = before + block_scan(s.partial, own, total);
+    const u64 own = s.sum(t), upto = before + block_scan(s.partial, own, total);
     if (is_first) goal = goal_of(total);
     if (upto - own < goal && goal <= upto) s.bin = t, s.before = upto - own;
     __syncthreads();
@@ -237,8 +252,9 @@ __device__ int draw_token(SamplingShared &s, const Distribution<T> &d, const Sam
   };
   const auto place = [=](u64 all) { return __umul64hi(uniform, all) + 1; };
   const Range chosen = reach(s, d, last, kept, place);
-  for (int id = threadIdx.x; id < d.row.tokens; id += THREADS)
-    if (chosen.holds(d.entry(id))) s.id = id;
+  d.for_my_entries([&](u64 entry) {
+    if (chosen.holds(entry)) s.id = (int)(entry & ID_MASK);
+  });
   __syncthreads();
   return s.id;
 }
@@ -299,7 +315,12 @@ template <typename T> __device__ void sampling(const SamplingParams &p) {
   if (is_fault(likeliest)) return finish(likeliest, 2);
   if (draw.temperature == 0) return finish(likeliest, 0);
   const float top = row.score((int)(likeliest & ID_MASK));
-  finish(draw_token(s, Distribution<T>{row, top, draw.temperature}, draw), 0);
+  float *const kept = reinterpret_cast<float *>(banned + words);
+  const int used = (int)sizeof(SamplingShared) + 8 * words;
+  const int room = min(tokens, ((int)ptx::dynamic_shared_bytes() - used) / (int)sizeof(float));
+  Distribution<T> distribution = {row, top, draw.temperature, kept, room};
+  distribution.keep();
+  finish(draw_token(s, distribution, draw), 0);
 }
 
 KERNEL(sampling_f32, SamplingParams, THREADS) { sampling<float>(p); }

@@ -102,6 +102,13 @@ __device__ __forceinline__ uint32_t take_turn(uint32_t *counter) {
   return before;
 }
 
+/** Bytes of shared memory that the launch states. */
+__device__ __forceinline__ uint32_t dynamic_shared_bytes() {
+  uint32_t bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
+}
+
 // Loads that are used once: past L1, first to leave L2.
 
 /** 16 bytes at a 16-byte address. */

@@ -275,11 +275,13 @@ pub fn choose(logits: &[f32], draw: &Draw<'_>) -> Result<Choice> {
     choice(&found, draw.alternatives, logits.len())
 }
 
-fn geometry(p: &SamplingParams, _: DType, _: &Chip) -> Geometry {
-    /// `sizeof(SamplingShared)`; then two bits a token.
-    const SHARED: u32 = 1024 * (8 + 4) + 32 * 8 + 16;
-    let words = (p.vocabulary as u32).div_ceil(32);
-    Geometry { shared: SHARED + 2 * 4 * words, ..Geometry::linear(p.count as u32, 1024) }
+fn geometry(p: &SamplingParams, _: DType, chip: &Chip) -> Geometry {
+    /// `sizeof(SamplingShared)`; then two bits a token, and four bytes of as many as there is room
+    /// for.
+    const SHARED: u32 = 1024 * 3 * 4 + 32 * 8 + 16;
+    let bits = SHARED + 2 * 4 * (p.vocabulary as u32).div_ceil(32);
+    let kept = (4 * p.vocabulary as u32).min(chip.shared_bytes.saturating_sub(bits) / 4 * 4);
+    Geometry { shared: bits + kept, ..Geometry::linear(p.count as u32, 1024) }
 }
 
 fn cost(p: &SamplingParams, dtype: DType) -> Cost {

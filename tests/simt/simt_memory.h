@@ -179,6 +179,12 @@ void will_update(void *p, size_t bytes) {
   aligned_access(p, bytes, true, SITE);
 }
 
+} // namespace simt
+
+uint32_t ptx::dynamic_shared_bytes() { return simt::cluster->launch->shared_bytes; }
+
+namespace simt {
+
 static Epoch *shadow(const void *p) { return &cluster->writes[shared_byte(p)]; }
 
 static void mark_in_flight([[maybe_unused]] const void *p, [[maybe_unused]] size_t bytes) {

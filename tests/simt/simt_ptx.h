@@ -45,6 +45,7 @@ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
   return (x & mask) | bits;
 }
 
+uint32_t dynamic_shared_bytes();
 __forceinline__ uint32_t take_turn(uint32_t *counter) { return atomicAdd(counter, 1u); }
 
 /** Launches run one after another here. */
