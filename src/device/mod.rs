@@ -326,9 +326,8 @@ impl Stream {
 
     /// Runs `body`, whose launches may repeat: on a card they become one launch of a graph, made
     /// when they are first seen. Its writes to device memory come before all its launches; reads
-    /// and copies in it first run what came before them. On Hopper its launches overlap, and
-    /// products of few rows read B, and `attention_decode` older keys, before the launch before
-    /// them has ended: no launch of a step may write weights, or keys that another one reads.
+    /// and copies in it first run what came before them. Its launches overlap, as in
+    /// [`Stream::overlapping`].
     ///
     /// # Errors
     /// Those of `body`, whose launches then may not have run.
@@ -342,6 +341,20 @@ impl Stream {
                 Err(e)
             }
         }
+    }
+
+    /// Runs `body`, whose launches on Hopper may begin while the ones before them end. Products
+    /// then read B, norms their weight, and `attention_decode` older keys before the launch before
+    /// them has ended: no launch of `body` may write weights, or keys that another one reads there.
+    ///
+    /// # Errors
+    /// Those of `body`.
+    pub fn overlapping<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Backend::Cuda(queue) = &self.backend else { return body() };
+        queue.set_overlapping(true);
+        let result = body();
+        queue.set_overlapping(false);
+        result
     }
 
     /// Graphs that were made of steps, and steps that ran as one made before.

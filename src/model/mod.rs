@@ -128,18 +128,20 @@ impl Flamingo {
             let rows = i * 3 * side..(i + 1) * 3 * side;
             input.view_mut().block(rows, 0..cols)?.write(image)?;
         }
-        let tokens = {
-            let _phase = stream.phase("vision");
-            self.vision.run(stream, arena, &input, probe)?
-        };
-        let latents = {
-            let _phase = stream.phase("resampler");
-            self.resampler.run(stream, arena, &tokens, probe)?
-        };
-        probe.see(|| "resampler.out".into(), latents.view());
-        let _phase = stream.phase("media");
-        let mut kv = arena.take(dtype, &[blocks * rows, kv_cols])?;
-        self.media(stream, &latents, &mut kv, count)
+        stream.overlapping(|| {
+            let tokens = {
+                let _phase = stream.phase("vision");
+                self.vision.run(stream, arena, &input, probe)?
+            };
+            let latents = {
+                let _phase = stream.phase("resampler");
+                self.resampler.run(stream, arena, &tokens, probe)?
+            };
+            probe.see(|| "resampler.out".into(), latents.view());
+            let _phase = stream.phase("media");
+            let mut kv = arena.take(dtype, &[blocks * rows, kv_cols])?;
+            self.media(stream, &latents, &mut kv, count)
+        })
     }
 
     /// Keys and values of every gated layer, each image on its own so that it can be cached alone.
@@ -200,7 +202,7 @@ impl Flamingo {
         if is_decode && !probe.is_watched() {
             return stream.step(|| self.decoder.run(stream, arena, pool, steps, probe));
         }
-        self.decoder.run(stream, arena, pool, steps, probe)
+        stream.overlapping(|| self.decoder.run(stream, arena, pool, steps, probe))
     }
 
     /// A pool for `tokens` tokens of this model.

@@ -2,7 +2,7 @@
 //! launched again.
 
 use super::launch::Launch;
-use super::queue::{Queue, State};
+use super::queue::{Mode, Queue, State};
 use crate::Result;
 use cudarc::driver::sys::{self, CUresult};
 
@@ -73,14 +73,19 @@ fn destroy(graph: sys::CUgraphExec) {
 impl Queue {
     /// Launches from here on are collected.
     pub(crate) fn begin_step(&self) -> Result<()> {
-        self.enter()?.is_open = true;
+        self.enter()?.mode = Mode::Collected;
         Ok(())
+    }
+
+    /// Launches from here on overlap, or no more.
+    pub(crate) fn set_overlapping(&self, overlaps: bool) {
+        self.state().mode = if overlaps { Mode::Overlapping } else { Mode::Apart };
     }
 
     /// Runs what was collected: as a graph, made now or before.
     pub(crate) fn end_step(&self) -> Result<()> {
         let mut state = self.enter()?;
-        state.is_open = false;
+        state.mode = Mode::Apart;
         self.with_step(&mut state, |state, step| {
             if step.launches.is_empty() {
                 return Ok(());
@@ -99,7 +104,7 @@ impl Queue {
     /// Forgets what was collected.
     pub(crate) fn drop_step(&self) {
         let mut state = self.state();
-        state.is_open = false;
+        state.mode = Mode::Apart;
         state.step.clear();
     }
 

@@ -46,12 +46,22 @@ pub(super) struct State {
     landing: Staging,
     /// A write that has been staged but not begun: the next one may continue it.
     write: Option<Write>,
-    /// True while launches are collected in `step`.
-    pub is_open: bool,
+    pub mode: Mode,
     pub step: Step,
     pub graphs: Graphs,
     /// While launches are timed.
     pub timing: Option<Timing>,
+}
+
+/// What becomes of launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Each begins when the one before it has ended.
+    Apart,
+    /// On Hopper each may begin while the one before it ends.
+    Overlapping,
+    /// They are kept in the state's step, and overlap when it runs.
+    Collected,
 }
 
 /// One card.
@@ -119,7 +129,7 @@ impl Queue {
                 staging: Staging::default(),
                 landing: Staging::default(),
                 write: None,
-                is_open: false,
+                mode: Mode::Apart,
                 step: Step::default(),
                 graphs: Graphs::default(),
                 timing: None,
@@ -387,7 +397,8 @@ impl Queue {
         }
         let mut state = self.alive()?;
         let key = Key { kernel, dtype, variant: geometry.variant };
-        let is_collected = state.is_open && !self.is_single(&state);
+        let mode = if self.is_single(&state) { Mode::Apart } else { state.mode };
+        let is_collected = mode == Mode::Collected;
         // Most launches of a step are those of the last one, which were looked up then.
         let known = is_collected.then(|| state.graphs.latest(state.step.len())).flatten();
         let launch = match known {
@@ -398,7 +409,7 @@ impl Queue {
                     Geometry::CUBLASLT => std::ptr::null_mut(),
                     _ => self.entry(&mut state, key, geometry)?,
                 };
-                let overlaps = is_collected && self.chip.has_wgmma();
+                let overlaps = mode != Mode::Apart && self.chip.has_wgmma();
                 Launch { key, function, geometry: *geometry, params: params.len(), overlaps }
             }
         };
