@@ -179,21 +179,28 @@ __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
   FeedB feed_b = is_glu
                      ? FeedB::template in_turn<8>(p.b, p.ldb, p.n, b_width, col0 / 2, b_at)
                      : FeedB(p.b, p.ldb, p.n, b_width, col0, b_at);
-  auto fill = [&](typename Shared::Stage &stage) {
+  auto fill_a = [&](typename Shared::Stage &stage) {
     feed_a.fill(stage.a_chunk(feed_a.row(), feed_a.chunk()));
+  };
+  auto fill_b = [&](typename Shared::Stage &stage) {
     feed_b.fill(stage.b_run(feed_b.row(), feed_b.chunk()));
   };
+  // Weights are nobody's to write; rows of A are the launch's before this one.
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++)
+    if (begin + i < end) fill_b(s.stages[i]);
+  ptx::wait_for_launch_before();
   float acc[2][8][4] = {};
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
-    if (begin + i < end) fill(s.stages[i]);
+    if (begin + i < end) fill_a(s.stages[i]);
     ptx::cp_async_commit();
   }
   int at = 0, to = STAGES - 1;
   for (int step = begin; step < end; step++) {
     ptx::cp_async_wait<STAGES - 2>();
     __syncthreads();
-    if (step + STAGES - 1 < end) fill(s.stages[to]);
+    if (step + STAGES - 1 < end) fill_a(s.stages[to]), fill_b(s.stages[to]);
     ptx::cp_async_commit();
     if constexpr (Weights::GROUPED) {
       // A stage is a group. Its scales are on their way while it is multiplied.
@@ -292,10 +299,10 @@ template <typename T> __device__ __forceinline__ void plain_int4(const GemmQuant
   KERNEL_EARLY(gemm_quantized_##name##_int4_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
     few_rows<T, 2, 2, 1>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS, 3) {               \
+  KERNEL_EARLY(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS, 3) {         \
     tiles<T>(p.product, Int8Weights<T>(p));                                                        \
   }                                                                                                \
-  KERNEL(gemm_quantized_##name##_int4_tiles, GemmQuantizedParams, TILE_THREADS, 2) {               \
+  KERNEL_EARLY(gemm_quantized_##name##_int4_tiles, GemmQuantizedParams, TILE_THREADS, 2) {         \
     tiles<T>(p.product, Int4Weights<T>(p));                                                        \
   }                                                                                                \
   KERNEL(gemm_quantized_##name##_int8_plain, GemmQuantizedParams, FEW_THREADS) {                   \

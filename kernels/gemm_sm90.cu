@@ -1,7 +1,8 @@
 /*  `gemm` on Hopper's tensor cores (sm_90a): wgmma out of tiles that tensor copies bring
  *
  *  Idea      the last warpgroup:   for tile, k0 in steps of 64: wait until a stage is empty; one
- *                                  thread copies A and B to it
+ *                                  thread copies A and B to it; B of the first stages before the
+ *                                  launch before this one has ended
  *            the others, 64 rows:  wait until it is full; acc += A B^T; the stage before is empty;
  *                                  after the last step the epilogue, while the next tile is copied
  *            grid.z > 1 splits k, as in `gemm.cu`. B is copied in two halves of a tile's columns:
@@ -134,25 +135,23 @@ template <typename T, typename P> struct Share {
     Ring<P::STAGES> ring;
     ptx::tma_prefetch(&maps.map[0]);
     ptx::tma_prefetch(&maps.map[1]);
-    // B comes in two halves: of SwiGLU gates and their values.
-    const int width = is_glu ? BN / 2 : BN, away = is_glu ? (int)p.n / 2 : BN / 2;
-    int row, col;
+    int row, col, early = 0;
+    if (first < tiles.count()) {
+      place(first, row, col);
+      for (; early < min(P::STAGES, end - begin); early++) ask(maps, early, begin + early, col);
+    }
+    // Weights are nobody's to write; rows of A are the launch's before this one.
+    ptx::wait_for_launch_before();
     for (int tile = first; tile < tiles.count(); tile += stride) {
       place(tile, row, col);
       for (int step = begin; step < end; step++, ring.next()) {
-        uint64_t *full = &s.full[ring.stage];
-        ptx::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
-        ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
-        ptx::tma_load_2d(s.a[ring.stage], &maps.map[0], full, step * BK, row * BM);
-        T *b = s.b[ring.stage], *second = b + BN / 2 * BK;
-        if (BLOCKS == 1) {
-          ptx::tma_load_2d(b, &maps.map[1], full, step * BK, col * width);
-          ptx::tma_load_2d(second, &maps.map[1], full, step * BK, col * width + away);
+        if (early > 0) {
+          early--;
         } else {
-          // Each block copies one half, for both.
-          ptx::tma_load_2d_for(3, rank ? second : b, &maps.map[1], full, step * BK,
-                               col * width + rank * away);
+          ptx::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
+          ask(maps, ring.stage, step, col);
         }
+        ptx::tma_load_2d(s.a[ring.stage], &maps.map[0], &s.full[ring.stage], step * BK, row * BM);
       }
     }
   }
@@ -164,6 +163,7 @@ template <typename T, typename P> struct Share {
     Ring<P::STAGES> ring;
     int turn = 0, row, col;
     uint32_t phase = group == 0; // The first turn is the first warpgroup's.
+    ptx::wait_for_launch_before();
     for (int tile = first; tile < tiles.count(); tile += stride, turn ^= 1) {
       if (P::IN_TURNS && turn != group) {
         ring.skip(end - begin);
@@ -205,6 +205,23 @@ template <typename T, typename P> struct Share {
   }
 
 private:
+  /** Has a stage wait for all of a step, and asks for its B. */
+  __device__ __forceinline__ void ask(const TensorMaps &maps, int stage, int step, int col) {
+    // In two halves: of SwiGLU gates and their values.
+    const int width = is_glu ? BN / 2 : BN, away = is_glu ? (int)p.n / 2 : BN / 2;
+    T *b = s.b[stage], *second = b + BN / 2 * BK;
+    uint64_t *full = &s.full[stage];
+    ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
+    if (BLOCKS == 1) {
+      ptx::tma_load_2d(b, &maps.map[1], full, step * BK, col * width);
+      ptx::tma_load_2d(second, &maps.map[1], full, step * BK, col * width + away);
+    } else {
+      // Each block copies one half, for both.
+      ptx::tma_load_2d_for(3, rank ? second : b, &maps.map[1], full, step * BK,
+                           col * width + rank * away);
+    }
+  }
+
   /** acc = the warpgroup's rows of A, from `own` on in a stage, times B^T. The last products may
    *  still run, in the stage that is returned. */
   __device__ __forceinline__ int add_products(float (&acc)[HALVES][BN / 2], Ring<P::STAGES> &ring,

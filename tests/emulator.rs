@@ -166,6 +166,11 @@ fn a_warpgroup_product_is_the_matrix_product() {
 }
 
 #[test]
+fn writes_before_the_launch_before_has_ended() {
+    catches("written_early", 0, &["without wait_for_launch_before", "hopper.cu:"]);
+}
+
+#[test]
 fn asynchronous_work_that_nobody_waits_for() {
     let cases = [
         (1, "copy is in flight"),

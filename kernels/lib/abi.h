@@ -3,10 +3,10 @@
  *  `KERNEL(entry, Params, threads[, blocks per SM]) { ... }` defines an entry whose body sees the
  *  params as `p`. `KERNEL_TMA` entries also see `maps`, the tensor maps that the launch's geometry
  *  asked for. On Hopper a launch may begin while the one before it ends: entries wait for that
- *  before their body, those of `KERNEL_EARLY` in it (`ptx::wait_for_launch_before`), after
- *  they have asked for what no launch writes: weights. `SHARED(Struct, name)` is the block's
- *  dynamic shared memory; `sizeof(Struct)` is what the geometry states. No `<<<>>>`, no runtime
- *  API, no C++ containers. */
+ *  before their body, those of `KERNEL_EARLY` and `KERNEL_TMA` in it
+ *  (`ptx::wait_for_launch_before`), after they have asked for what no launch writes: weights.
+ *  `SHARED(Struct, name)` is the block's dynamic shared memory; `sizeof(Struct)` is what the
+ *  geometry states. No `<<<>>>`, no runtime API, no C++ containers. */
 #pragma once
 #include <stdint.h>
 
@@ -38,7 +38,6 @@ struct TensorMaps {
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                        \
       entry(const __grid_constant__ Params p, const __grid_constant__ TensorMaps maps) {           \
     ptx::let_next_launch_begin();                                                                  \
-    ptx::wait_for_launch_before();                                                                 \
     entry##_body(p, maps);                                                                         \
   }                                                                                                \
   __device__ __forceinline__ void entry##_body(const Params &p, const TensorMaps &maps)

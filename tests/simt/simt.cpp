@@ -217,6 +217,7 @@ void prepare(Cluster &c, Launch &launch, uint3 first) {
     f.block_index = {first.x + f.rank, first.y, first.z};
     f.block_size = {launch.threads, 1, 1}, f.grid_size = launch.grid;
     f.state = State::READY;
+    f.has_waited = false;
     f.clock.assign(c.threads, 0);
     f.clock[i] = 1;
     f.copies.clear();

@@ -87,14 +87,16 @@ void will_update(void *p, size_t bytes);
 #define blockDim (simt::now->block_size)
 #define gridDim (simt::now->grid_size)
 
-#define KERNEL(entry, Params, ...)                                                                 \
+#define KERNEL_ENTRY(entry, Params, wait)                                                          \
   static inline void entry##_body(const Params &p);                                                \
   extern "C" void entry(const void *params, const void *) {                                        \
     const Params p = *static_cast<const Params *>(params);                                         \
+    wait;                                                                                          \
     entry##_body(p);                                                                               \
   }                                                                                                \
   static inline void entry##_body(const Params &p)
-#define KERNEL_EARLY KERNEL
+#define KERNEL(entry, Params, ...) KERNEL_ENTRY(entry, Params, ptx::wait_for_launch_before())
+#define KERNEL_EARLY(entry, Params, ...) KERNEL_ENTRY(entry, Params, (void)0)
 #define KERNEL_TMA(entry, Params, ...)                                                             \
   static inline void entry##_body(const Params &p, const TensorMaps &maps);                        \
   extern "C" void entry(const void *params, const void *maps) {                                    \

@@ -96,6 +96,8 @@ void access(const void *p, size_t bytes, bool is_write, void *pc) {
   auto params = (uintptr_t)c.launch->params, maps = (uintptr_t)c.launch->maps;
   if (!is_write && at >= params && at + bytes <= params + c.launch->params_bytes) return;
   if (!is_write && at >= maps && at + bytes <= maps + sizeof(uint64_t) * 64) return;
+  if (is_write && !f->has_waited)
+    fault_at(pc, "write of %zu bytes without wait_for_launch_before before it", bytes);
   for (auto &hit : c.hits)
     if (at >= hit.begin && at + bytes <= hit.end) return;
   uintptr_t begin = 0, end = 0;
@@ -181,6 +183,7 @@ void will_update(void *p, size_t bytes) {
 
 } // namespace simt
 
+void ptx::wait_for_launch_before() { simt::self()->has_waited = true; }
 uint32_t ptx::dynamic_shared_bytes() { return simt::cluster->launch->shared_bytes; }
 
 namespace simt {

@@ -49,7 +49,7 @@ uint32_t dynamic_shared_bytes();
 __forceinline__ uint32_t take_turn(uint32_t *counter) { return atomicAdd(counter, 1u); }
 
 /** Launches run one after another here. */
-__forceinline__ void wait_for_launch_before() {}
+void wait_for_launch_before();
 __forceinline__ void let_next_launch_begin() {}
 
 uint4 load_once(const void *p);

@@ -81,6 +81,7 @@ enum class State { READY, BARRIER, NAMED, WARP, ARRIVALS, CLUSTER, DONE };
 struct Fiber : Thread {
   uint32_t id = 0;   ///< in its cluster
   uint32_t rank = 0; ///< of its block in the cluster
+  bool has_waited = false; ///< for the launch before, which may still read and write
   State state = State::READY;
   const char *waits_for = "";
   uintptr_t stack_begin = 0, stack_end = 0;

@@ -5,6 +5,12 @@ struct Tiles {
   uint64_t full;
 };
 
+/** Writes before it has waited, if `wrong`. */
+KERNEL_EARLY(written_early, PlantedParams, 64) {
+  if (!p.wrong) ptx::wait_for_launch_before();
+  p.y[threadIdx.x] = 1.0f;
+}
+
 /** Y (64,64) = A (64,64) B (64,64)^T by one warpgroup. `wrong`: 1 does not wait for the tiles, 2
  *  waits for the other phase, 3 leaves the product in flight, 4 expects too many bytes, 5 stores
  *  into a tile and does not fence. */
@@ -34,6 +40,7 @@ KERNEL_TMA(warpgroup_product, PlantedParams, 128) {
                         ptx::shared_descriptor_128b(s.b) + k * 2 / 16);
   ptx::wgmma_commit();
   if (p.wrong != 3) ptx::wgmma_wait<0>();
+  ptx::wait_for_launch_before();
   int row = 16 * warp() + lane() / 4, column = lane() % 4 * 2;
   for (int j = 0; j < 8; j++)
     for (int i = 0; i < 4; i++)
@@ -52,6 +59,7 @@ struct Halves {
 KERNEL_TMA(cluster_halves, PlantedParams, 32) {
   SHARED(Halves, s);
   const uint32_t rank = ptx::cluster_rank();
+  ptx::wait_for_launch_before();
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&s.full, 1);
     ptx::mbarrier_init(&s.empty, 2);
