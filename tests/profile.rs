@@ -39,6 +39,25 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
+/// After the last attention only what gets logits goes on: of a prompt its last token.
+#[test]
+fn the_last_layer_computes_what_is_asked_for() {
+    let (model, image) = question();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let out = profile(&["--model", model.to_str().unwrap(), "--prompt", PROMPT])
+        .args(["--image", image.to_str().unwrap(), "--max-new-tokens", "1", "--json", "--trace"])
+        .arg(&path)
+        .output();
+    succeeded(out.unwrap());
+    let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let launches = spans(&trace, 2);
+    let of_mlps = launches.iter().filter(|l| l["args"]["kernel"] == "swiglu");
+    let rows: Vec<_> = of_mlps.map(|l| number(&l["args"]["flops"])).collect();
+    let [first, second, third, last] = rows[..] else { panic!("{rows:?}") };
+    assert_eq!((second, third, last), (first, first, first / 14.0));
+}
+
 #[test]
 fn a_request_becomes_a_summary_and_a_trace_that_agree() {
     let (model, image) = question();

@@ -110,12 +110,13 @@ impl Decoder {
         let l = &self.shape;
         let one = |n: usize| Arena::footprint(self.dtype, n);
         let widths = [3 * l.width, 2 * self.cross_inner, 3 * l.width, l.width, l.mlp_width];
-        let state: usize = widths.iter().map(|w| one(rows * w)).sum();
-        let hidden = one(rows * self.cross_hidden) + one(rows * 2 * l.mlp_width);
+        let widths = widths.into_iter().chain([self.cross_hidden, 2 * l.mlp_width]);
+        // All rows, and in the last layer those that get logits.
+        let state: usize = widths.map(|w| one(rows * w) + one(logits * w)).sum();
         let out = 2 * one(logits * l.width) + Arena::footprint(DType::F32, logits * l.vocabulary);
         let tables = sequences * (l.context.div_ceil(PAGE_TOKENS) + 8);
         let index = 64 * rows + 16 * logits + 8 * tables + 8 * images * self.layers.len();
-        state + hidden + out + index + (64 << 10)
+        state + out + index + (64 << 10)
     }
 
     /// Runs the new tokens of every step through all layers, appending to their sessions.
@@ -160,10 +161,20 @@ impl Decoder {
                 block += 1;
             }
             self.attend(stream, layer, &x, &batch, pool, &mut room)?;
+            // After the last attention a row is nobody's but its own logits'.
+            if i + 1 == self.layers.len() && chosen.rows() < rows && !probe.is_watched() {
+                let mut rest = self.room(arena, chosen.rows())?;
+                let attended = room.attended.view();
+                ops::embedding(stream, rest.attended.view_mut(), &chosen, attended)?;
+                (x, room) = (self.rows_of(stream, arena, &x, &chosen)?, rest);
+            }
             self.add_layer(stream, layer, &mut x, &mut room)?;
             probe.see(|| format!("lm.{i:02}.layer_out"), x.view());
         }
-        let logits = self.logits(stream, arena, x.view(), &chosen, probe)?;
+        if x.shape().rows() > chosen.rows() {
+            x = self.rows_of(stream, arena, &x, &chosen)?;
+        }
+        let logits = self.logits(stream, arena, x.view(), probe)?;
         for (step, marker) in steps.iter_mut().zip(markers) {
             step.session.advance(step.ids.len(), marker);
         }
@@ -239,20 +250,30 @@ impl Decoder {
         layer.fc2.run(stream, x.view_mut(), room.hidden.view(), add)
     }
 
+    /// Those rows of `x`.
+    fn rows_of(
+        &self,
+        stream: &Stream,
+        arena: &mut Arena,
+        x: &Tensor,
+        chosen: &TokenIds,
+    ) -> Result<Tensor> {
+        let mut rows = arena.take(self.dtype, &[chosen.rows(), self.shape.width])?;
+        ops::embedding(stream, rows.view_mut(), chosen, x.view())?;
+        Ok(rows)
+    }
+
     fn logits(
         &self,
         stream: &Stream,
         arena: &mut Arena,
         x: View<'_>,
-        chosen: &TokenIds,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
         let l = &self.shape;
-        let mut rows = arena.take(self.dtype, &[chosen.rows(), l.width])?;
-        let mut normed = arena.take(self.dtype, &[chosen.rows(), l.width])?;
-        let mut logits = arena.take(DType::F32, &[chosen.rows(), l.vocabulary])?;
-        ops::embedding(stream, rows.view_mut(), chosen, x)?;
-        self.norm.run(stream, normed.view_mut(), rows.view())?;
+        let mut normed = arena.take(self.dtype, &[x.rows(), l.width])?;
+        let mut logits = arena.take(DType::F32, &[x.rows(), l.vocabulary])?;
+        self.norm.run(stream, normed.view_mut(), x)?;
         probe.see(|| "lm.final_norm".into(), normed.view());
         let (y, x, plain) = (logits.view_mut(), normed.view(), Epilogue::default());
         match &self.head {
