@@ -122,6 +122,7 @@ struct Launch {
 
 thread_local Thread *now = nullptr;
 
+/// What a block has to itself.
 struct Block {
   uint32_t live = 0, at_barrier = 0;
   int how = 0;
