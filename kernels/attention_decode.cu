@@ -14,12 +14,11 @@
 #include "attention_decode.h"
 #include "lib/attend.cuh"
 #include "lib/pages.cuh"
+#include "lib/split.cuh"
 
 constexpr int DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / WARP;
 /** Keys of a block. */
 constexpr int PART = 64;
-/** The workspace begins with this many counters; then, for every part, output, maximum and sum. */
-constexpr int COUNTERS = 16384;
 
 template <typename T, int D> struct alignas(16) DecodeShared {
   float o[DECODE_WARPS][D]; /**< of warps, then of parts; so are `max` and `sum` */
@@ -83,21 +82,15 @@ struct Merged {
   }
 };
 
-/** Leaves a part in the workspace. True in the block that is the last of `parts` to do so: it finds
- *  them all. */
+/** Leaves output, maximum and sum of a part in the workspace. True in the block that is the last of
+ *  `parts` to do so: it finds them all. */
 template <typename T, int D>
 __device__ __forceinline__ bool leave(DecodeShared<T, D> &s, float *room, uint32_t *counter,
                                       int parts, const Merged &merged) {
   float *own = room + (int64_t)blockIdx.z * (D + 2);
   if (threadIdx.x < D) own[threadIdx.x] = merged.o;
   if (threadIdx.x == 0) own[D] = merged.softmax.max, own[D + 1] = merged.softmax.sum;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    s.is_last = ptx::take_turn(counter) == (uint32_t)parts - 1;
-    if (s.is_last) *counter = 0;
-  }
-  __syncthreads();
-  return s.is_last != 0;
+  return comes_last(counter, parts, s.is_last, [] { __syncthreads(); });
 }
 
 template <typename T, int D> __device__ void attention_decode(const AttentionDecodeParams &p) {
