@@ -1417,7 +1417,7 @@ const _: () = {
     ["Offset of field: SamplingParams::row_stride"]
         [::core::mem::offset_of!(SamplingParams, row_stride) - 56usize];
 };
-#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys,\n  the rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled\n  score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  one pass with a running maximum and sum in f32"]
+#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys,\n  the rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled\n  score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  maxima and sums in f32, merged in the order of the keys: on a card the same bits of a\n            row whatever else is in the batch, its own prefix or others"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SelfAttentionParams {
@@ -1427,6 +1427,8 @@ pub struct SelfAttentionParams {
     pub q: *const ::core::ffi::c_void,
     #[doc = "first page of this layer, layout as in `kv_append`"]
     pub pages: *const ::core::ffi::c_void,
+    #[doc = "the stream's, for what parts of the keys leave; null on the host"]
+    pub workspace: *mut ::core::ffi::c_void,
     #[doc = "(sequences, table_stride) page numbers"]
     pub tables: *const i32,
     #[doc = "(sequences+1)"]
@@ -1445,7 +1447,14 @@ pub struct SelfAttentionParams {
     pub heads: i32,
     pub head_dim: i32,
     pub page_tokens: i32,
+    #[doc = "which are computed"]
+    pub first_head: i32,
+    #[doc = "which are computed"]
+    pub some_heads: i32,
+    #[doc = "of the keys that a table has room for, 64 each; 1 if they are not split"]
+    pub parts: i32,
     pub scale: f32,
+    pub reserved: i32,
     #[doc = "(query, key) pairs that are not masked; for `cost` only"]
     pub pairs: i64,
     #[doc = "of all sequences; for `cost` only"]
@@ -1453,7 +1462,7 @@ pub struct SelfAttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 128usize];
+    ["Size of SelfAttentionParams"][::core::mem::size_of::<SelfAttentionParams>() - 152usize];
     ["Alignment of SelfAttentionParams"][::core::mem::align_of::<SelfAttentionParams>() - 8usize];
     ["Offset of field: SelfAttentionParams::o"]
         [::core::mem::offset_of!(SelfAttentionParams, o) - 0usize];
@@ -1461,36 +1470,46 @@ const _: () = {
         [::core::mem::offset_of!(SelfAttentionParams, q) - 8usize];
     ["Offset of field: SelfAttentionParams::pages"]
         [::core::mem::offset_of!(SelfAttentionParams, pages) - 16usize];
+    ["Offset of field: SelfAttentionParams::workspace"]
+        [::core::mem::offset_of!(SelfAttentionParams, workspace) - 24usize];
     ["Offset of field: SelfAttentionParams::tables"]
-        [::core::mem::offset_of!(SelfAttentionParams, tables) - 24usize];
+        [::core::mem::offset_of!(SelfAttentionParams, tables) - 32usize];
     ["Offset of field: SelfAttentionParams::q_begin"]
-        [::core::mem::offset_of!(SelfAttentionParams, q_begin) - 32usize];
+        [::core::mem::offset_of!(SelfAttentionParams, q_begin) - 40usize];
     ["Offset of field: SelfAttentionParams::kv_len"]
-        [::core::mem::offset_of!(SelfAttentionParams, kv_len) - 40usize];
+        [::core::mem::offset_of!(SelfAttentionParams, kv_len) - 48usize];
     ["Offset of field: SelfAttentionParams::slopes"]
-        [::core::mem::offset_of!(SelfAttentionParams, slopes) - 48usize];
+        [::core::mem::offset_of!(SelfAttentionParams, slopes) - 56usize];
     ["Offset of field: SelfAttentionParams::rows"]
-        [::core::mem::offset_of!(SelfAttentionParams, rows) - 56usize];
+        [::core::mem::offset_of!(SelfAttentionParams, rows) - 64usize];
     ["Offset of field: SelfAttentionParams::sequences"]
-        [::core::mem::offset_of!(SelfAttentionParams, sequences) - 64usize];
+        [::core::mem::offset_of!(SelfAttentionParams, sequences) - 72usize];
     ["Offset of field: SelfAttentionParams::table_stride"]
-        [::core::mem::offset_of!(SelfAttentionParams, table_stride) - 72usize];
+        [::core::mem::offset_of!(SelfAttentionParams, table_stride) - 80usize];
     ["Offset of field: SelfAttentionParams::q_stride"]
-        [::core::mem::offset_of!(SelfAttentionParams, q_stride) - 80usize];
+        [::core::mem::offset_of!(SelfAttentionParams, q_stride) - 88usize];
     ["Offset of field: SelfAttentionParams::page_stride"]
-        [::core::mem::offset_of!(SelfAttentionParams, page_stride) - 88usize];
+        [::core::mem::offset_of!(SelfAttentionParams, page_stride) - 96usize];
     ["Offset of field: SelfAttentionParams::heads"]
-        [::core::mem::offset_of!(SelfAttentionParams, heads) - 96usize];
+        [::core::mem::offset_of!(SelfAttentionParams, heads) - 104usize];
     ["Offset of field: SelfAttentionParams::head_dim"]
-        [::core::mem::offset_of!(SelfAttentionParams, head_dim) - 100usize];
+        [::core::mem::offset_of!(SelfAttentionParams, head_dim) - 108usize];
     ["Offset of field: SelfAttentionParams::page_tokens"]
-        [::core::mem::offset_of!(SelfAttentionParams, page_tokens) - 104usize];
+        [::core::mem::offset_of!(SelfAttentionParams, page_tokens) - 112usize];
+    ["Offset of field: SelfAttentionParams::first_head"]
+        [::core::mem::offset_of!(SelfAttentionParams, first_head) - 116usize];
+    ["Offset of field: SelfAttentionParams::some_heads"]
+        [::core::mem::offset_of!(SelfAttentionParams, some_heads) - 120usize];
+    ["Offset of field: SelfAttentionParams::parts"]
+        [::core::mem::offset_of!(SelfAttentionParams, parts) - 124usize];
     ["Offset of field: SelfAttentionParams::scale"]
-        [::core::mem::offset_of!(SelfAttentionParams, scale) - 108usize];
+        [::core::mem::offset_of!(SelfAttentionParams, scale) - 128usize];
+    ["Offset of field: SelfAttentionParams::reserved"]
+        [::core::mem::offset_of!(SelfAttentionParams, reserved) - 132usize];
     ["Offset of field: SelfAttentionParams::pairs"]
-        [::core::mem::offset_of!(SelfAttentionParams, pairs) - 112usize];
+        [::core::mem::offset_of!(SelfAttentionParams, pairs) - 136usize];
     ["Offset of field: SelfAttentionParams::keys"]
-        [::core::mem::offset_of!(SelfAttentionParams, keys) - 120usize];
+        [::core::mem::offset_of!(SelfAttentionParams, keys) - 144usize];
 };
 #[doc = " `square_sum`: parts\\[q\\] = \\[sum of x^2, count of what is not finite\\] over part q of x, which has\n  the elements q*each .. (q+1)*each of those that exist. `column_sums` adds up the parts of one\n  tensor or of many.\n\n  Source    the first half of torch.nn.utils.clip_grad_norm_\n  Entries   square_sum_{f32,bf16,f16}\n  Limits    count*each >= n\n  Numerics  f32, in a fixed order; x that is not finite is in the sum, too"]
 #[repr(C)]

@@ -13,6 +13,11 @@ constexpr int TILE_ROWS = 64, TILE_KEYS = 64, ATTEND_THREADS = 128;
 /** Rows of a warp; keys of a tile that is nearly empty. */
 constexpr int WARP_ROWS = 16, FEW_KEYS = 16;
 
+/** Tiles of `count` keys. */
+__device__ __forceinline__ int key_tiles(int count) {
+  return (count + TILE_KEYS - 1) / TILE_KEYS;
+}
+
 /** 64 rows, D wide: 64 or 128, at least head_dim. */
 template <typename T, int D> using Tile = SwizzledTile<T, 64, D>;
 
@@ -96,29 +101,40 @@ __device__ __forceinline__ void products(float (&x)[N][4], Tile<T, D> &own,
   }
 }
 
-/** sums (16, D) += w (16, 8 N) times the first rows of `other`. The weights are multiplied as the
- *  sum of two T, so that rounding them adds nothing to rounding the sums. */
-template <typename T, int N, int ROWS, int D>
-__device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&w)[N][4],
-                                         SwizzledTile<T, ROWS, D> &other) {
-  const int l = lane();
-#pragma unroll
-  for (int j = 0; j < N / 2; j++) {
-    uint32_t high[4], low[4];
+/** Weights of a warp's sixteen rows for sixteen others, an A operand that is the sum of two T:
+ *  rounding them then adds nothing to rounding the sums. */
+template <typename T> struct TwoWeights {
+  uint32_t high[4], low[4];
+
+  /** Weights 16 j .. + 16 out of 8 N. */
+  template <int N> __device__ __forceinline__ void set(const float (&w)[N][4], int j) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const float x = w[2 * j + e / 2][e % 2 * 2], y = w[2 * j + e / 2][e % 2 * 2 + 1];
       high[e] = pack2<T>(x, y);
       low[e] = pack2<T>(x - low2<T>(high[e]), y - high2<T>(high[e]));
     }
+  }
+  __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t b0, uint32_t b1) const {
+    mma<T>(sums, high, b0, b1);
+    mma<T>(sums, low, b0, b1);
+  }
+};
+
+/** sums (16, D) += w (16, 8 N) times the first rows of `other`. */
+template <typename T, int N, int ROWS, int D>
+__device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&w)[N][4],
+                                         SwizzledTile<T, ROWS, D> &other) {
+#pragma unroll
+  for (int j = 0; j < N / 2; j++) {
+    TwoWeights<T> weights;
+    weights.set(w, j);
 #pragma unroll
     for (int c = 0; c < D / 8; c += 2) {
       uint32_t b[4];
-      other.load_b_trans(b, j * 16, c, l);
-      mma<T>(sums[c], high, b[0], b[1]);
-      mma<T>(sums[c], low, b[0], b[1]);
-      mma<T>(sums[c + 1], high, b[2], b[3]);
-      mma<T>(sums[c + 1], low, b[2], b[3]);
+      other.load_b_trans(b, j * 16, c, lane());
+      weights.multiply(sums[c], b[0], b[1]);
+      weights.multiply(sums[c + 1], b[2], b[3]);
     }
   }
 }
@@ -133,37 +149,63 @@ template <typename T, int D> struct WarpRows {
   template <int KEYS = TILE_KEYS, typename Score>
   __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float to_log2,
                                        Score score) {
-    const int l = lane();
-    float p[KEYS / 8][4] = {};
-    products(p, q, k);
-
+    float p[KEYS / 8][4] = {}, most[2];
+    scores(p, most, q, k, to_log2, score);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float most = -INFINITY;
-#pragma unroll
-      for (int j = 0; j < KEYS / 8; j++)
-#pragma unroll
-        for (int e = half * 2; e < half * 2 + 2; e++) {
-          p[j][e] = score(half, j * 8 + l % 4 * 2 + e % 2, p[j][e] * to_log2);
-          most = fmaxf(most, p[j][e]);
-        }
-      most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
-      const float factor = running[half].raise(most), base = running[half].base();
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < KEYS / 8; j++)
-#pragma unroll
-        for (int e = half * 2; e < half * 2 + 2; e++) {
-          p[j][e] = ptx::exp2(p[j][e] - base);
-          sum += p[j][e];
-        }
-      running[half].sum += sum;
+      const float factor = running[half].raise(most[half]);
+      running[half].sum += weigh(p, half, running[half].base());
 #pragma unroll
       for (int i = 0; i < D / 8; i++) o[i][half * 2] *= factor, o[i][half * 2 + 1] *= factor;
     }
-
     add_rows(o, p, v);
+  }
+
+  /** As `take`, but as if others had taken the tile and then been merged, to the bit: for keys that
+   *  blocks may share. It takes more registers. */
+  template <int KEYS = TILE_KEYS, typename Score>
+  __device__ __forceinline__ void take_apart(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v,
+                                             float to_log2, Score score) {
+    float p[KEYS / 8][4] = {}, most[2];
+    scores(p, most, q, k, to_log2, score);
+    MergeFactors factors[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      RunningSoftmax tile;
+      tile.raise(most[half]);
+      tile.sum = weigh(p, half, tile.base());
+      factors[half] = running[half].merge(tile.max, tile.sum);
+    }
+    TwoWeights<T> weights[KEYS / 16];
+#pragma unroll
+    for (int j = 0; j < KEYS / 16; j++) weights[j].set(p, j);
+    // Chunks of columns at once: a sum waits for what was added to it before, others do not.
+    constexpr int COLS = 4;
+#pragma unroll
+    for (int c = 0; c < D / 8; c += COLS) {
+      float sums[COLS][4] = {};
+#pragma unroll
+      for (int j = 0; j < KEYS / 16; j++)
+#pragma unroll
+        for (int i = 0; i < COLS; i += 2) {
+          uint32_t b[4];
+          v.load_b_trans(b, j * 16, c + i, lane());
+          weights[j].multiply(sums[i], b[0], b[1]);
+          weights[j].multiply(sums[i + 1], b[2], b[3]);
+        }
+#pragma unroll
+      for (int i = 0; i < COLS; i++) merge(o[c + i], sums[i], factors);
+    }
+  }
+
+  /** Takes what others have come to on later keys. */
+  __device__ __forceinline__ void take(const WarpRows &later) {
+    MergeFactors factors[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      factors[half] = running[half].merge(later.running[half].max, later.running[half].sum);
+#pragma unroll
+    for (int i = 0; i < D / 8; i++) merge(o[i], later.o[i], factors);
   }
 
   /** The rows go to `output(r)`, by way of those of the queries. */
@@ -179,56 +221,139 @@ template <typename T, int D> struct WarpRows {
     }
     store_rows(q, o, norm, head_dim, output);
   }
+
+private:
+  /** x (16, KEYS): scores, and the largest one of each of this lane's rows. */
+  template <int N, typename Score>
+  __device__ __forceinline__ void scores(float (&x)[N][4], float (&most)[2], Tile<T, D> &q,
+                                         Tile<T, D> &k, float to_log2, Score score) const {
+    products(x, q, k);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      most[half] = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < N; j++)
+#pragma unroll
+        for (int e = half * 2; e < half * 2 + 2; e++) {
+          x[j][e] = score(half, j * 8 + lane() % 4 * 2 + e % 2, x[j][e] * to_log2);
+          most[half] = fmaxf(most[half], x[j][e]);
+        }
+      most[half] = fmaxf(most[half], __shfl_xor_sync(ALL_LANES, most[half], 1));
+      most[half] = fmaxf(most[half], __shfl_xor_sync(ALL_LANES, most[half], 2));
+    }
+  }
+  /** The scores of a row become weights; this lane's sum of them. */
+  template <int N>
+  static __device__ __forceinline__ float weigh(float (&x)[N][4], int half, float base) {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < N; j++)
+#pragma unroll
+      for (int e = half * 2; e < half * 2 + 2; e++) {
+        x[j][e] = ptx::exp2(x[j][e] - base);
+        sum += x[j][e];
+      }
+    return sum;
+  }
+  static __device__ __forceinline__ void merge(float (&o)[4], const float (&later)[4],
+                                               const MergeFactors (&factors)[2]) {
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      o[e] = fmaf(later[e], factors[e / 2].other, o[e] * factors[e / 2].own);
+  }
 };
 
 template <typename T, int D> struct AttendShared {
   Tile<T, D> q, k[2], v[2];
 };
 
-/** 64 rows by 4 warps: keys in tiles of 64, the next one copied while this one is used. */
+/** 64 keys and their values on their way to shared memory. A warp copies sixteen of them; where
+ *  they are each lane finds for one key (the upper half of the warp for its value), and the others
+ *  ask it: finding a key may take a division and a read. */
+template <typename T, int D, typename Keys> struct KeyCopies {
+  /** Lanes of a key, keys that a warp copies at once, and the whole block. */
+  static constexpr int LANES = D / 8, AT_ONCE = WARP / LANES, STEP = ATTEND_THREADS / LANES;
+  static_assert(STEP % 8 == 0, "a thread's rows are permuted alike");
+  const Keys &keys;
+  const int head_dim;
+
+  /** The line that this lane finds, of key tile `tile`, or of the last key if there is none. */
+  __device__ __forceinline__ const T *find(int tile) const {
+    const int i = lane() % 16, r = i / AT_ONCE * STEP + warp() * AT_ONCE + i % AT_ONCE;
+    const T *k, *v;
+    keys.both(min(tile * TILE_KEYS + r, keys.count - 1), k, v);
+    return lane() < 16 ? k : v;
+  }
+  __device__ __forceinline__ void copy(Tile<T, D> &k, Tile<T, D> &v, int tile,
+                                       const T *found) const {
+    const int r = warp() * AT_ONCE + lane() / LANES, chunk = lane() % LANES;
+    T *const to_k = k.chunk(r, chunk), *const to_v = v.chunk(r, chunk);
+    const uint64_t line = reinterpret_cast<uint64_t>(found);
+#pragma unroll
+    for (int i = 0; i < TILE_KEYS / STEP; i++) {
+      const int from = i * AT_ONCE + lane() / LANES;
+      const T *key = reinterpret_cast<const T *>(__shfl_sync(ALL_LANES, line, from));
+      const T *value = reinterpret_cast<const T *>(__shfl_sync(ALL_LANES, line, from + 16));
+      const bool valid = tile * TILE_KEYS + r + i * STEP < keys.count && chunk * 8 < head_dim;
+      ptx::cp_async16(to_k + i * STEP * D, key + chunk * 8, valid);
+      ptx::cp_async16(to_v + i * STEP * D, value + chunk * 8, valid);
+    }
+  }
+};
+
+/** Takes 64 rows by 4 warps through key tiles begin .. end, the next one copied while this one is
+ *  used; APART as `WarpRows::take_apart`. */
+template <bool APART, typename T, int D, typename Keys>
+__device__ __forceinline__ void attend_tiles(WarpRows<T, D> &mine, AttendShared<T, D> &s,
+                                             const Keys &keys, int head_dim, float scale,
+                                             const HeadRows<const T> &queries, int begin,
+                                             int end) {
+  const int l = lane(), first = warp() * WARP_ROWS;
+  const KeyCopies<T, D, Keys> copies{keys, head_dim};
+  load_rows(s.q, head_dim, queries);
+  const T *found = copies.find(begin);
+  auto load = [&](int tile) {
+    if (tile < end) copies.copy(s.k[tile % 2], s.v[tile % 2], tile, found);
+    ptx::cp_async_commit();
+    // The one after it: nobody waits for that.
+    if (tile + 1 < end) found = copies.find(tile + 1);
+  };
+
+  load(begin);
+  const auto own = keys.row(first + l % WARP_ROWS);
+  const decltype(own) rows[2] = {keys.row(first + l / 4), keys.row(first + l / 4 + 8)};
+  for (int tile = begin; tile < end; tile++) {
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    load(tile + 1);
+    const int key0 = tile * TILE_KEYS, key1 = min(key0 + TILE_KEYS, keys.count);
+    // Not computed if no row of this warp sees any of it.
+    if (first >= queries.count || !__any_sync(ALL_LANES, own.needs(key0, key1))) continue;
+    auto score = [&](int half, int j, float x) {
+      return key0 + j < keys.count ? rows[half].score(key0 + j, x) : -INFINITY;
+    };
+    auto &k = s.k[tile % 2], &v = s.v[tile % 2];
+    const float to_log2 = scale * LOG2_E;
+    // The 257th key of an image would cost as much as 64.
+    const bool is_nearly_empty = key1 - key0 <= FEW_KEYS;
+    if (APART && is_nearly_empty)
+      mine.template take_apart<FEW_KEYS>(s.q, k, v, to_log2, score);
+    else if (APART)
+      mine.take_apart(s.q, k, v, to_log2, score);
+    else if (is_nearly_empty)
+      mine.template take<FEW_KEYS>(s.q, k, v, to_log2, score);
+    else
+      mine.take(s.q, k, v, to_log2, score);
+  }
+}
+
+/** 64 rows by 4 warps through all keys. */
 template <typename T, int D, typename Keys>
 __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &keys, int head_dim,
                                             float scale, const HeadRows<const T> &queries,
                                             const HeadRows<T> &outputs) {
-  const int l = lane(), first = warp() * WARP_ROWS;
-  const int tiles = (keys.count + TILE_KEYS - 1) / TILE_KEYS;
-  auto load = [&](int tile) {
-    if (tile < tiles) {
-      // All at once: where a key is may itself have to be read.
-#pragma unroll
-      for (int i = threadIdx.x; i < 64 * D / 8; i += ATTEND_THREADS) {
-        const int r = i / (D / 8), chunk = i % (D / 8), j = tile * TILE_KEYS + r;
-        const bool valid = j < keys.count && chunk * 8 < head_dim;
-        const T *k, *v;
-        keys.both(min(j, keys.count - 1), k, v);
-        ptx::cp_async16(s.k[tile % 2].chunk(r, chunk), k + chunk * 8, valid);
-        ptx::cp_async16(s.v[tile % 2].chunk(r, chunk), v + chunk * 8, valid);
-      }
-    }
-    ptx::cp_async_commit();
-  };
-
-  load_rows(s.q, head_dim, queries);
-  load(0);
-  const auto own = keys.row(first + l % WARP_ROWS);
-  const decltype(own) rows[2] = {keys.row(first + l / 4), keys.row(first + l / 4 + 8)};
   WarpRows<T, D> mine;
-  for (int tile = 0; tile < tiles; tile++) {
-    ptx::cp_async_wait<0>();
-    __syncthreads();
-    load(tile + 1);
-    const int begin = tile * TILE_KEYS, end = min(begin + TILE_KEYS, keys.count);
-    // Not computed if no row of this warp sees any of it.
-    if (first >= queries.count || !__any_sync(ALL_LANES, own.needs(begin, end))) continue;
-    auto score = [&](int half, int j, float x) {
-      return begin + j < keys.count ? rows[half].score(begin + j, x) : -INFINITY;
-    };
-    // The 257th key of an image would cost as much as 64.
-    if (end - begin > FEW_KEYS)
-      mine.take(s.q, s.k[tile % 2], s.v[tile % 2], scale * LOG2_E, score);
-    else
-      mine.template take<FEW_KEYS>(s.q, s.k[tile % 2], s.v[tile % 2], scale * LOG2_E, score);
-  }
+  attend_tiles<false>(mine, s, keys, head_dim, scale, queries, 0, key_tiles(keys.count));
   mine.store(s.q, head_dim, outputs);
 }
 

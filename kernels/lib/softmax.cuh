@@ -44,7 +44,8 @@ struct RunningSoftmax {
     MergeFactors factors;
     factors.own = raise(other_max);
     factors.other = factor(other_max);
-    sum += other_sum * factors.other;
+    // Fused everywhere, so that what is merged where makes no difference.
+    sum = fmaf(other_sum, factors.other, sum);
     return factors;
   }
 

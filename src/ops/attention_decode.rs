@@ -178,6 +178,35 @@ unsafe fn new_tokens(p: &AttentionDecodeParams) -> (Vec<i32>, Vec<i64>) {
     (positions, slots)
 }
 
+/// The third of them, rows beginning where `begin` says.
+fn attention(p: &AttentionDecodeParams, begin: &[i32]) -> SelfAttentionParams {
+    SelfAttentionParams {
+        o: p.o,
+        q: p.qkv,
+        pages: p.pages,
+        workspace: p.workspace,
+        tables: p.tables,
+        q_begin: begin.as_ptr(),
+        kv_len: p.kv_len,
+        slopes: p.slopes,
+        rows: p.rows,
+        sequences: p.rows,
+        table_stride: p.table_stride,
+        q_stride: p.row_stride,
+        page_stride: p.page_stride,
+        heads: p.heads,
+        head_dim: p.head_dim,
+        page_tokens: p.page_tokens,
+        first_head: 0,
+        some_heads: p.heads,
+        parts: 1,
+        scale: p.scale,
+        reserved: 0,
+        pairs: p.keys,
+        keys: p.keys,
+    }
+}
+
 /// The three twins, one after the other: what they share is in the caches.
 ///
 /// # Safety
@@ -216,27 +245,7 @@ unsafe fn attention_decode_twin<T: Real>(p: &AttentionDecodeParams, host: &Host)
             reserved: 0,
         };
         kv_append_twin::<T>(&append, host);
-        let attention = SelfAttentionParams {
-            o: p.o,
-            q: p.qkv,
-            pages: p.pages,
-            tables: p.tables,
-            q_begin: begin.as_ptr(),
-            kv_len: p.kv_len,
-            slopes: p.slopes,
-            rows,
-            sequences: rows,
-            table_stride: p.table_stride,
-            q_stride: row_stride,
-            page_stride: p.page_stride,
-            heads,
-            head_dim,
-            page_tokens,
-            scale: p.scale,
-            pairs: p.keys,
-            keys: p.keys,
-        };
-        self_attention_twin::<T>(&attention, host);
+        self_attention_twin::<T>(&attention(p, &begin), host);
     }
 }
 

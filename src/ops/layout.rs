@@ -59,7 +59,7 @@ pub(super) struct Attend {
     pub blocks: i64,
     /// Rows of all batch entries.
     pub rows: i64,
-    /// Batch entries, which are blocks in z.
+    /// Batch entries, or parts of the keys, which are blocks in z.
     pub batch: i64,
     pub heads: i32,
     pub head_dim: i32,

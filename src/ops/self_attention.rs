@@ -12,6 +12,7 @@ use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Result, twins};
+use std::ops::Range;
 
 /// See `kernels/self_attention.h`.
 pub static SELF_ATTENTION: Kernel<SelfAttentionParams> = Kernel {
@@ -25,6 +26,10 @@ pub static SELF_ATTENTION: Kernel<SelfAttentionParams> = Kernel {
 /// Causal attention of the batch's rows over the pages of one layer; o and q (rows,
 /// heads*head_dim), pages (pages, 2*heads*page_tokens*head_dim), ALiBi slopes (heads) f32 if any.
 /// Rows of q and pages may be strided; the rows' own keys are in the pages already (`kv_append`).
+///
+/// Keys that few rows would walk through one tile after another are split over blocks, which merge
+/// what they come to in the stream's workspace; where their room there is too small, heads are
+/// launched apart.
 ///
 /// # Errors
 /// If a shape, stride or dtype differs.
@@ -49,10 +54,11 @@ pub fn self_attention(
     check::dtype(op, "pages", &pages, q.dtype())?;
     check_pages(op, &pages, batch, heads, head_dim)?;
     check_slopes(op, slopes.as_ref(), heads)?;
-    let params = SelfAttentionParams {
+    let all = SelfAttentionParams {
         o: o.ptr(),
         q: q.ptr(),
         pages: pages.ptr(),
+        workspace: stream.workspace()?,
         tables: batch.tables(),
         q_begin: batch.q_begin(),
         kv_len: batch.kv_len(),
@@ -65,12 +71,48 @@ pub fn self_attention(
         heads: check::small(op, "heads", heads)?,
         head_dim: check::small(op, "head_dim", head_dim)?,
         page_tokens: check::small(op, "page_tokens", batch.page_tokens())?,
+        first_head: 0,
+        some_heads: check::small(op, "heads", heads)?,
+        parts: 1,
         scale,
+        reserved: 0,
         pairs: batch.pairs() as i64,
         keys: batch.keys() as i64,
     };
-    // SAFETY: shapes, strides and dtypes were checked, the batch when it was made; o is exclusive.
-    unsafe { stream.launch(&SELF_ATTENTION, q.dtype(), &params) }
+    let split = stream.chip().and_then(|chip| split(&all, chip));
+    let (parts, some_heads) = split.unwrap_or((all.parts, all.heads));
+    for first_head in (0..all.heads).step_by(some_heads as usize) {
+        let some_heads = some_heads.min(all.heads - first_head);
+        let some = SelfAttentionParams { first_head, some_heads, parts, ..all };
+        // SAFETY: shapes, strides and dtypes were checked, the batch when it was made; o is
+        // exclusive.
+        unsafe { stream.launch(&SELF_ATTENTION, q.dtype(), &some)? };
+    }
+    Ok(())
+}
+
+/// Keys of a block where they are split.
+const PART: i64 = 64;
+
+/// Row tiles of a launch: every sequence may end within one.
+fn row_tiles(p: &SelfAttentionParams) -> i64 {
+    p.rows / 64 + p.sequences
+}
+
+/// Parts that keys are split into and heads of a launch, where one block for a row tile and head
+/// would leave multiprocessors idle.
+fn split(p: &SelfAttentionParams, chip: &Chip) -> Option<(i32, i32)> {
+    const COUNTERS: usize = 16384;
+    /// Sums of 64 rows of at most 128 features; a maximum and a sum of two rows for 128 threads.
+    const PART_FLOATS: usize = 64 * 128 + 4 * 128;
+    let parts = layout::groups(p.table_stride * i64::from(p.page_tokens), PART);
+    let (tiles, heads) = (row_tiles(p), i64::from(p.heads));
+    let at_once = (Stream::WORKSPACE / size_of::<f32>() - COUNTERS) / PART_FLOATS;
+    let at_once = at_once as i64 / parts.saturating_mul(tiles);
+    let is_idle = tiles * heads < i64::from(chip.multiprocessors);
+    // As many in each launch.
+    let some_heads = |at_once| layout::groups(heads, layout::groups(heads, at_once)) as i32;
+    (is_idle && parts > 1 && at_once > 0).then(|| (parts as i32, some_heads(at_once)))
 }
 
 /// ALiBi slopes are one f32 per head.
@@ -84,11 +126,10 @@ fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
     let addresses = [p.o.cast_const(), p.q, p.pages];
     let distances = [i64::from(p.head_dim), p.q_stride, p.page_stride];
     let attend = Attend {
-        // Every sequence may end within a tile.
-        blocks: p.rows / 64 + p.sequences,
+        blocks: row_tiles(p),
         rows: p.rows,
-        batch: 1,
-        heads: p.heads,
+        batch: i64::from(p.parts),
+        heads: p.some_heads,
         head_dim: p.head_dim,
         // Queries, and two stages of keys and of values.
         tiles: 5,
@@ -97,7 +138,7 @@ fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
 }
 
 fn cost(p: &SelfAttentionParams, dtype: DType) -> Cost {
-    let width = p.heads as f64 * p.head_dim as f64;
+    let width = p.some_heads as f64 * p.head_dim as f64;
     Cost {
         bytes: 2.0 * (p.rows + p.keys) as f64 * width * dtype.size() as f64,
         flops: 4.0 * p.pairs as f64 * width,
@@ -113,6 +154,8 @@ struct Task<T> {
     kv_len: Rows<i32>,
     slopes: Option<Rows<f32>>,
     heads: usize,
+    /// Those that are computed.
+    some: Range<usize>,
     head_dim: usize,
     page_tokens: usize,
     scale: f32,
@@ -157,17 +200,17 @@ impl<T: Real> Grid for Task<T> {
 
     #[inline(always)]
     unsafe fn task<L: Lanes, const M: usize>(&self, mut task: usize, scratch: &mut [f32]) {
-        let (heads, head_dim) = (self.heads, self.head_dim);
+        let (heads, head_dim, some) = (self.heads, self.head_dim, self.some.len());
         // SAFETY: the caller's; (row, head) of o is of this task only.
         unsafe {
             let begin = self.begin.get(0);
             let rows_of = |s: usize| (begin[s + 1] - begin[s]) as usize;
             let mut s = 0;
-            while task >= heads * chunks(rows_of(s)) {
-                task -= heads * chunks(rows_of(s));
+            while task >= some * chunks(rows_of(s)) {
+                task -= some * chunks(rows_of(s));
                 s += 1;
             }
-            let (chunk, head) = (task / heads, task % heads);
+            let (chunk, head) = (task / some, self.some.start + task % some);
             let per_chunk = rows_of(s).div_ceil(chunks(rows_of(s)));
             let first = chunk * per_chunk;
             let row = begin[s] as usize + first;
@@ -200,6 +243,7 @@ impl<T: Real> Grid for Task<T> {
 /// As [`Stream::launch`].
 pub(super) unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host: &Host) {
     let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
+    let (first, some) = (p.first_head as usize, p.some_heads as usize);
     let sequences = p.sequences as usize;
     let grid = Task {
         o: Rows::<T>::dense(p.o, heads * head_dim),
@@ -210,6 +254,7 @@ pub(super) unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host:
         kv_len: Rows::dense(p.kv_len.cast(), sequences),
         slopes: (!p.slopes.is_null()).then(|| Rows::dense(p.slopes.cast(), heads)),
         heads,
+        some: first..first + some,
         head_dim,
         page_tokens: p.page_tokens as usize,
         scale: p.scale,
@@ -217,7 +262,69 @@ pub(super) unsafe fn self_attention_twin<T: Real>(p: &SelfAttentionParams, host:
     // SAFETY: the caller's.
     unsafe {
         let begin = grid.begin.get(0);
-        let tasks = begin.windows(2).map(|w| heads * chunks((w[1] - w[0]) as usize)).sum();
+        let tasks = begin.windows(2).map(|w| some * chunks((w[1] - w[0]) as usize)).sum();
         lanes::run(host, tasks, &grid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A suffix of a prompt of the 9B model; nothing behind its pointers is read.
+    fn params(rows: i64, sequences: i64, keys: i64) -> SelfAttentionParams {
+        SelfAttentionParams {
+            o: std::ptr::null_mut(),
+            q: std::ptr::null(),
+            pages: std::ptr::null(),
+            workspace: std::ptr::null_mut(),
+            tables: std::ptr::null(),
+            q_begin: std::ptr::null(),
+            kv_len: std::ptr::null(),
+            slopes: std::ptr::null(),
+            rows,
+            sequences,
+            table_stride: (keys as u64).div_ceil(16).next_power_of_two() as i64,
+            q_stride: 3 * 4096,
+            page_stride: 2 * 4096 * 16,
+            heads: 32,
+            head_dim: 128,
+            page_tokens: 16,
+            first_head: 0,
+            some_heads: 32,
+            parts: 1,
+            scale: 1.0,
+            reserved: 0,
+            pairs: rows * keys,
+            keys,
+        }
+    }
+
+    #[test]
+    fn keys_of_few_rows_are_split_over_the_card() {
+        for (rows, sequences, keys, a100, h200) in [
+            (35, 1, 300, Some((8, 32)), Some((8, 32))),
+            (250, 1, 250, None, Some((4, 32))),
+            (35, 1, 64, None, None),
+            (35, 1, 65, Some((2, 32)), Some((2, 32))),
+            (300, 1, 300, None, None),
+            (40, 8, 2000, None, None),
+            // More than the workspace holds: heads apart, and nothing but a walk in the end.
+            (35, 1, 2048, Some((32, 16)), Some((32, 16))),
+            (35, 1, 32_768, Some((512, 1)), Some((512, 1))),
+            (35, 1, 131_072, None, None),
+        ] {
+            let p = params(rows, sequences, keys);
+            let found = [Chip::A100, Chip::H200].map(|chip| split(&p, &chip));
+            assert_eq!(found, [a100, h200], "{rows} of {keys}");
+            for (parts, some_heads) in found.into_iter().flatten() {
+                let some = SelfAttentionParams { parts, some_heads, ..p };
+                let g = geometry(&some, DType::BF16, &Chip::H200);
+                let blocks = [row_tiles(&p) as u32, some_heads as u32, parts as u32];
+                assert_eq!((g.variant, g.grid), ("_128", blocks));
+                let floats = blocks.map(|n| n as usize).iter().product::<usize>() * 68 * 128;
+                assert!((floats + 16384) * 4 <= Stream::WORKSPACE);
+            }
+        }
     }
 }

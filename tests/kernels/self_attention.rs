@@ -44,8 +44,12 @@ pub fn cases() -> Vec<Case> {
         plain("long_decode", vec![(1500, 1), (2, 1)], 64, 2, 64),
         plain("ragged_tiles_of_rows", vec![(150, 130), (3, 3), (80, 66)], 16, 1, 64),
         plain("few_rows", vec![(40, 2), (41, 3), (390, 7)], 16, 2, 64),
+        plain("suffix_of_a_prompt", vec![(300, 35)], 16, 2, 128),
+        plain("long_and_short", vec![(200, 150), (5, 5), (290, 20)], 16, 1, 128),
+        plain("borders_of_parts", vec![(64, 3), (65, 3), (128, 30), (129, 30), (1, 1)], 16, 2, 64),
         Case { is_alibi: true, ..plain("alibi_prefill", vec![(50, 50)], 16, 4, 32) },
         Case { is_alibi: true, ..plain("alibi_decode", vec![(500, 1), (7, 1)], 16, 4, 32) },
+        Case { is_alibi: true, ..plain("alibi_suffix", vec![(210, 35), (66, 18)], 16, 4, 128) },
         Case { shared: 2, ..plain("shared_prefix", vec![(40, 8), (35, 1)], 16, 2, 16) },
         Case { spread: 1000.0, atol: 4e-3, ..plain("huge_logits", vec![(60, 60)], 16, 2, 64) },
     ]
@@ -180,6 +184,48 @@ fn agrees_with_the_oracle() {
     for case in cases() {
         for_every_type!(check(&streams(), &case));
     }
+}
+
+/// By blocks that share its keys or one that walks through them, with its prefix in the pages or in
+/// the batch, and beside another sequence.
+#[test]
+fn a_row_is_the_same_bits_however_it_is_computed() {
+    let case = |sequences| {
+        let (page_tokens, heads, head_dim) = (16, 2, 80);
+        Case { sequences, page_tokens, heads, head_dim, is_alibi: true, ..cases().remove(0) }
+    };
+    let (width, rows, first) = (160, 35, 115);
+    let last = inputs(&case(vec![(150, 150)])).qkv.split_off(first * 3 * width);
+    let mut found = Vec::new();
+    for chip in [Chip::H200, Chip { multiprocessors: 1, ..Chip::A100 }] {
+        let stream = Stream::emulated(chip).unwrap();
+        for sequences in [vec![(150, 150)], vec![(150, rows)], vec![(150, rows), (90, 70)]] {
+            let c = case(sequences);
+            let mut i = inputs(&c);
+            let skip = if c.sequences[0].1 == rows { 0 } else { first };
+            i.qkv[skip * 3 * width..][..last.len()].copy_from_slice(&last);
+            let o = run::<half::bf16>(&stream, &c, &i);
+            let own = o.view().block(skip..skip + rows, 0..width).unwrap().to_f32().unwrap();
+            found.push(own.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        }
+    }
+    assert!(found.iter().all(|bits| *bits == found[0]));
+}
+
+/// The workspace holds the parts of 30 heads.
+#[test]
+fn heads_whose_parts_have_no_room_are_launched_apart() {
+    let c = Case { sequences: vec![(1030, 2)], heads: 32, head_dim: 8, ..cases().remove(10) };
+    let (i, stream) = (inputs(&c), Stream::emulated(Chip::H200).unwrap());
+    stream.record();
+    judge::<half::f16>(
+        c.why,
+        run::<half::f16>(&stream, &c, &i).view(),
+        &oracle::<half::f16>(&c, &i),
+        c.atol,
+    );
+    let launches = stream.recording().unwrap().launches;
+    assert!(launches.iter().map(|l| l.grid).eq([[1, 16, 32]; 2]));
 }
 
 #[test]
