@@ -14,6 +14,7 @@
 #include "attention_decode.h"
 #include "lib/attend.cuh"
 #include "lib/pages.cuh"
+#include "lib/rotary.cuh"
 #include "lib/split.cuh"
 
 constexpr int DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / WARP;
@@ -47,8 +48,7 @@ template <typename T> struct NewToken {
   }
   /** Sine and cosine for the pair (i, i + rotary/2), as in `rope`. */
   __device__ void angle(int i, float &sine, float &cosine) const {
-    float frequency = 1.0f / powf(p.base, (float)(2 * i) / (float)p.rotary);
-    sincosf((float)position * frequency, &sine, &cosine);
+    rotary_angle(i, p.rotary, p.base, position, sine, cosine);
   }
   /** Feature f of x, turned by its angle. */
   __device__ T turned(const T *x, int f, float sine, float cosine) const {

@@ -8,6 +8,7 @@
  *  Rejected  a table of sines: its reads cost what computing them costs, once per row. All heads by
  *            one thread: 64 trips to memory one after another, 30 us for 484 rows (H200). */
 #include "lib/cells.cuh"
+#include "lib/rotary.cuh"
 #include "rope.h"
 
 /** Query and key heads of a block. */
@@ -18,8 +19,8 @@ template <typename T> __device__ void rope(const RopeParams &p) {
   for_my_cells(p.rows * half, 1, [&](int64_t at) {
     int64_t row = at / half;
     int i = (int)(at % half);
-    float frequency = 1.0f / powf(p.base, (float)(2 * i) / (float)p.rotary), sine, cosine;
-    sincosf((float)p.positions[row] * frequency, &sine, &cosine);
+    float sine, cosine;
+    rotary_angle(i, p.rotary, p.base, p.positions[row], sine, cosine);
     if (p.is_inverse) sine = -sine;
     const int first = (int)blockIdx.y * HEADS;
     T *pair = static_cast<T *>(p.qkv) + row * p.row_stride + first * p.head_dim + i;

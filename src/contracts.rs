@@ -906,16 +906,18 @@ const _: () = {
     ["Offset of field: GemmQuantizedParams::bits"]
         [::core::mem::offset_of!(GemmQuantizedParams, bits) - 120usize];
 };
-#[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool"]
+#[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool. If\n  `rotary` is not 0, queries are turned in place and keys on their way, as by `rope`.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180; arXiv:2104.09864 eq. 34\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool, which has fewer than 2^31; rotary even, at\n            most head_dim and 4096; if it is not 0, k of qkv is unspecified afterwards\n  Numerics  as `rope`; turned queries and keys are rounded to T once"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct KvAppendParams {
     #[doc = "first page of this layer"]
     pub pages: *mut ::core::ffi::c_void,
-    #[doc = "(rows, 3*heads*head_dim) T"]
-    pub qkv: *const ::core::ffi::c_void,
+    #[doc = "(rows, 3*heads*head_dim) T; q is changed in place if it turns"]
+    pub qkv: *mut ::core::ffi::c_void,
     #[doc = "(rows)"]
     pub slots: *const i64,
+    #[doc = "(rows)"]
+    pub positions: *const i32,
     pub rows: i64,
     #[doc = "of qkv, elements"]
     pub row_stride: i64,
@@ -924,31 +926,40 @@ pub struct KvAppendParams {
     pub heads: i32,
     pub head_dim: i32,
     pub page_tokens: i32,
+    #[doc = "features that turn, even; 0 for none"]
+    pub rotary: i32,
+    pub base: f32,
     pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of KvAppendParams"][::core::mem::size_of::<KvAppendParams>() - 64usize];
+    ["Size of KvAppendParams"][::core::mem::size_of::<KvAppendParams>() - 80usize];
     ["Alignment of KvAppendParams"][::core::mem::align_of::<KvAppendParams>() - 8usize];
     ["Offset of field: KvAppendParams::pages"]
         [::core::mem::offset_of!(KvAppendParams, pages) - 0usize];
     ["Offset of field: KvAppendParams::qkv"][::core::mem::offset_of!(KvAppendParams, qkv) - 8usize];
     ["Offset of field: KvAppendParams::slots"]
         [::core::mem::offset_of!(KvAppendParams, slots) - 16usize];
+    ["Offset of field: KvAppendParams::positions"]
+        [::core::mem::offset_of!(KvAppendParams, positions) - 24usize];
     ["Offset of field: KvAppendParams::rows"]
-        [::core::mem::offset_of!(KvAppendParams, rows) - 24usize];
+        [::core::mem::offset_of!(KvAppendParams, rows) - 32usize];
     ["Offset of field: KvAppendParams::row_stride"]
-        [::core::mem::offset_of!(KvAppendParams, row_stride) - 32usize];
+        [::core::mem::offset_of!(KvAppendParams, row_stride) - 40usize];
     ["Offset of field: KvAppendParams::page_stride"]
-        [::core::mem::offset_of!(KvAppendParams, page_stride) - 40usize];
+        [::core::mem::offset_of!(KvAppendParams, page_stride) - 48usize];
     ["Offset of field: KvAppendParams::heads"]
-        [::core::mem::offset_of!(KvAppendParams, heads) - 48usize];
+        [::core::mem::offset_of!(KvAppendParams, heads) - 56usize];
     ["Offset of field: KvAppendParams::head_dim"]
-        [::core::mem::offset_of!(KvAppendParams, head_dim) - 52usize];
+        [::core::mem::offset_of!(KvAppendParams, head_dim) - 60usize];
     ["Offset of field: KvAppendParams::page_tokens"]
-        [::core::mem::offset_of!(KvAppendParams, page_tokens) - 56usize];
+        [::core::mem::offset_of!(KvAppendParams, page_tokens) - 64usize];
+    ["Offset of field: KvAppendParams::rotary"]
+        [::core::mem::offset_of!(KvAppendParams, rotary) - 68usize];
+    ["Offset of field: KvAppendParams::base"]
+        [::core::mem::offset_of!(KvAppendParams, base) - 72usize];
     ["Offset of field: KvAppendParams::reserved"]
-        [::core::mem::offset_of!(KvAppendParams, reserved) - 60usize];
+        [::core::mem::offset_of!(KvAppendParams, reserved) - 76usize];
 };
 #[doc = " `layernorm`: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, per row.\n\n  Source    arXiv:1607.06450 eq. 4; torch.nn.LayerNorm (biased variance)\n  Entries   layernorm_{f32,bf16,f16}\n  Limits    cols >= 1; b may be null (MPT has weights only)\n  Numerics  mean; then mean and variance of the centred values, all in f32"]
 #[repr(C)]

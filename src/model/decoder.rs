@@ -213,12 +213,9 @@ impl Decoder {
                 stream, o, qkv, pages, batch, rotary, slopes, l.heads, scale,
             );
         }
-        if let Some((dims, base)) = rotary {
-            ops::rope(stream, room.qkv.view_mut(), batch, l.heads, head_dim, dims, base)?;
-        }
-        let qkv = room.qkv.view();
-        ops::kv_append(stream, pool.layer_mut(layer.index)?, qkv, batch, l.heads, head_dim)?;
-        let q = qkv.block(0..rows, 0..d)?;
+        let (pages, qkv) = (pool.layer_mut(layer.index)?, room.qkv.view_mut());
+        ops::kv_append(stream, pages, qkv, batch, l.heads, head_dim, rotary)?;
+        let q = room.qkv.view().block(0..rows, 0..d)?;
         let (o, pages) = (room.attended.view_mut(), pool.layer(layer.index)?);
         ops::self_attention(stream, o, q, pages, batch, slopes, l.heads, head_dim, scale)
     }

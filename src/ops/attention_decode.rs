@@ -5,10 +5,10 @@ use super::batch::Ragged;
 use super::check;
 use super::kv_append::{check_pages, kv_append_twin};
 use super::layout;
-use super::rope::{check_rotary, rope_twin};
+use super::rope::{Rotary, check_rotary};
 use super::rows::Rows;
 use super::self_attention::{check_slopes, self_attention_twin};
-use crate::contracts::{AttentionDecodeParams, KvAppendParams, RopeParams, SelfAttentionParams};
+use crate::contracts::{AttentionDecodeParams, KvAppendParams, SelfAttentionParams};
 use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -23,9 +23,6 @@ pub static ATTENTION_DECODE: Kernel<AttentionDecodeParams> = Kernel {
     cost,
     accounting: 1,
 };
-
-/// Where the positions of keys enter: features that turn and the base of their angles, or nothing.
-pub type Rotary = Option<(usize, f32)>;
 
 /// Turns queries and keys of qkv (rows, 3*heads*head_dim), appends keys and values to the batch's
 /// slots of `pages` (pages, 2*heads*page_tokens*head_dim), and attends as
@@ -178,7 +175,7 @@ unsafe fn new_tokens(p: &AttentionDecodeParams) -> (Vec<i32>, Vec<i64>) {
     (positions, slots)
 }
 
-/// The third of them, rows beginning where `begin` says.
+/// Attention of these rows, row s that of sequence s: `begin` is 0, 1, ...
 fn attention(p: &AttentionDecodeParams, begin: &[i32]) -> SelfAttentionParams {
     SelfAttentionParams {
         o: p.o,
@@ -207,41 +204,28 @@ fn attention(p: &AttentionDecodeParams, begin: &[i32]) -> SelfAttentionParams {
     }
 }
 
-/// The three twins, one after the other: what they share is in the caches.
+/// Twins, one after the other: what they share is in the caches.
 ///
 /// # Safety
 /// As [`Stream::launch`].
 unsafe fn attention_decode_twin<T: Real>(p: &AttentionDecodeParams, host: &Host) {
-    let &AttentionDecodeParams { rows, heads, head_dim, page_tokens, row_stride, .. } = p;
-    let begin: Vec<i32> = (0..=rows as i32).collect();
+    let begin: Vec<i32> = (0..=p.rows as i32).collect();
     // SAFETY: the caller's, of each twin; row s is sequence s.
     unsafe {
         let (positions, slots) = new_tokens(p);
-        if p.rotary > 0 {
-            let rope = RopeParams {
-                qkv: p.qkv,
-                positions: positions.as_ptr(),
-                rows,
-                row_stride,
-                heads,
-                head_dim,
-                rotary: p.rotary,
-                base: p.base,
-                is_inverse: 0,
-                reserved: 0,
-            };
-            rope_twin::<T>(&rope, host);
-        }
         let append = KvAppendParams {
             pages: p.pages,
             qkv: p.qkv,
             slots: slots.as_ptr(),
-            rows,
-            row_stride,
+            positions: positions.as_ptr(),
+            rows: p.rows,
+            row_stride: p.row_stride,
             page_stride: p.page_stride,
-            heads,
-            head_dim,
-            page_tokens,
+            heads: p.heads,
+            head_dim: p.head_dim,
+            page_tokens: p.page_tokens,
+            rotary: p.rotary,
+            base: p.base,
             reserved: 0,
         };
         kv_append_twin::<T>(&append, host);

@@ -51,7 +51,7 @@ impl Ragged {
             return Err(Error::invalid("batch", "sequences and tokens per page", found));
         }
         let limit = i32::MAX as usize;
-        if sequences.len() >= limit || page_tokens > limit || pages > limit {
+        if sequences.len() >= limit || pages.saturating_mul(page_tokens) > limit {
             return Err(Error::invalid("batch", "sizes below 2^31", "a larger one"));
         }
         let mut table_stride = 0;

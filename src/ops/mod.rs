@@ -53,7 +53,7 @@ pub use attention_backward::{
     ATTENTION_BACKWARD, attention_backward, attention_statistics, cross_attention_backward,
     self_attention_backward,
 };
-pub use attention_decode::{ATTENTION_DECODE, Rotary, attention_decode};
+pub use attention_decode::{ATTENTION_DECODE, attention_decode};
 pub use batch::{Labels, Media, MediaSpans, Ragged, Sequence, TokenGroups, TokenIds};
 pub use checksum::{CHECKSUM, checksum, xor};
 pub use collective::{Collective, Reducing};
@@ -79,7 +79,7 @@ pub use patchify::{
 };
 pub use quantize::{DEQUANTIZE, QUANTIZE, dequantize, quantize};
 pub use rmsnorm::{RMSNORM, rmsnorm};
-pub use rope::{ROPE, rope, rope_backward};
+pub use rope::{ROPE, Rotary, rope, rope_backward};
 pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampling};
 pub use self_attention::{SELF_ATTENTION, self_attention};
 pub use square_sum::{CLIP_FACTOR, SQUARE_SUM, clip_factor, square_sum};

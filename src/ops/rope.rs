@@ -16,6 +16,9 @@ use crate::{DType, Error, Result, twins};
 pub static ROPE: Kernel<RopeParams> =
     Kernel { name: "rope", twins: twins!(rope_twin), geometry, cost, accounting: 0 };
 
+/// Where positions enter queries and keys: features that turn and the base of their angles, or not.
+pub type Rotary = Option<(usize, f32)>;
+
 /// Rotates the first `rotary` features of every query and key head of qkv (rows, 3*heads*head_dim)
 /// by position * base^(-2i/rotary), in place. Rows may be strided.
 ///

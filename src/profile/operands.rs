@@ -315,7 +315,8 @@ impl<'a> Ring<'a> {
             match kernel {
                 "rope" => ops::rope(stream, qkv.view_mut(), batch, heads, HEAD, HEAD, 1e4),
                 "kv_append" => {
-                    ops::kv_append(stream, pool.view_mut(), qkv.view(), batch, heads, HEAD)
+                    let (pool, qkv) = (pool.view_mut(), qkv.view_mut());
+                    ops::kv_append(stream, pool, qkv, batch, heads, HEAD, Some((HEAD, 1e4)))
                 }
                 "attention_decode" => {
                     let (o, qkv, pool) = (o.view_mut(), qkv.view_mut(), pool.view_mut());

@@ -60,10 +60,10 @@ pub static BUDGETS: &[Budget] = &[
     // Three blocks of 256.
     row("adamw8", false, None, 80),
     row("embedding", false, Some(2), 40),
-    row("kv_append", false, Some(4), 40),
     row("sampling", false, None, 64),
     // The sine of a huge angle: a table walk that no position within a context reaches.
     Budget { stack: 32, ..row("rope", false, None, 64) },
+    Budget { stack: 32, ..row("kv_append", false, Some(3), 80) },
     Budget { stack: 32, ..row("attention_decode", false, None, 128) },
 ];
 

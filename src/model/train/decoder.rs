@@ -251,7 +251,9 @@ impl Decoder {
         if let Some((dims, base)) = self.rotary() {
             ops::rope(stream, qkv.view_mut(), batch, heads, head_dim, dims, base)?;
         }
-        ops::kv_append(stream, text.pages.view_mut(), qkv.view(), batch, heads, head_dim)?;
+        // Turned already: backward reads the keys in qkv.
+        let (pages, turned) = (text.pages.view_mut(), qkv.view_mut());
+        ops::kv_append(stream, pages, turned, batch, heads, head_dim, None)?;
         let q = qkv.view().block(0..rows, 0..d)?;
         let (o, pages, slopes) = (o.view_mut(), text.pages.view(), self.slopes());
         let scale = self.scale();
