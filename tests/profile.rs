@@ -39,18 +39,23 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
-/// After the last attention only what gets logits goes on: of a prompt its last token.
-#[test]
-fn the_last_layer_computes_what_is_asked_for() {
+/// The summary and the trace of [`PROMPT`] with its image and so many tokens.
+fn traced(tokens: &str) -> (Value, Value) {
     let (model, image) = question();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.json");
     let out = profile(&["--model", model.to_str().unwrap(), "--prompt", PROMPT])
-        .args(["--image", image.to_str().unwrap(), "--max-new-tokens", "1", "--json", "--trace"])
+        .args(["--image", image.to_str().unwrap(), "--max-new-tokens", tokens, "--json", "--trace"])
         .arg(&path)
         .output();
-    succeeded(out.unwrap());
-    let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let report = succeeded(out.unwrap());
+    (report, serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap())
+}
+
+/// After the last attention only what gets logits goes on: of a prompt its last token.
+#[test]
+fn the_last_layer_computes_what_is_asked_for() {
+    let (_, trace) = traced("1");
     let launches = spans(&trace, 2);
     let of_mlps = launches.iter().filter(|l| l["args"]["kernel"] == "swiglu");
     let rows: Vec<_> = of_mlps.map(|l| number(&l["args"]["flops"])).collect();
@@ -60,15 +65,7 @@ fn the_last_layer_computes_what_is_asked_for() {
 
 #[test]
 fn a_request_becomes_a_summary_and_a_trace_that_agree() {
-    let (model, image) = question();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("trace.json");
-    let out = profile(&["--model", model.to_str().unwrap(), "--prompt", PROMPT])
-        .args(["--image", image.to_str().unwrap(), "--max-new-tokens", "3", "--json", "--trace"])
-        .arg(&path)
-        .output();
-    let report = succeeded(out.unwrap());
-    let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let (report, trace) = traced("3");
     let (phases, launches) = (spans(&trace, 1), spans(&trace, 2));
     assert_eq!(launches.len() as u64, report["launches"].as_u64().unwrap());
     let names: Vec<_> = phases.iter().map(|p| p["name"].as_str().unwrap()).collect();

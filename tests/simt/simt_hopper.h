@@ -153,10 +153,8 @@ void begin_tile(void *to, const TensorMap *map, uint64_t *barrier, int x, int y,
     if (!(blocks >> rank & 1)) continue;
     void *there = in_block(to, rank, pc);
     uint64_t *signal = in_block(barrier, rank, pc);
-#ifndef SIMT_UNCHECKED
-    shared_access(shared_byte(there), m.bytes(), true, pc);
-    shared_access(shared_byte(signal), 8, false, pc);
-#endif
+    cluster_access(there, m.bytes(), true, pc);
+    cluster_access(signal, 8, false, pc);
     mark_in_flight(there, m.bytes());
     arrivals(signal, pc);
     cluster->tiles.push_back(
@@ -241,9 +239,7 @@ void mbarrier_arrive(uint64_t *barrier) {
 
 void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier) {
   uint64_t *there = in_block(barrier, rank, SITE);
-#ifndef SIMT_UNCHECKED
-  shared_access(shared_byte(there), 8, false, SITE);
-#endif
+  cluster_access(there, 8, false, SITE);
   arrive(there, 0, SITE);
 }
 

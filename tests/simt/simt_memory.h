@@ -65,6 +65,14 @@ void shared_access(size_t at, size_t bytes, bool is_write, void *pc) {
   }
 }
 
+/// An access that one block makes to the shared memory of any of its cluster.
+void cluster_access([[maybe_unused]] const void *p, [[maybe_unused]] size_t bytes,
+                    [[maybe_unused]] bool is_write, [[maybe_unused]] void *pc) {
+#ifndef SIMT_UNCHECKED
+  shared_access(shared_byte(p), bytes, is_write, pc);
+#endif
+}
+
 const char *verb(bool is_write) { return is_write ? "write" : "read"; }
 
 /// Any access of kernel code: to its stack, to shared memory, or to a buffer of the device.

@@ -26,9 +26,9 @@ pub(super) struct Tile {
     pub blocks: i64,
 }
 
-/// What most tiles have in common.
-const PLAIN: Tile = Tile {
-    variant: "_plain",
+/// What a tile is unless it says otherwise.
+const USUAL: Tile = Tile {
+    variant: "",
     rows: 0,
     cols: 0,
     threads: 0,
@@ -44,7 +44,7 @@ const PLAIN: Tile = Tile {
 const fn sm80(variant: &'static str, side: i64, stages: u32, resident: i64, alone: f64) -> Tile {
     let shared = 2 * side as u32 * 32 * 2 * stages + 128;
     let (rows, cols) = (side, side);
-    Tile { variant, rows, cols, threads: 128, shared, resident, alone, ..PLAIN }
+    Tile { variant, rows, cols, threads: 128, shared, resident, alone, ..USUAL }
 }
 
 /// `sizeof(GemmSm90Shared)`: A and B stages of 64 columns, 36 columns of sums on their way out, and
@@ -53,7 +53,7 @@ const fn sm90(variant: &'static str, rows: i64, cols: i64, stages: u32, resident
     let shared = (rows + cols) as u32 * 64 * 2 * stages + rows as u32 * 36 * 4 + 1024;
     let threads = (rows as u32 / 64 + 1) * 128;
     let alone = 0.9;
-    Tile { variant, rows, cols, threads, shared, resident, alone, is_hopper: true, ..PLAIN }
+    Tile { variant, rows, cols, threads, shared, resident, alone, is_hopper: true, ..USUAL }
 }
 
 /// Of `gemm_quantized`, `sizeof(TilesShared)`: 3 or 4 stages of 64 rows of A and 128 of B, of which
@@ -62,7 +62,7 @@ const fn few_bits(variant: &'static str, k: u32, stages: u32) -> Tile {
     let shared = (64 * k * 2 + 128 * 64) * stages + 128;
     let (rows, cols, threads) = (64, 128, 128);
     let (resident, alone) = (2, 0.4);
-    Tile { variant, rows, cols, threads, shared, resident, alone, ..PLAIN }
+    Tile { variant, rows, cols, threads, shared, resident, alone, ..USUAL }
 }
 pub(super) static INT8_TILES: Tile = few_bits("_int8_tiles", 64, 4);
 pub(super) static INT4_TILES: Tile = few_bits("_int4_tiles", 128, 3);
