@@ -122,7 +122,7 @@ fn ask(
 fn picture(size: usize, seed: usize) -> Image {
     let wave = |i: usize| {
         let (x, y) = (i % size, i / size % size);
-        ((x * (seed + 1) + y * (2 * seed + 3)) as f32 * 0.01).sin()
+        (127.5 * (1.0 + ((x * (seed + 1) + y * (2 * seed + 3)) as f32 * 0.01).sin())) as u8
     };
     Image::new(Pixels { size, data: (0..3 * size * size).map(wave).collect() })
 }

@@ -6,7 +6,7 @@
 //! [--serve]`
 //!
 //! What the words mean does not matter here; every token has a label. A batch of its own is a
-//! safetensors file: `ids` and `labels` (B, T) i64, and `pixels` (N, 3, S, S) f32 of the images in
+//! safetensors file: `ids` and `labels` (B, T) i64, and `pixels` (N, 3, S, S) u8 of the images in
 //! the order of their markers. With --serve nothing is measured until a line comes on standard
 //! input: each is one step, answered with a line of JSON (as `bench/peers/compare_training.py`
 //! asks for it).
@@ -85,8 +85,9 @@ fn main() -> Result<()> {
     let mut folder = ModelFolder::open(&options.model)?;
     let stream = Device::Auto.open(options.threads)?;
     let free = stream.free_memory()?;
-    let (weights, how) = (&mut folder.weights, options.train.clone());
-    let mut trainer = Trainer::new(stream, weights, &folder.config, how, None)?;
+    let ModelFolder { config, weights, preprocess, .. } = &mut folder;
+    let how = options.train.clone();
+    let mut trainer = Trainer::new(stream, weights, config, preprocess, how, None)?;
     let batch = [match &options.batch {
         Some(path) => read(&trainer, path),
         None => made_up(&trainer, &options),
@@ -165,10 +166,8 @@ fn read(trainer: &Trainer, path: &Path) -> Batch {
         tensor(name).data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
     };
     let (ids, labels, pixels) = (integers("ids"), integers("labels"), tensor("pixels"));
-    let pixels: Vec<f32> =
-        pixels.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let (tokens, side) = (tensor("ids").shape()[1], trainer.config().vision.image_size);
-    let mut images = pixels.chunks(3 * side * side).map(|image| Arc::new(image.to_vec()));
+    let mut images = pixels.data().chunks(3 * side * side).map(|image| Arc::new(image.to_vec()));
     let marker = i64::from(trainer.config().tokens.image);
     let sequence = |(ids, labels): (&[i64], &[i64])| Sample {
         images: ids.iter().filter(|&&id| id == marker).map_while(|_| images.next()).collect(),
@@ -183,7 +182,7 @@ fn read(trainer: &Trainer, path: &Path) -> Batch {
 fn made_up(trainer: &Trainer, options: &Options) -> Batch {
     let config = trainer.config();
     let side = config.vision.image_size;
-    let pixels = |i: usize| (0..3 * side * side).map(move |k| ((k * 7 + i) % 97) as f32 / 48.0);
+    let pixels = |i: usize| (0..3 * side * side).map(move |k| ((k * 7 + i) % 256) as u8);
     let sequence = |s: usize| {
         let each = options.tokens / options.images.max(1);
         let words = config.language.vocabulary.min(config.tokens.image as usize) - 3;

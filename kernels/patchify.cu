@@ -1,13 +1,13 @@
 /*  `patchify`, `vision_tokens`, `vision_tokens_backward`
  *
  *  Idea      patchify: y[image, py, px][channel, y, x]
- *                      = pixels[image, channel, py*patch+y, px*patch+x]
+ *                      = levels[channel, pixels[image, channel, py*patch+y, px*patch+x]]
  *            vision_tokens: y[i, 0] = cls + pos[0];  y[i, 1 + q] = x[i, q] + pos[1 + q]
  *            backward: dpos[t] = the sum of dy[i, t] over the images, and its share of dx
  *  Geometry  256 threads a block, one cell of y a thread; backward 16 bytes of a token's columns
  *            (`_plain`: one cell) in all images a thread.
- *  Traffic   input once, y once; neighbours in y are neighbours in a line of pixels. Backward dy
- *            once, dx once.
+ *  Traffic   input once, y once; neighbours in y are neighbours in a line of pixels; levels stay
+ *            in L1. Backward dy once, dx once.
  *  Rejected  16-byte stores: a patch line of 14 is not a multiple, and this is 0.1 % of a
  *            request. */
 #include "lib/cells.cuh"
@@ -20,7 +20,8 @@ template <typename T> __device__ void patchify(const PatchifyParams &p) {
     int64_t x = cell % p.patch, y = cell / p.patch % p.patch, channel = cell / p.patch / p.patch;
     int64_t px = row % across, py = row / across % across, image = row / across / across;
     int64_t line = (image * 3 + channel) * p.side + py * p.patch + y;
-    static_cast<T *>(p.y)[at] = narrow<T>(p.pixels[line * p.side + px * p.patch + x]);
+    uint8_t byte = p.pixels[line * p.side + px * p.patch + x];
+    static_cast<T *>(p.y)[at] = narrow<T>(p.levels[channel * 256 + byte]);
   });
 }
 

@@ -3,14 +3,15 @@
 
 /** `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a
  *  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the
- *  image.
+ *  image. A byte of channel c becomes levels[c, byte].
  *
  *  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1
- *  Entries   patchify_{f32,bf16,f16}; pixels are f32
+ *  Entries   patchify_{f32,bf16,f16}
  *  Limits    side divisible by patch */
 typedef struct PatchifyParams {
-  void *y;             /**< (images * (side/patch)^2, 3*patch*patch) T */
-  const float *pixels; /**< (images, 3, side, side) */
+  void *y;               /**< (images * (side/patch)^2, 3*patch*patch) T */
+  const uint8_t *pixels; /**< (images, 3, side, side) */
+  const float *levels;   /**< (3, 256) */
   int64_t images;
   int32_t side, patch;
 } PatchifyParams;

@@ -1069,31 +1069,35 @@ const _: () = {
     ["Offset of field: NormBackwardParams::reserved"]
         [::core::mem::offset_of!(NormBackwardParams, reserved) - 116usize];
 };
-#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image.\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}; pixels are f32\n  Limits    side divisible by patch"]
+#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image. A byte of channel c becomes levels\\[c, byte\\].\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}\n  Limits    side divisible by patch"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct PatchifyParams {
     #[doc = "(images * (side/patch)^2, 3*patch*patch) T"]
     pub y: *mut ::core::ffi::c_void,
     #[doc = "(images, 3, side, side)"]
-    pub pixels: *const f32,
+    pub pixels: *const u8,
+    #[doc = "(3, 256)"]
+    pub levels: *const f32,
     pub images: i64,
     pub side: i32,
     pub patch: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PatchifyParams"][::core::mem::size_of::<PatchifyParams>() - 32usize];
+    ["Size of PatchifyParams"][::core::mem::size_of::<PatchifyParams>() - 40usize];
     ["Alignment of PatchifyParams"][::core::mem::align_of::<PatchifyParams>() - 8usize];
     ["Offset of field: PatchifyParams::y"][::core::mem::offset_of!(PatchifyParams, y) - 0usize];
     ["Offset of field: PatchifyParams::pixels"]
         [::core::mem::offset_of!(PatchifyParams, pixels) - 8usize];
+    ["Offset of field: PatchifyParams::levels"]
+        [::core::mem::offset_of!(PatchifyParams, levels) - 16usize];
     ["Offset of field: PatchifyParams::images"]
-        [::core::mem::offset_of!(PatchifyParams, images) - 16usize];
+        [::core::mem::offset_of!(PatchifyParams, images) - 24usize];
     ["Offset of field: PatchifyParams::side"]
-        [::core::mem::offset_of!(PatchifyParams, side) - 24usize];
+        [::core::mem::offset_of!(PatchifyParams, side) - 32usize];
     ["Offset of field: PatchifyParams::patch"]
-        [::core::mem::offset_of!(PatchifyParams, patch) - 28usize];
+        [::core::mem::offset_of!(PatchifyParams, patch) - 36usize];
 };
 #[doc = " `vision_tokens`: prepends the class embedding and adds positions:\n  y\\[i,0\\] = cls + pos\\[0\\]; y\\[i,1+p\\] = x\\[i,p\\] + pos\\[1+p\\].\n\n  Source    arXiv:2010.11929 eq. 1\n  Entries   vision_tokens_{f32,bf16,f16}"]
 #[repr(C)]

@@ -197,7 +197,8 @@ fn continuations_of_a_shared_context_score_as_upstream() {
         let Some(case) = model.cached_media() else { continue };
         let folder = ModelFolder::open(&model.convert("f32")).unwrap();
         let stream = Stream::host(0);
-        let flamingo = Flamingo::load(&stream, &folder.weights, &folder.config).unwrap();
+        let flamingo =
+            Flamingo::load(&stream, &folder.weights, &folder.config, &folder.preprocess).unwrap();
         let (mut arena, mut pool) =
             (Arena::new(&stream, 0).unwrap(), flamingo.kv_pool(&stream, 512).unwrap());
         let pixels: Vec<_> = case.image_indices(0).iter().map(|&i| model.pixels(i)).collect();

@@ -86,7 +86,7 @@ def make_batch(path: Path, config: dict, sequences: int, tokens: int, images: in
     labels = ids.clone()
     labels[:, 0] = -100
     labels[:, starts] = -100
-    pixels = torch.randn(sequences * images, 3, side, side)
+    pixels = torch.randint(0, 256, (sequences * images, 3, side, side), dtype=torch.uint8)
     save_file({"ids": ids, "labels": labels, "pixels": pixels}, path)
 
 

@@ -19,6 +19,10 @@ import upstream
 import torch
 from safetensors.torch import load_file
 
+# Of CLIP's pixels; open_clip's OPENAI_DATASET_MEAN and _STD.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 class Step:
     """Model, optimiser and one batch."""
@@ -38,7 +42,9 @@ class Step:
             self.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
         batch = load_file(args.batch)
         self.ids, self.labels = batch["ids"], batch["labels"]
-        pixels = batch["pixels"]  # (N, 3, S, S), the same number for each sequence
+        mean, std = (torch.tensor(c).view(3, 1, 1) for c in (MEAN, STD))
+        # (N, 3, S, S), the same number for each sequence
+        pixels = (batch["pixels"].float() / 255 - mean) / std
         self.images = pixels.view(len(self.ids), -1, 1, *pixels.shape[1:])
         self.mask = torch.ones_like(self.ids)
 

@@ -5,12 +5,12 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// SHA-256 of an image's normalised pixels, which with the model decide everything seen of it.
+/// SHA-256 of an image's pixels, which with the model decide everything seen of it.
 pub type ImageKey = [u8; 32];
 
 /// The key of `pixels` (3, S, S).
-pub fn image_key(pixels: &[f32]) -> ImageKey {
-    Sha256::digest(bytemuck::cast_slice::<f32, u8>(pixels)).into()
+pub fn image_key(pixels: &[u8]) -> ImageKey {
+    Sha256::digest(pixels).into()
 }
 
 /// Latents and media keys and values by image content; the least recently used go first.
@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn keys_follow_every_pixel() {
-        let mut pixels = vec![0.5; 12];
+        let mut pixels = vec![5; 12];
         let key = image_key(&pixels);
         assert_eq!(key, image_key(&pixels.clone()));
-        pixels[11] = 0.5000001;
+        pixels[11] = 6;
         assert_ne!(key, image_key(&pixels));
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn the_least_recently_used_image_goes_first() {
         let each = media().bytes();
         let mut cache = ImageCache::new(2 * each);
-        let keys = [1, 2, 3].map(|i| image_key(&[i as f32]));
+        let keys = [1, 2, 3].map(|i| image_key(&[i]));
         cache.put(keys[0], media());
         cache.put(keys[1], media());
         assert!(cache.get(&keys[0]).is_some());

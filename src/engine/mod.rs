@@ -120,8 +120,8 @@ impl Engine {
         let placing = Instant::now();
         weights.place(&stream)?;
         let place_ms = placing.elapsed().as_secs_f64() * 1e3;
-        let model =
-            Flamingo::load(&stream, &weights, &config).map_err(|e| e.within(folder.display()))?;
+        let model = Flamingo::load(&stream, &weights, &config, &preprocess)
+            .map_err(|e| e.within(folder.display()))?;
         let pool = model.kv_pool(&stream, tokens)?;
         // With V1AttendNext a token's keys depend on the prompt that follows it.
         let is_causal = options.mask_mode != MaskMode::V1AttendNext && !options.surplus_markers;

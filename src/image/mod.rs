@@ -1,7 +1,8 @@
 //! Pictures in, pixels out: the same bytes that Pillow and open_clip's `openai` transform give.
 //!
 //! `decode` turns a JPEG or PNG file into a [`Picture`] in the mode in which Pillow would open it;
-//! `preprocess` resizes the shorter side, crops, converts to RGB and normalises, in that order.
+//! `preprocess` resizes the shorter side, crops and converts to RGB, in that order; the vision
+//! tower normalises the bytes as it reads them.
 //! The order matters and is kept: palette and 1-bit pictures are resized by nearest neighbour,
 //! pictures with alpha are resized premultiplied and the alpha is then dropped, and 16-bit gray is
 //! clipped to 255 after the resize (so most of it comes out white).

@@ -1,4 +1,5 @@
-//! open_clip's `openai` evaluation transform: resize the shorter side, crop, RGB, normalise.
+//! open_clip's `openai` evaluation transform: resize the shorter side, crop, RGB; and the numbers
+//! that its normalisation makes of bytes.
 
 use super::config::Config;
 use super::resample::{Target, bicubic, bicubic_16, nearest};
@@ -28,6 +29,13 @@ impl Preprocess {
         }
     }
 
+    /// What the vision tower reads for each byte of each channel: `(byte / 255 - mean) / std`, in
+    /// f32, equal to upstream's bit for bit; (3, 256).
+    pub fn levels(&self) -> [[f32; 256]; 3] {
+        let level = |c: usize, v: u8| (f32::from(v) / 255.0 - self.mean[c]) / self.std[c];
+        std::array::from_fn(|c| std::array::from_fn(|v| level(c, v as u8)))
+    }
+
     /// Where the crop lies: the shorter side becomes `size`, the longer is cut off to a whole
     /// number, the offsets are rounded half to even.
     fn target(&self, width: usize, height: usize) -> Target {
@@ -41,34 +49,30 @@ impl Preprocess {
     }
 }
 
-/// A normalised picture: (3, size, size) f32, row-major.
-#[derive(Clone, Debug, PartialEq)]
+/// A picture as the vision tower takes it: (3, size, size) bytes, row-major. It makes numbers of
+/// them by [`Preprocess::levels`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pixels {
     /// Side in pixels.
     pub size: usize,
-    /// `3 * size * size` values: all red, all green, all blue.
-    pub data: Vec<f32>,
+    /// `3 * size * size` bytes: all red, all green, all blue.
+    pub data: Vec<u8>,
 }
 
-/// `(crop(resize(picture)) / 255 - mean) / std`, in f32, equal to upstream's bit for bit.
+/// [`resize_crop`], channel by channel.
 ///
 /// # Errors
-/// A picture without pixels or a palette that its mode needs; a `size` of 0.
+/// As [`resize_crop`].
 pub fn preprocess(picture: &Picture, how: &Preprocess) -> Result<Pixels> {
     let rgb = resize_crop(picture, how)?;
-    let mut data = Vec::with_capacity(rgb.len());
-    for c in 0..3 {
-        let level = |v: u8| (f32::from(v) / 255.0 - how.mean[c]) / how.std[c];
-        let table: [f32; 256] = std::array::from_fn(|v| level(v as u8));
-        data.extend(rgb.iter().skip(c).step_by(3).map(|&v| table[usize::from(v)]));
-    }
+    let data = (0..3).flat_map(|c| rgb.iter().skip(c).step_by(3).copied()).collect();
     Ok(Pixels { size: how.size, data })
 }
 
-/// The 8-bit step of [`preprocess`]: resize, crop and RGB. Returns (size, size, 3), interleaved.
+/// Resize, crop and RGB. Returns (size, size, 3), interleaved.
 ///
 /// # Errors
-/// As [`preprocess`].
+/// A picture without pixels or a palette that its mode needs; a `size` of 0.
 pub fn resize_crop(picture: &Picture, how: &Preprocess) -> Result<Vec<u8>> {
     let (width, height) = (picture.width, picture.height);
     let bytes = width.checked_mul(height).and_then(|n| n.checked_mul(picture.mode.bytes()));

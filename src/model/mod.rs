@@ -27,6 +27,7 @@ pub use train::{
 };
 
 use crate::device::Stream;
+use crate::image::Preprocess;
 use crate::tensor::{Arena, Tensor};
 use crate::weights::Weights;
 use crate::{DType, Error, Result};
@@ -48,7 +49,7 @@ use vision::Vision;
 /// # fn main() -> medflamingo::Result<()> {
 /// let folder = ModelFolder::open("model".as_ref())?;
 /// let stream = Stream::host(0);
-/// let model = Flamingo::load(&stream, &folder.weights, &folder.config)?;
+/// let model = Flamingo::load(&stream, &folder.weights, &folder.config, &folder.preprocess)?;
 /// let (mut arena, mut pool) = (Arena::new(&stream, 0)?, model.kv_pool(&stream, 4096)?);
 /// let ids = folder.tokenizer.encode_prompt("Question: Is it large? Answer:")?;
 /// let mut context = Session::new(&folder.config, MaskMode::V2, 0, Vec::new());
@@ -78,14 +79,20 @@ pub struct Flamingo {
 }
 
 impl Flamingo {
-    /// Finds every tensor of `config` in `weights`; nothing is copied.
+    /// Finds every tensor of `config` in `weights`; nothing of them is copied. Of `preprocess` the
+    /// model takes what bytes of pixels stand for.
     ///
     /// # Errors
     /// Names the first tensor that is missing or has another shape.
-    pub fn load(stream: &Stream, weights: &Weights, config: &Config) -> Result<Self> {
+    pub fn load(
+        stream: &Stream,
+        weights: &Weights,
+        config: &Config,
+        preprocess: &Preprocess,
+    ) -> Result<Self> {
         Ok(Flamingo {
             config: config.clone(),
-            vision: Vision::load(weights, config)?,
+            vision: Vision::load(stream, weights, config, preprocess)?,
             resampler: Resampler::load(weights, config)?,
             decoder: Decoder::load(stream, weights, config)?,
         })
@@ -95,8 +102,8 @@ impl Flamingo {
         &self.config
     }
 
-    /// What the language model will see of each image. `pixels`: (3, S, S) f32, normalised, per
-    /// image.
+    /// What the language model will see of each image. `pixels`: (3, S, S) u8 per image,
+    /// as [`crate::image::preprocess`] makes them.
     ///
     /// # Errors
     /// If an image has another size.
@@ -104,7 +111,7 @@ impl Flamingo {
         &self,
         stream: &Stream,
         arena: &mut Arena,
-        pixels: &[&[f32]],
+        pixels: &[&[u8]],
         probe: &mut Probe<'_>,
     ) -> Result<Vec<Arc<Media>>> {
         let side = self.config.vision.image_size;
@@ -119,10 +126,10 @@ impl Flamingo {
         let blocks = self.decoder.blocks().count();
         let bytes = self.vision.scratch(count)
             + self.resampler.scratch(count)
-            + Arena::footprint(DType::F32, count * each)
+            + Arena::footprint(DType::U8, count * each)
             + Arena::footprint(dtype, blocks * rows * kv_cols);
         arena.reset(stream, bytes)?;
-        let mut input = arena.take(DType::F32, &[count, 3, side, side])?;
+        let mut input = arena.take(DType::U8, &[count, 3, side, side])?;
         let cols = input.shape().cols();
         for (i, image) in pixels.iter().enumerate() {
             let rows = i * 3 * side..(i + 1) * 3 * side;

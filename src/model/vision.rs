@@ -5,6 +5,7 @@ use super::config::{Activation, Config};
 use super::layers::{Linear, Norm};
 use super::probe::Probe;
 use crate::device::Stream;
+use crate::image::Preprocess;
 use crate::ops::{self, Epilogue, Out};
 use crate::tensor::{Arena, Tensor};
 use crate::weights::Weights;
@@ -12,6 +13,8 @@ use crate::{DType, Result};
 
 /// The tower (`open_clip` `VisionTransformer`).
 pub struct Vision {
+    /// What bytes stand for, (3, 256) f32.
+    levels: Tensor,
     patch_embedding: Linear,
     class_embedding: Tensor,
     position_embedding: Tensor,
@@ -33,7 +36,12 @@ struct Layer {
 }
 
 impl Vision {
-    pub fn load(weights: &Weights, config: &Config) -> Result<Self> {
+    pub fn load(
+        stream: &Stream,
+        weights: &Weights,
+        config: &Config,
+        preprocess: &Preprocess,
+    ) -> Result<Self> {
         let v = &config.vision;
         let (d, eps) = (v.width, v.norm_eps);
         let layer = |i: usize| {
@@ -50,6 +58,7 @@ impl Vision {
         let pixels = 3 * v.patch_size * v.patch_size;
         let tokens = 1 + config.patches();
         Ok(Vision {
+            levels: upload_levels(stream, preprocess)?,
             patch_embedding: Linear::load(weights, "vision.patch_embedding", d, pixels, false)?,
             class_embedding: weights.get("vision.class_embedding", &[d])?,
             position_embedding: weights.get("vision.position_embedding", &[tokens, d])?,
@@ -81,7 +90,7 @@ impl Vision {
         columns.iter().map(|c| Arena::footprint(self.dtype, rows * c)).sum()
     }
 
-    /// Tokens (images * (1+P), Dv), class token first, of `pixels` (images, 3, S, S) f32.
+    /// Tokens (images * (1+P), Dv), class token first, of `pixels` (images, 3, S, S) u8.
     pub fn run(
         &self,
         stream: &Stream,
@@ -103,7 +112,8 @@ impl Vision {
             hidden: arena.take(self.dtype, &[rows, v.mlp_width])?,
         };
 
-        ops::patchify(stream, cut.view_mut(), pixels.view(), v.patch_size)?;
+        let levels = self.levels.view();
+        ops::patchify(stream, cut.view_mut(), pixels.view(), levels, v.patch_size)?;
         self.patch_embedding.run(stream, embedded.view_mut(), cut.view(), Epilogue::default())?;
         let (class, position) = (self.class_embedding.view(), self.position_embedding.view());
         ops::vision_tokens(stream, x.view_mut(), embedded.view(), class, position)?;
@@ -174,6 +184,11 @@ impl Vision {
         layer.fc1.run(stream, hidden.view_mut(), normed.view(), bend)?;
         layer.fc2.run(stream, x.view_mut(), hidden.view(), add)
     }
+}
+
+/// What bytes of each channel stand for, (3, 256) f32.
+pub(super) fn upload_levels(stream: &Stream, preprocess: &Preprocess) -> Result<Tensor> {
+    Tensor::upload(stream, preprocess.levels().as_flattened(), &[3, 256])
 }
 
 /// Intermediates, shared by all layers.

@@ -29,14 +29,23 @@ pub static VISION_TOKENS: Kernel<VisionTokensParams> = Kernel {
     accounting: 0,
 };
 
-/// Cuts pixels (images, 3, side, side) f32 into rows y (images*(side/patch)^2, 3*patch*patch) in
-/// the order (channel, y, x).
+/// Cuts pixels (images, 3, side, side) u8 into rows y (images*(side/patch)^2, 3*patch*patch) in
+/// the order (channel, y, x); a byte of channel c becomes levels[c, byte] of (3, 256) f32.
 ///
 /// # Errors
-/// If the pixels are no such tensor, `side` is not a multiple of `patch`, or y does not fit.
-pub fn patchify(stream: &Stream, mut y: ViewMut<'_>, pixels: View<'_>, patch: usize) -> Result<()> {
-    check::dtype("patchify", "pixels", &pixels, DType::F32)?;
+/// If pixels or levels are no such tensors, `side` is not a multiple of `patch`, or y does not fit.
+pub fn patchify(
+    stream: &Stream,
+    mut y: ViewMut<'_>,
+    pixels: View<'_>,
+    levels: View<'_>,
+    patch: usize,
+) -> Result<()> {
+    check::dtype("patchify", "pixels", &pixels, DType::U8)?;
     check::dense("patchify", "pixels", &pixels)?;
+    check::matrix("patchify", "levels", &levels, 3, 256)?;
+    check::dtype("patchify", "levels", &levels, DType::F32)?;
+    check::dense("patchify", "levels", &levels)?;
     let shape = pixels.shape();
     let &[images, 3, side, width] = shape.sizes() else {
         return Err(Error::invalid("patchify: pixels", "(images, 3, side, side)", shape));
@@ -51,6 +60,7 @@ pub fn patchify(stream: &Stream, mut y: ViewMut<'_>, pixels: View<'_>, patch: us
     let params = PatchifyParams {
         y: y.ptr(),
         pixels: pixels.ptr(),
+        levels: levels.ptr(),
         images: images as i64,
         side: check::small("patchify", "side", side)?,
         patch: check::small("patchify", "patch", patch)?,
@@ -109,7 +119,7 @@ fn vision_tokens_geometry(p: &VisionTokensParams, _: DType, _: &Chip) -> Geometr
 
 fn patchify_cost(p: &PatchifyParams, dtype: DType) -> Cost {
     let pixels = p.images as f64 * 3.0 * (p.side as f64).powi(2);
-    Cost { bytes: pixels * (4.0 + dtype.size() as f64), flops: 0.0 }
+    Cost { bytes: pixels * (1.0 + dtype.size() as f64) + 3.0 * 256.0 * 4.0, flops: 0.0 }
 }
 
 fn vision_tokens_cost(p: &VisionTokensParams, dtype: DType) -> Cost {
@@ -125,7 +135,8 @@ unsafe fn patchify_twin<T: Real>(p: &PatchifyParams, host: &Host) {
     let across = side / patch;
     let rows = p.images as usize * across * across;
     let y = Rows::<T>::dense(p.y, 3 * patch * patch);
-    let lines = Rows::<f32>::dense(p.pixels.cast(), side);
+    let lines = Rows::<u8>::dense(p.pixels.cast(), side);
+    let levels = Rows::<f32>::dense(p.levels.cast(), 256);
     for_row_ranges(host, rows, 3 * patch * patch, |range| {
         for r in range {
             let (image, down, right) = (r / (across * across), r / across % across, r % across);
@@ -134,10 +145,10 @@ unsafe fn patchify_twin<T: Real>(p: &PatchifyParams, host: &Host) {
             for (piece, y) in y.chunks_exact_mut(patch).enumerate() {
                 let (channel, dy) = (piece / patch, piece % patch);
                 let line = (image * 3 + channel) * side + down * patch + dy;
-                // SAFETY: `line` is one of the images' 3 * side lines.
-                let line = unsafe { lines.get(line) };
+                // SAFETY: `line` is one of the images' 3 * side lines, `channel` one of three.
+                let (line, levels) = unsafe { (lines.get(line), levels.get(channel)) };
                 for (y, &x) in y.iter_mut().zip(&line[right * patch..(right + 1) * patch]) {
-                    *y = math::narrow(x);
+                    *y = math::narrow(levels[usize::from(x)]);
                 }
             }
         }

@@ -357,12 +357,13 @@ impl<'a> Ring<'a> {
     pub(super) fn patches(&self, images: usize, side: usize, body: Body<'_>) -> Result<()> {
         let patches = images * (side / PATCH) * (side / PATCH);
         let mut sets = self.copies(|| {
-            let pixels = filled(self.stream, DType::F32, &[images, 3, side, side])?;
-            Ok((self.output(&[patches, 3 * PATCH * PATCH])?, pixels))
+            let pixels = filled(self.stream, DType::U8, &[images, 3, side, side])?;
+            let levels = filled(self.stream, DType::F32, &[3, 256])?;
+            Ok((self.output(&[patches, 3 * PATCH * PATCH])?, pixels, levels))
         })?;
         body(sets.len(), &mut |i| {
-            let (y, pixels) = &mut sets[i];
-            ops::patchify(self.stream, y.view_mut(), pixels.view(), PATCH)
+            let (y, pixels, levels) = &mut sets[i];
+            ops::patchify(self.stream, y.view_mut(), pixels.view(), levels.view(), PATCH)
         })
     }
 }

@@ -276,7 +276,7 @@ impl Shape {
         let size = DType::from(self.config.dtype).size();
         let of = |name, elements: usize| Class { name, bytes: (elements * size) as u64 };
         let v = &self.config.vision;
-        let pixels = self.size.images * 3 * v.image_size * v.image_size * 4;
+        let pixels = self.size.images * 3 * v.image_size * v.image_size;
         vec![
             of("activations of the language model", e.language()),
             of("activations of the gated blocks", e.blocks()),

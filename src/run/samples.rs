@@ -58,7 +58,7 @@ pub fn run(
 ) -> Result<Vec<Continued>> {
     let stream = trainer.stream();
     folder.weights.replace(current(folder, trainer)?);
-    let model = Flamingo::load(stream, &folder.weights, &folder.config);
+    let model = Flamingo::load(stream, &folder.weights, &folder.config, &folder.preprocess);
     folder.weights.replace(BTreeMap::new());
     let model = model?;
     let each = |sample: &Sample| {
@@ -108,7 +108,7 @@ fn continued(
 ) -> Result<Vec<u32>> {
     let stream = trainer.stream();
     let (mut arena, prompt) = (Arena::new(stream, 0)?, &sample.prompt);
-    let pixels: Vec<&[f32]> = prompt.images().iter().map(|p| p.data.as_slice()).collect();
+    let pixels: Vec<&[u8]> = prompt.images().iter().map(|p| p.data.as_slice()).collect();
     let media = match pixels.is_empty() {
         true => Vec::new(),
         false => model.see(stream, &mut arena, &pixels, &mut Probe::none())?,

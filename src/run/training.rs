@@ -159,7 +159,8 @@ fn prepare<'a>(
     let (architecture, options) = (model.config.clone(), config.train.clone());
     let over = || Box::new(OverRanks::new(comm.clone())) as Box<dyn Sums>;
     let sums = config.run.has_sums(world).then(over);
-    let trainer = Trainer::new(queue, &mut model.weights, &architecture, options, sums)?;
+    let (weights, bytes) = (&mut model.weights, &model.preprocess);
+    let trainer = Trainer::new(queue, weights, &architecture, bytes, options, sums)?;
     let parts = Shard { rank, world }.ranges(trainer.flat().cols());
     let identity =
         Identity { model: model_identity(&folder)?, model_folder: folder.display().to_string() };

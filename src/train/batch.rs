@@ -15,8 +15,8 @@ pub struct Sample {
     /// The label of each token: itself, or [`NO_LABEL`]. Token i + 1 is what row i predicts, so the
     /// first label is never used.
     pub labels: Vec<i32>,
-    /// Normalised pixels (3, S, S) of each `<image>`, in order.
-    pub images: Vec<Arc<Vec<f32>>>,
+    /// Pixels (3, S, S) of each `<image>`, in order.
+    pub images: Vec<Arc<Vec<u8>>>,
     /// Counts the sources of the run from 0: losses are averaged and weighted per source.
     pub source: usize,
 }
@@ -97,7 +97,7 @@ mod tests {
         let good = Sample {
             ids: vec![image, 5, 6],
             labels: vec![NO_LABEL, 5, 6],
-            images: vec![Arc::new(vec![0.0; 3 * side * side])],
+            images: vec![Arc::new(vec![0; 3 * side * side])],
             source: 1,
         };
         let refused = |change: &dyn Fn(&mut Sample)| {
@@ -113,6 +113,6 @@ mod tests {
         assert!(refused(&|s| s.ids[1] = 1 << 30).contains("token id"));
         assert!(refused(&|s| s.labels[1] = -1).contains("label"));
         assert!(refused(&|s| s.images.clear()).contains("one per <image>"));
-        assert!(refused(&|s| s.images[0] = Arc::new(vec![0.0; 3])).contains("pixels"));
+        assert!(refused(&|s| s.images[0] = Arc::new(vec![0; 3])).contains("pixels"));
     }
 }

@@ -21,6 +21,7 @@ pub use options::{
 pub use ranks::OverRanks;
 
 use crate::device::Stream;
+use crate::image::Preprocess;
 use crate::model::{Config, Gradients, MaskMode, Packed, Parameters, Purpose, Training};
 use crate::ops;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -113,8 +114,9 @@ struct Pending {
 
 impl Trainer {
     /// A trainer of the model in `weights`, which are copied to the device where they are not on
-    /// it. With `sums`, each micro-batch's gradients are added up over ranks, and those of a rank's
-    /// share and the optimiser's state of it are what is here.
+    /// it; bytes of pixels stand for what `preprocess` says. With `sums`, each micro-batch's
+    /// gradients are added up over ranks, and those of a rank's share and the optimiser's state of
+    /// it are what is here.
     ///
     /// # Errors
     /// Options that contradict each other or the model, a missing tensor, too little memory.
@@ -122,6 +124,7 @@ impl Trainer {
         stream: Stream,
         weights: &mut Weights,
         config: &Config,
+        preprocess: &Preprocess,
         options: TrainOptions,
         sums: Option<Box<dyn Sums>>,
     ) -> Result<Self> {
@@ -133,7 +136,8 @@ impl Trainer {
         }
         weights.place(&stream)?;
         let params = Parameters::load(&stream, weights, config, &options.trained)?;
-        let model = Training::load(&stream, weights, config, &params, options.trained)?;
+        let trained = options.trained;
+        let model = Training::load(&stream, weights, config, preprocess, &params, trained)?;
         let own = shard.range(params.flat().cols());
         let (o, seed) = (&options.optimizer, options.seed);
         Ok(Trainer {

@@ -142,8 +142,8 @@ fn pixels_are_those_of_inference_and_flips_are_mirrored_one_by_one() {
     assert!(plain.images.iter().enumerate().all(|(i, p)| **p == expected[i % 2]));
     rules.flip = 0.5;
     let builder = builder(tokenizer("llama-tiny"), rules);
-    let mirror = |pixels: &[f32]| {
-        pixels.chunks(SIDE).flat_map(|row| row.iter().rev().copied()).collect::<Vec<f32>>()
+    let mirror = |pixels: &[u8]| {
+        pixels.chunks(SIDE).flat_map(|row| row.iter().rev().copied()).collect::<Vec<u8>>()
     };
     let mut flipped = 0;
     for number in 0..20 {
@@ -187,7 +187,7 @@ fn document(sentences: &[&str], similarity: &[&[f64]]) -> Value {
     })
 }
 
-fn pixels(i: u32) -> Vec<f32> {
+fn pixels(i: u32) -> Vec<u8> {
     let picture = decode(&png(i, 8, 8), &Limits::default()).unwrap();
     preprocess(&picture, &Preprocess::clip(SIDE)).unwrap().data
 }

@@ -3,6 +3,7 @@
 use medflamingo::convert::{NewHeadRows, Options, convert};
 use medflamingo::device::Device;
 use medflamingo::engine::{Engine, GenerateOptions, Image, Request};
+use medflamingo::image::Preprocess;
 use medflamingo::model::config::StoredDType;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -162,13 +163,18 @@ impl Model {
         &self.folder
     }
 
-    /// Upstream's pixels of an image, (3, S, S).
-    pub fn pixels(&self, index: usize) -> Vec<f32> {
+    /// Upstream's pixels of an image, (3, S, S), as the bytes that stand for exactly them.
+    pub fn pixels(&self, index: usize) -> Vec<u8> {
         let bytes = std::fs::read(self.folder().join("golden/pixels.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let all = recorded(&file, file.names()[0]);
         let each = all.shape[1..].iter().product::<usize>();
-        all.data[index * each..(index + 1) * each].to_vec()
+        let image = &all.data[index * each..(index + 1) * each];
+        let levels = Preprocess::clip(1).levels();
+        let byte = |(i, x): (usize, &f32)| {
+            levels[3 * i / each].iter().position(|level| level == x).unwrap() as u8
+        };
+        image.iter().enumerate().map(byte).collect()
     }
 
     /// An image of the recordings, prepared for `engine`.

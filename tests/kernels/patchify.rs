@@ -23,8 +23,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// y[i, py, px, channel, dy, dx] = pixels[i, channel, py*patch + dy, px*patch + dx]
-fn patches(c: &Case, pixels: &[f32]) -> Vec<f64> {
+/// y[i, py, px, c, dy, dx] = levels[c, pixels[i, c, py*patch + dy, px*patch + dx]]
+fn patches(c: &Case, pixels: &[u8], levels: &[f64]) -> Vec<f64> {
     let across = c.side / c.patch;
     let mut y = Vec::new();
     for i in 0..c.images {
@@ -34,7 +34,8 @@ fn patches(c: &Case, pixels: &[f32]) -> Vec<f64> {
                 for dy in 0..c.patch {
                     for dx in 0..c.patch {
                         let row = (i * 3 + channel) * c.side + py * c.patch + dy;
-                        y.push(pixels[row * c.side + px * c.patch + dx] as f64);
+                        let byte = pixels[row * c.side + px * c.patch + dx];
+                        y.push(levels[channel * 256 + usize::from(byte)]);
                     }
                 }
             }
@@ -44,13 +45,16 @@ fn patches(c: &Case, pixels: &[f32]) -> Vec<f64> {
 }
 
 fn check<T: Real>(stream: &Stream, c: &Case) {
-    let pixels = normals(1, c.images * 3 * c.side * c.side);
-    let x = tensor::<f32>(stream, &pixels, &[c.images, 3, c.side, c.side]);
+    let count = c.images * 3 * c.side * c.side;
+    let pixels: Vec<u8> = (0..count).map(|i| (i * 61 + i / 7) as u8).collect();
+    let x = Tensor::upload(stream, &pixels, &[c.images, 3, c.side, c.side]).unwrap();
+    let levels = normals(1, 3 * 256);
+    let table = tensor::<f32>(stream, &levels, &[3, 256]);
     let per_image = (c.side / c.patch).pow(2);
     let shape = [c.images * per_image, 3 * c.patch * c.patch];
     let mut y = Tensor::zeros(stream, T::DTYPE, &shape).unwrap();
-    ops::patchify(stream, y.view_mut(), x.view(), c.patch).unwrap();
-    judge::<T>(c.why, y.view(), &patches(c, &pixels), 0.0);
+    ops::patchify(stream, y.view_mut(), x.view(), table.view(), c.patch).unwrap();
+    judge::<T>(c.why, y.view(), &patches(c, &pixels, &rounded::<T>(&levels)), 0.0);
 
     let (x, cls) = (normals(2, c.images * per_image * c.cols), normals(3, c.cols));
     let pos = normals(4, (per_image + 1) * c.cols);
@@ -84,21 +88,29 @@ fn wrong_arguments_are_named() {
     let stream = Stream::host(1);
     let zeros = |dtype, shape: &[usize]| Tensor::zeros(&stream, dtype, shape).unwrap();
     let mut y = zeros(DType::F32, &[4, 147]);
-    let mut run = |pixels: &Tensor, patch| {
-        message(ops::patchify(&stream, y.view_mut(), pixels.view(), patch))
+    let levels = zeros(DType::F32, &[3, 256]);
+    let mut run = |pixels: &Tensor, levels: &Tensor, patch| {
+        message(ops::patchify(&stream, y.view_mut(), pixels.view(), levels.view(), patch))
     };
-    let good = zeros(DType::F32, &[1, 3, 14, 14]);
+    let good = zeros(DType::U8, &[1, 3, 14, 14]);
+    for (levels, begin) in [
+        (zeros(DType::F32, &[3, 255]), "patchify: levels: expected (3, 256)"),
+        (zeros(DType::F16, &[3, 256]), "patchify: levels: expected f32"),
+    ] {
+        let e = run(&good, &levels, 7);
+        assert!(e.starts_with(begin), "{e}");
+    }
     let square = "patchify: pixels: expected (images, 3, side, side)";
     for (pixels, patch, begin) in [
-        (zeros(DType::F32, &[1, 4, 14, 14]), 7, square),
-        (zeros(DType::F32, &[3, 14, 14]), 7, square),
-        (zeros(DType::F32, &[1, 3, 14, 7]), 7, square),
-        (zeros(DType::F32, &[1, 3, 14, 14]), 5, square),
-        (zeros(DType::F32, &[1, 3, 14, 14]), 0, square),
-        (zeros(DType::F16, &[1, 3, 14, 14]), 7, "patchify: pixels: expected f32"),
+        (zeros(DType::U8, &[1, 4, 14, 14]), 7, square),
+        (zeros(DType::U8, &[3, 14, 14]), 7, square),
+        (zeros(DType::U8, &[1, 3, 14, 7]), 7, square),
+        (zeros(DType::U8, &[1, 3, 14, 14]), 5, square),
+        (zeros(DType::U8, &[1, 3, 14, 14]), 0, square),
+        (zeros(DType::F32, &[1, 3, 14, 14]), 7, "patchify: pixels: expected u8"),
         (good, 14, "patchify: y: expected (1, 588)"),
     ] {
-        let e = run(&pixels, patch);
+        let e = run(&pixels, &levels, patch);
         assert!(e.starts_with(begin), "{e}");
     }
     let (mut y, x) = (zeros(DType::F32, &[5, 8]), zeros(DType::F32, &[4, 8]));

@@ -73,8 +73,8 @@ fn the_plan_is_what_a_trainer_holds() {
         let mut folder = ModelFolder::open(&model(0)).unwrap();
         let options = run.train.clone();
         let queue = Stream::host(1);
-        let mut trainer =
-            Trainer::new(queue, &mut folder.weights, &folder.config, options, None).unwrap();
+        let ModelFolder { config, weights, preprocess, .. } = &mut folder;
+        let mut trainer = Trainer::new(queue, weights, config, preprocess, options, None).unwrap();
         let source = &run.sources[0];
         let mut data = medflamingo::train::data::Stream::open(
             source.source(),
@@ -117,8 +117,9 @@ fn the_plan_of_several_ranks_is_what_the_first_holds() {
         let (queue, options) = (Stream::host(1), run.train.clone());
         let comm = Comm::threads(world, std::time::Duration::from_secs(9)).remove(0);
         let sums = Box::new(OverRanks::new(Rc::new(comm)));
-        let (weights, config) = (&mut folder.weights, &folder.config);
-        let trainer = Trainer::new(queue, weights, config, options, Some(sums)).unwrap();
+        let ModelFolder { config, weights, preprocess, .. } = &mut folder;
+        let trainer =
+            Trainer::new(queue, weights, config, preprocess, options, Some(sums)).unwrap();
         let plan = Shape::of(&run, config, world).plan().unwrap();
         let own = plan.classes.iter().filter(|c| c.name.starts_with("gradients"));
         let planned: u64 = own.map(|c| c.bytes).sum();

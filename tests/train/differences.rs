@@ -4,6 +4,7 @@
 use crate::golden_folder::Model;
 use crate::runs::{batch, model, options};
 use medflamingo::device::Stream;
+use medflamingo::image::Preprocess;
 use medflamingo::model::Config;
 use medflamingo::train::{Batch, Parameter, Trained, Trainer};
 use medflamingo::weights::{SINGLE, Weights};
@@ -91,7 +92,8 @@ fn an_mpt_with_norms_of_queries_and_keys() {
     with_norms(&folder, made.path(), &config);
     let mut weights = Weights::open(made.path()).unwrap();
     let (stream, options) = (Stream::host(2), options(Trained::ALL));
-    let mut trainer = Trainer::new(stream, &mut weights, &config, options, None).unwrap();
+    let bytes = Preprocess::clip(config.vision.image_size);
+    let mut trainer = Trainer::new(stream, &mut weights, &config, &bytes, options, None).unwrap();
     let batch = short(batch(&model, &trainer, 4));
     check(&mut trainer, &batch, "mpt-tiny with qk_norm");
 }

@@ -3,13 +3,14 @@
 
 use crate::golden_folder::relative_l2;
 use crate::ranks::Alike;
-use crate::runs::{batch, gradients, held, model, on, options, restore, saved, trainer};
+use crate::runs::{
+    batch, gradients, held, model, on, options, poisoned, restore, saved, trainer, with_poison,
+};
 use medflamingo::device::{Chip, Stream};
 use medflamingo::train::{
     ALIGN, Batch, NO_LABEL, Outliers, Precision, Shard, Skipped, Trained, Trainer,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 #[test]
 fn threads_do_not_change_bits() {
@@ -229,15 +230,11 @@ fn shards_make_the_step_of_one_rank() {
 #[test]
 fn steps_that_are_not_finite_change_nothing_and_are_counted() {
     let model = model("llama-tiny");
-    let mut trainer = trainer(&model, "f32", options(Trained::default()), 2);
+    let mut trainer = with_poison(&model, options(Trained::default()), 2);
     let good = batch(&model, &trainer, 1);
     trainer.step(std::slice::from_ref(&good)).unwrap();
     let before = saved(&trainer);
-    let mut bad = good.clone();
-    let mut pixels = bad.sequences[0].images[0].to_vec();
-    pixels[5] = f32::NAN;
-    bad.sequences[0].images[0] = Arc::new(pixels);
-    let report = trainer.step(&[good.clone(), bad]).unwrap();
+    let report = trainer.step(&[good.clone(), poisoned(&good)]).unwrap();
     assert_eq!(report.skipped, Some(Skipped::NotFinite));
     assert!(saved(&trainer) == before);
     assert_eq!((trainer.progress().steps, trainer.progress().skipped), (1, 1));

@@ -5,6 +5,7 @@ use crate::golden_folder::{Model, relative_l2};
 use crate::runs::{batch, gradients, held, model, options, restore, saved};
 use medflamingo::convert::quantize::{Choice, Options, Part, Precision, quantize};
 use medflamingo::device::{Device, Stream};
+use medflamingo::image::Preprocess;
 use medflamingo::model::Config;
 use medflamingo::model::config::StoredDType;
 use medflamingo::tensor::Tensor;
@@ -49,7 +50,8 @@ impl Pair {
         if folder == self.dense {
             config.dtype = StoredDType::F32;
         }
-        Trainer::new(stream, &mut weights, &config, options, None).unwrap()
+        let bytes = Preprocess::clip(config.vision.image_size);
+        Trainer::new(stream, &mut weights, &config, &bytes, options, None).unwrap()
     }
 
     fn quantized(&self, options: TrainOptions, threads: usize) -> Trainer {
@@ -211,7 +213,8 @@ fn codes_in_what_is_trained_are_refused_by_name() {
         let pair = Pair::new(&model, "f32", Precision::Int8, &[part]);
         let mut weights = Weights::open(&pair.quantized).unwrap();
         let (stream, how) = (Stream::host(1), options(trained));
-        let refused = Trainer::new(stream, &mut weights, &pair.config, how, None);
+        let bytes = Preprocess::clip(pair.config.vision.image_size);
+        let refused = Trainer::new(stream, &mut weights, &pair.config, &bytes, how, None);
         let message = refused.err().unwrap().to_string();
         for needle in needles.into_iter().chain(["i8 codes"]) {
             assert!(message.contains(needle), "{needle}: {message}");

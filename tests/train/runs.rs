@@ -4,7 +4,7 @@ use crate::golden_folder::{Model, models};
 use medflamingo::DType;
 use medflamingo::device::Stream;
 use medflamingo::engine::ModelFolder;
-use medflamingo::tensor::View;
+use medflamingo::tensor::{Tensor, View};
 use medflamingo::train::{Batch, Memory, NO_LABEL, Sample, Sums, TrainOptions, Trained, Trainer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +26,42 @@ pub fn on(
     stream: Stream,
     sums: Option<Box<dyn Sums>>,
 ) -> Trainer {
-    let mut folder = ModelFolder::open(&model.convert(dtype)).unwrap();
-    Trainer::new(stream, &mut folder.weights, &folder.config, options, sums).unwrap()
+    made(ModelFolder::open(&model.convert(dtype)).unwrap(), options, stream, sums)
+}
+
+fn made(
+    mut folder: ModelFolder,
+    options: TrainOptions,
+    stream: Stream,
+    sums: Option<Box<dyn Sums>>,
+) -> Trainer {
+    let ModelFolder { config, weights, preprocess, .. } = &mut folder;
+    Trainer::new(stream, weights, config, preprocess, options, sums).unwrap()
+}
+
+/// A token that [`batch`] does not use.
+const POISON: u32 = 390;
+
+/// As [`trainer`] in f32, of a model in which one token is not a number.
+pub fn with_poison(model: &Model, options: TrainOptions, threads: usize) -> Trainer {
+    let stream = Stream::host(threads);
+    let mut folder = ModelFolder::open(&model.convert("f32")).unwrap();
+    let (name, l) = ("language.embedding.weight", &folder.config.language);
+    let mut embedding = Tensor::zeros(&stream, DType::F32, &[l.vocabulary, l.width]).unwrap();
+    let own = folder.weights.get(name, &[l.vocabulary, l.width]).unwrap();
+    embedding.view_mut().copy_from(own.view()).unwrap();
+    let row = POISON as usize..POISON as usize + 1;
+    let mut row = embedding.view_mut().block(row, 0..l.width).unwrap();
+    row.write(&vec![f32::NAN; l.width]).unwrap();
+    folder.weights.replace(BTreeMap::from([(name.to_string(), embedding)]));
+    made(folder, options, stream, None)
+}
+
+/// `batch`, one of whose tokens is that one.
+pub fn poisoned(batch: &Batch) -> Batch {
+    let mut bad = batch.clone();
+    bad.sequences[0].ids[1] = POISON;
+    bad
 }
 
 /// Upstream's choice of options but for what tests need: a rate from the first step on.

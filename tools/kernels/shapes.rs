@@ -5,6 +5,7 @@ use medflamingo::Result;
 use medflamingo::convert::quantize::{Choice, Precision};
 use medflamingo::convert::{Spec, synth};
 use medflamingo::device::{Launched, Stream};
+use medflamingo::image::Preprocess;
 use medflamingo::model::{
     Config, Flamingo, KvPool, MaskMode, Media, Origin, Probe, Rows, Session, Step,
 };
@@ -67,14 +68,15 @@ impl Runner {
         let folder = synth::hollow(&stored(config, weights))?;
         let weights = Weights::open(folder.path())?;
         let stream = Stream::planning(card.chip);
-        let model = Flamingo::load(&stream, &weights, config)?;
+        let preprocess = Preprocess::clip(config.vision.image_size);
+        let model = Flamingo::load(&stream, &weights, config, &preprocess)?;
         let pool = model.kv_pool(&stream, 4096)?;
         Ok(Runner { arena: Arena::new(&stream, 0)?, stream, model, pool })
     }
 
     fn see(&mut self, images: usize) -> Result<(Vec<Arc<Media>>, Vec<Launched>)> {
         let side = self.model.config().vision.image_size;
-        let image = vec![0.0; 3 * side * side];
+        let image = vec![0; 3 * side * side];
         let pixels = vec![image.as_slice(); images];
         self.stream.record();
         let media = self.model.see(&self.stream, &mut self.arena, &pixels, &mut Probe::none())?;

@@ -9,6 +9,7 @@ use super::pass::{Keep, Pass, Recompute};
 use super::resampler::{self, Resampler};
 use super::vision;
 use crate::device::Stream;
+use crate::image::Preprocess;
 use crate::tensor::{Arena, Tensor};
 use crate::weights::Weights;
 use crate::{DType, Error, Result};
@@ -46,13 +47,14 @@ impl Images {
         stream: &Stream,
         weights: &Weights,
         config: &Config,
+        preprocess: &Preprocess,
         params: &Parameters,
         trained: Trained,
     ) -> Result<Self> {
         let vision = if trained.vision {
-            Vision::Trained(Box::new(vision::Vision::new(params, config)?))
+            Vision::Trained(Box::new(vision::Vision::new(stream, params, config, preprocess)?))
         } else {
-            let tower = frozen::Vision::load(weights, config)?;
+            let tower = frozen::Vision::load(stream, weights, config, preprocess)?;
             Vision::Frozen(Box::new(tower), Arena::new(stream, 0)?)
         };
         Ok(Images {
@@ -153,9 +155,9 @@ impl Vision {
     }
 }
 
-/// Pixels of all images, (images, 3, S, S) f32.
+/// Pixels of all images, (images, 3, S, S) u8.
 fn upload(pass: &mut Pass<'_>, packed: &Packed<'_>, side: usize) -> Result<Tensor> {
-    let mut pixels = pass.lasting(DType::F32, &[packed.images.len(), 3, side, side])?;
+    let mut pixels = pass.lasting(DType::U8, &[packed.images.len(), 3, side, side])?;
     for (i, image) in packed.images.iter().enumerate() {
         let rows = i * 3 * side..(i + 1) * 3 * side;
         pixels.view_mut().block(rows, 0..side)?.write(image)?;
@@ -179,9 +181,9 @@ fn run_frozen(
     let mut media = pass.lasting(pass.dtype(), &[images * patches, d])?;
     for start in (0..images).step_by(TOGETHER) {
         let count = TOGETHER.min(images - start);
-        let pixels_bytes = Arena::footprint(DType::F32, count * 3 * side * side);
+        let pixels_bytes = Arena::footprint(DType::U8, count * 3 * side * side);
         arena.reset(stream, tower.scratch(count) + pixels_bytes)?;
-        let mut own = arena.take(DType::F32, &[count, 3, side, side])?;
+        let mut own = arena.take(DType::U8, &[count, 3, side, side])?;
         let rows = start * 3 * side..(start + count) * 3 * side;
         own.view_mut().copy_from(pixels.view().block(rows, 0..side)?)?;
         let tokens = tower.run(stream, arena, &own, &mut Probe::none())?;

@@ -35,6 +35,7 @@ pub use pass::Recompute;
 use super::config::Config;
 use crate::Result;
 use crate::device::Stream;
+use crate::image::Preprocess;
 use crate::weights::Weights;
 use decoder::{Decoder, Text};
 use head::Scales;
@@ -64,7 +65,8 @@ pub enum Purpose<'a> {
 }
 
 impl Training {
-    /// The parts of `config`, of which `trained` are trained.
+    /// The parts of `config`, of which `trained` are trained; of `preprocess` what bytes of pixels
+    /// stand for.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
@@ -72,6 +74,7 @@ impl Training {
         stream: &Stream,
         weights: &Weights,
         config: &Config,
+        preprocess: &Preprocess,
         params: &Parameters,
         trained: Trained,
     ) -> Result<Self> {
@@ -80,7 +83,7 @@ impl Training {
             false => config.gated_layers().next().unwrap_or(config.language.layers),
         };
         Ok(Training {
-            images: Images::load(stream, weights, config, params, trained)?,
+            images: Images::load(stream, weights, config, preprocess, params, trained)?,
             decoder: Decoder::new(stream, params, config, first)?,
             rooms: [Room::new(), Room::new(), Room::new()],
         })

@@ -19,7 +19,7 @@ pub struct Packed<'a> {
     pub(super) lengths: Vec<usize>,
     pub(super) spans: Vec<MediaSpan>,
     /// (3, S, S) of each image.
-    pub(super) images: Vec<&'a [f32]>,
+    pub(super) images: Vec<&'a [u8]>,
     pub(super) targets: Vec<Targets>,
 }
 
@@ -37,7 +37,7 @@ impl<'a> Packed<'a> {
         mode: MaskMode,
         ids: &[u32],
         label: impl Fn(usize) -> Option<u32>,
-        images: impl Iterator<Item = &'a [f32]>,
+        images: impl Iterator<Item = &'a [u8]>,
         source: usize,
     ) {
         let (row, image) = (self.ids.len(), self.images.len());

@@ -2,14 +2,19 @@
 //! class token.
 
 use super::super::config::{self, Config};
+use super::super::vision::upload_levels;
 use super::layers::{Linear, Norm, add_column_sums};
 use super::parameters::{Id, Parameters};
 use super::pass::{Keep, Kept, Pass};
+use crate::device::Stream;
+use crate::image::Preprocess;
 use crate::ops::{self, Activation, Out};
 use crate::tensor::{Tensor, View};
 use crate::{DType, Result};
 
 pub(super) struct Vision {
+    /// What bytes stand for, (3, 256) f32.
+    levels: Tensor,
     patch_embedding: Linear,
     class_embedding: Id,
     position_embedding: Id,
@@ -50,7 +55,12 @@ pub(super) struct Saved {
 }
 
 impl Vision {
-    pub fn new(params: &Parameters, config: &Config) -> Result<Self> {
+    pub fn new(
+        stream: &Stream,
+        params: &Parameters,
+        config: &Config,
+        preprocess: &Preprocess,
+    ) -> Result<Self> {
         let eps = config.vision.norm_eps;
         let layer = |i: usize| {
             let at = format!("vision.layers.{i}");
@@ -65,6 +75,7 @@ impl Vision {
             })
         };
         Ok(Vision {
+            levels: upload_levels(stream, preprocess)?,
             patch_embedding: Linear::new(params, "vision.patch_embedding", false)?,
             class_embedding: params.id("vision.class_embedding")?,
             position_embedding: params.id("vision.position_embedding")?,
@@ -91,7 +102,7 @@ impl Vision {
         }
     }
 
-    /// Patch tokens (images*P, Dv) of `pixels` (images, 3, S, S) f32.
+    /// Patch tokens (images*P, Dv) of `pixels` (images, 3, S, S) u8.
     pub fn forward(
         &self,
         pass: &mut Pass<'_>,
@@ -103,7 +114,7 @@ impl Vision {
         let (d, patch) = (self.shape.width, self.shape.patch_size);
         let rows = images * (1 + patches);
         let mut cut = pass.keep(images * patches, 3 * patch * patch)?;
-        ops::patchify(stream, cut.view_mut(), pixels.view(), patch)?;
+        ops::patchify(stream, cut.view_mut(), pixels.view(), self.levels.view(), patch)?;
         let mut embedded = pass.temp(images * patches, d)?;
         self.patch_embedding.apply(pass, &mut embedded, &cut)?;
         let mut tokens = pass.keep(rows, d)?;

@@ -109,14 +109,14 @@ impl Builder {
         Ok(())
     }
 
-    /// (3, S, S) f32.
-    fn pixels(&self, file: &Picture, is_flipped: bool) -> Result<Vec<f32>, Refusal> {
+    /// (3, S, S).
+    fn pixels(&self, file: &Picture, is_flipped: bool) -> Result<Vec<u8>, Refusal> {
         let refuse = |e: crate::Error| Refusal::new(Reason::Image, e);
         let picture = image::decode(file, &Limits::default()).map_err(refuse)?;
         let pixels = image::preprocess(&picture, &self.preprocess).map_err(refuse)?;
         let mut data = pixels.data;
         if is_flipped {
-            data.chunks_exact_mut(pixels.size).for_each(<[f32]>::reverse);
+            data.chunks_exact_mut(pixels.size).for_each(<[u8]>::reverse);
         }
         Ok(data)
     }
