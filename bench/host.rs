@@ -16,11 +16,10 @@ use half::bf16;
 use medflamingo::DType;
 use medflamingo::contracts::{GemmParams, GemmQuantizedParams};
 use medflamingo::device::Host;
-use medflamingo::ops::{GEMM, GEMM_QUANTIZED};
+use medflamingo::ops::{GEMM, GEMM_QUANTIZED, gemm_shape};
 use memmap2::Mmap;
 use std::hint::black_box;
 use std::io::Write;
-use std::ptr::null;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
@@ -234,18 +233,9 @@ impl Product<'_> {
                 c: c.as_mut_ptr().cast(),
                 a: a.as_ptr().cast(),
                 b: b.as_ptr().cast(),
-                bias: null(),
-                residual: null(),
-                gate: null(),
                 workspace: std::ptr::null_mut(),
-                m,
-                n,
-                k,
-                lda: k,
                 ldb: (b.len() / self.n) as i64,
-                ldc: n,
-                activation: 0,
-                c_is_f32: 0,
+                ..gemm_shape([m, n, k])
             };
             // SAFETY: the slices have the sizes that the params state; the arena begins with more
             // numbers than there are scales.

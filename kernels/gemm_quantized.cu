@@ -6,9 +6,9 @@
  *              8 bits   f16: the byte as the low bits of 1024 + q + 128; bf16 has 7 of them: they
  *                       make 128 + (q & 127), and the sign makes -128 or -256, to be added
  *            Scales multiply sums: of a row (8 bits), or of each 128 of k (4 bits).
- *            `_rows8`, `_rows16`: the loop of gemv.cu. `_tiles`: a ring of stages of A and of B as
- *            it is stored (cp.async); a warp makes T of the 32 rows of B that are its own, once,
- *            and multiplies them with all rows of A in the stage.
+ *            `_rows8`, `_rows8_normed`, `_rows16`: the loops of gemv.cu. `_tiles`: a ring of
+ *            stages of A and of B as it is stored (cp.async); a warp makes T of the 32 rows of B
+ *            that are its own, once, and multiplies them with all rows of A in the stage.
  *  Geometry  `_rows8`: block x owns 16 rows of B, block y 8 of A; `_rows16`: 32 and 16; 8 warps
  *            divide k. Of `_rows8` three blocks a multiprocessor, 96 KiB (8 bits) or 48 (4) on
  *            their way: to make T of it takes long enough for others to be needed meanwhile.
@@ -286,19 +286,18 @@ template <typename T> __device__ __forceinline__ void plain_int4(const GemmQuant
   });
 }
 
+#define ROWS(name, T, bits, Weights, variant, blocks, ...)                                         \
+  KERNEL_EARLY(gemm_quantized_##name##_##bits##_##variant, GemmQuantizedParams, FEW_THREADS,       \
+               blocks) {                                                                           \
+    few_rows<T, __VA_ARGS__>(p.product, Weights<T>(p), p.product.ldb);                             \
+  }
 #define QUANTIZED(name, T)                                                                         \
-  KERNEL_EARLY(gemm_quantized_##name##_int8_rows8, GemmQuantizedParams, FEW_THREADS, 3) {          \
-    few_rows<T, 1, 1, 2>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
-  }                                                                                                \
-  KERNEL_EARLY(gemm_quantized_##name##_int8_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
-    few_rows<T, 2, 2, 1>(p.product, Int8Weights<T>(p), p.product.ldb);                             \
-  }                                                                                                \
-  KERNEL_EARLY(gemm_quantized_##name##_int4_rows8, GemmQuantizedParams, FEW_THREADS, 3) {          \
-    few_rows<T, 1, 1, 1>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
-  }                                                                                                \
-  KERNEL_EARLY(gemm_quantized_##name##_int4_rows16, GemmQuantizedParams, FEW_THREADS, 2) {         \
-    few_rows<T, 2, 2, 1>(p.product, Int4Weights<T>(p), p.product.ldb);                             \
-  }                                                                                                \
+  ROWS(name, T, int8, Int8Weights, rows8, 3, 1, 1, 2, false)                                       \
+  ROWS(name, T, int8, Int8Weights, rows8_normed, 3, 1, 1, 2, true)                                 \
+  ROWS(name, T, int8, Int8Weights, rows16, 2, 2, 2, 1, false)                                      \
+  ROWS(name, T, int4, Int4Weights, rows8, 3, 1, 1, 1, false)                                       \
+  ROWS(name, T, int4, Int4Weights, rows8_normed, 3, 1, 1, 1, true)                                 \
+  ROWS(name, T, int4, Int4Weights, rows16, 2, 2, 2, 1, false)                                      \
   KERNEL_EARLY(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS, 3) {         \
     tiles<T>(p.product, Int8Weights<T>(p));                                                        \
   }                                                                                                \

@@ -8,29 +8,16 @@
  *  Traffic   x and y once; w and b from L2.
  *  Rejected  Welford: a division per element for what the second pass over registers gives. */
 #include "layernorm.h"
-#include "lib/reduce.cuh"
-#include "lib/row.cuh"
+#include "lib/norm.cuh"
 
 constexpr int THREADS = 256;
 
-struct LayernormShared {
-  BlockSum<THREADS> mean, rest, squares;
-};
-
 template <typename T, typename Row> __device__ void layernorm(const LayernormParams &p) {
-  SHARED(LayernormShared, s);
+  SHARED(NormSums<THREADS>, s);
   const int64_t r = blockIdx.x;
   const Row row(static_cast<const T *>(p.x) + r * p.x_stride, p.cols);
-  const float n = (float)p.cols;
-  const float mean = s.mean(row.sum([](float x) { return x; })) / n;
-  const float rest = s.rest(row.sum([=](float x) { return x - mean; })) / n;
-  const float squares = s.squares(row.sum([=](float x) { return (x - mean) * (x - mean); })) / n;
-  const float variance = fmaxf(squares - rest * rest, 0.0f);
-  // fmaxf drops a NaN; the row must keep it.
-  const float scale = squares != squares ? squares : 1.0f / sqrtf(variance + p.eps);
   row.store(static_cast<T *>(p.y) + r * p.y_stride, static_cast<const T *>(p.w),
-            static_cast<const T *>(p.b),
-            [=](float x, float w, float b) { return ((x - mean) - rest) * scale * w + b; });
+            static_cast<const T *>(p.b), LayerNorm(row, s, p.eps));
 }
 
 #define LAYERNORM(name, T)                                                                         \

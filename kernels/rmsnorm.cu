@@ -5,8 +5,7 @@
  *  Traffic   x and y once; w from L2, asked for before the launch that makes x has ended.
  *  Rejected  a warp per row: at n = 4096 a lane would hold 128 values. */
 #include "rmsnorm.h"
-#include "lib/reduce.cuh"
-#include "lib/row.cuh"
+#include "lib/norm.cuh"
 
 constexpr int THREADS = 256;
 
@@ -20,10 +19,7 @@ template <typename T, typename Row> __device__ void rmsnorm(const RmsnormParams 
   const typename Row::Along w(static_cast<const T *>(p.w), p.cols);
   ptx::wait_for_launch_before();
   const Row row(static_cast<const T *>(p.x) + at, p.cols);
-  const float squares = s.squares(row.sum([](float x) { return x * x; }));
-  const float scale = 1.0f / sqrtf(squares / (float)p.cols + p.eps);
-  row.store(static_cast<T *>(p.y) + at, w,
-            [=](float x, float w) { return widen(narrow<T>(x * scale)) * w; });
+  row.store(static_cast<T *>(p.y) + at, w, RmsNorm<T>(row, s.squares, p.eps));
 }
 
 #define RMSNORM(name, T)                                                                           \

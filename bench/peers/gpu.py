@@ -87,11 +87,12 @@ def activate(x, kind):
 
 def product_peers(shape, new):
     m, n, k = shape["m"], shape["n"], shape["k"]
-    a, b, c, gate = new(m, k), new(n, k), new(m, n), new(1)
+    a, b, c, gate, w = new(m, k), new(n, k), new(m, n), new(1), new(k)
     plain = lambda: a @ b.T
 
     def with_epilogue():
-        y = activate(a @ b.T, shape.get("activation", 0))
+        x = F.rms_norm(a, (k,), w, 1e-6) if shape.get("norm") else a
+        y = activate(x @ b.T, shape.get("activation", 0))
         return c + torch.tanh(gate) * y if shape.get("is_gated") else y
 
     peers = {"cublas": plain}

@@ -5,11 +5,15 @@
  *  that it loaded, and the same stretch of k of A: another order of k in both, the same product.
  *  So B goes from memory to the multiplication without shared memory, and so does A, from L2.
  *
- *  The warps of a block share its rows of B and divide k; their sums are added in warp order. */
+ *  The warps of a block share its rows of B and divide k; their sums are added in warp order.
+ *
+ *  NORMED, every block makes the norm of all rows of A for itself, in shared memory, while its
+ *  weights are on their way: a launch of a norm, and the wait between it and the product, cost more
+ *  than that. */
 #pragma once
 #include "epilogue.cuh"
 #include "mma.cuh"
-#include "reduce.cuh"
+#include "norm.cuh"
 
 constexpr int FEW_THREADS = 256;
 constexpr int FEW_WARPS = FEW_THREADS / WARP;
@@ -40,6 +44,56 @@ __device__ __forceinline__ int64_t row_in_turn(const GemmParams &p, bool is_glu,
 /** The sums of each warp: of 16 TILES rows of B and 8 COLS rows of A. */
 template <int TILES, int COLS> struct FewRowsShared {
   float sums[FEW_WARPS][COLS * 8][TILES * 16];
+};
+
+/** The norm of the rows of A, where a block keeps it: behind `*this` are its weight (k), its bias
+ *  (k) if there is one, and rows (m,k), in T. Threads read and write their own packs until all of
+ *  it is there. */
+struct NormedShared {
+  FewRowsShared<1, 1> product;
+  alignas(16) NormSums<FEW_THREADS> sums;
+
+  /** Between rows, elements: 16 bytes more than k, so that rows begin in other banks. */
+  static __device__ __forceinline__ int stride(const GemmParams &p) { return (int)p.k + 8; }
+
+  template <typename T> __device__ __forceinline__ T *vectors() {
+    return reinterpret_cast<T *>(this + 1);
+  }
+  template <typename T> __device__ __forceinline__ T *rows(const GemmParams &p) {
+    return vectors<T>() + (p.norm_bias ? 2 : 1) * (int)p.k;
+  }
+
+  /** Asks for weight and bias, which no launch writes. */
+  template <typename T> __device__ __forceinline__ void ask(const GemmParams &p) {
+    const int k = (int)p.k;
+    Row<T>::ask(vectors<T>(), static_cast<const T *>(p.norm_weight), k);
+    if (p.norm_bias) Row<T>::ask(vectors<T>() + k, static_cast<const T *>(p.norm_bias), k);
+  }
+
+  /** Makes the rows. */
+  template <typename T> __device__ __forceinline__ void make(const GemmParams &p) {
+    const int k = (int)p.k, m = (int)p.m;
+    const T *const w = vectors<T>(), *const b = p.norm_bias ? w + k : nullptr;
+    for (int r = 0; r < m; r++)
+      Row<T>::ask(rows<T>(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+#pragma unroll 1
+    for (int r = 0; r < m; r++) {
+      const Row<T> row = {rows<T>(p) + r * stride(p), k};
+      if (p.norm == 1) {
+        // Sums in turns: those of the row before may still be read.
+        const RmsNorm<T> norm(row, r % 2 ? sums.rest : sums.squares, p.norm_eps);
+        row.map(w, nullptr, [&](float x, float w, float) { return norm(x, w); });
+      } else {
+        row.map(w, b, LayerNorm(row, sums, p.norm_eps));
+      }
+    }
+    __syncthreads();
+  }
+
+private:
+  template <typename T> using Row = SharedRow<T, FEW_THREADS>;
 };
 
 /** One warp's part: 16 TILES rows of B against 8 COLS rows of A. */
@@ -75,6 +129,16 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
       for (int i = 0; i < TILES; i++)
 #pragma unroll
         for (int x = 0; x < 4; x++) acc[i][j][x] = 0;
+    }
+  }
+
+  /** Has A read from `rows`. */
+  __device__ __forceinline__ void read_from(const T *rows, int stride, int m) {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int j = 0; j < COLS; j++) {
+      const int row = j * 8 + g;
+      a[j] = rows + (row < m ? row : m - 1) * stride + t * RUN;
     }
   }
 
@@ -173,10 +237,11 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
 /** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; up to 4 TILES
  *  STEPS loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30,
  *  and n < 2^31. */
-template <typename T, int TILES, int COLS, int STEPS, typename Weights>
+template <typename T, int TILES, int COLS, int STEPS, bool NORMED, typename Weights>
 __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t ldb) {
   using Shared = FewRowsShared<TILES, COLS>;
   SHARED(Shared, s);
+  NormedShared &normed = reinterpret_cast<NormedShared &>(s);
   using Part = FewRows<T, Weights, TILES, COLS>;
   const int64_t row_of_b = (int64_t)blockIdx.x * (TILES * 16);
   const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
@@ -192,8 +257,13 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
 #pragma unroll
   for (int turn = 0; turn < 2; turn++)
     if (i + turn * FEW_WARPS < batches) part.ask(ahead[turn], (i + turn * FEW_WARPS) * BATCH, true);
+  if constexpr (NORMED) normed.template ask<T>(p);
   // Weights are nobody's to write; rows of A are the launch's before this one.
   ptx::wait_for_launch_before();
+  if constexpr (NORMED) {
+    normed.template make<T>(p);
+    part.read_from(normed.template rows<T>(p), NormedShared::stride(p), (int)p.m);
+  }
   while (i < batches) {
 #pragma unroll
     for (int turn = 0; turn < 2; turn++, i += FEW_WARPS) {

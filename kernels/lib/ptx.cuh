@@ -133,6 +133,11 @@ __device__ __forceinline__ void cp_async16(void *to, const void *from, bool vali
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/** 16 bytes likewise, which stay in L1: for what other blocks here want too. */
+__device__ __forceinline__ void cp_async16_kept(void *to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+}
 /** Closes a group of this thread's copies. */
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

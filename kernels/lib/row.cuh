@@ -96,6 +96,54 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
   }
 };
 
+/** A row in shared memory, whose every pack is one thread's own: no barrier is needed before it has
+ *  been written. `cols` is a multiple of a pack. */
+template <typename T, int THREADS> struct SharedRow {
+  T *row;
+  int cols;
+
+  /** f(column) for each pack of this thread. */
+  template <typename F> __device__ __forceinline__ static void each(int cols, F f) {
+#pragma unroll 1
+    for (int at = (int)threadIdx.x * Pack<T>::SIZE; at < cols; at += THREADS * Pack<T>::SIZE) f(at);
+  }
+
+  /** Asks for this thread's packs of `from`: there when its copies are (`cp_async_wait`). */
+  static __device__ __forceinline__ void ask(T *row, const T *from, int cols) {
+    each(cols, [&](int at) { ptx::cp_async16_kept(row + at, from + at); });
+  }
+
+  template <typename F> __device__ __forceinline__ float sum(F f) const {
+    float total = 0;
+    each(cols, [&](int at) {
+      const Pack<T> x = pack(row + at);
+#pragma unroll
+      for (int j = 0; j < Pack<T>::SIZE; j++) total += f(widen(x.x[j]));
+    });
+    return total;
+  }
+
+  /** x[c] = f(x[c], w[c], b[c]) in place; `b` may be null and then counts as 0. */
+  template <typename F> __device__ __forceinline__ void map(const T *w, const T *b, F f) const {
+    each(cols, [&](int at) {
+      const Pack<T> scale = pack(w + at);
+      Pack<T> x = pack(row + at), shift;
+      if (b) shift = pack(b + at);
+#pragma unroll
+      for (int j = 0; j < Pack<T>::SIZE; j++)
+        x.x[j] = narrow<T>(f(widen(x.x[j]), widen(scale.x[j]), b ? widen(shift.x[j]) : 0.0f));
+      pack(row + at) = x;
+    });
+  }
+
+  static __device__ __forceinline__ Pack<T> &pack(T *at) {
+    return *reinterpret_cast<Pack<T> *>(at);
+  }
+  static __device__ __forceinline__ const Pack<T> &pack(const T *at) {
+    return *reinterpret_cast<const Pack<T> *>(at);
+  }
+};
+
 template <typename T, int THREADS> struct PlainRow {
   const T *row;
   int64_t cols;

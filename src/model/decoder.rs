@@ -193,8 +193,8 @@ impl Decoder {
     ) -> Result<()> {
         let l = &self.shape;
         let (d, rows, head_dim) = (l.width, x.shape().rows(), l.width / l.heads);
-        layer.norm_1.run(stream, room.normed.view_mut(), x.view())?;
-        layer.qkv.run(stream, room.qkv.view_mut(), room.normed.view(), Epilogue::default())?;
+        let normed = layer.norm_1.of(x.view(), room.normed.view_mut());
+        layer.qkv.run(stream, room.qkv.view_mut(), normed, Epilogue::default())?;
         if let Some((q, k)) = &layer.qk_norm {
             q.run_in_place(stream, room.qkv.view_mut().block(0..rows, 0..d)?)?;
             k.run_in_place(stream, room.qkv.view_mut().block(0..rows, d..2 * d)?)?;
@@ -230,19 +230,20 @@ impl Decoder {
     ) -> Result<()> {
         let plain = Epilogue::default();
         let add = Epilogue { out: Out::Accumulate, ..plain };
-        if self.shape.parallel_residual {
-            layer.norm_2.run(stream, room.normed.view_mut(), x.view())?;
+        let is_parallel = self.shape.parallel_residual;
+        if !is_parallel {
             layer.out.run(stream, x.view_mut(), room.attended.view(), add)?;
-        } else {
-            layer.out.run(stream, x.view_mut(), room.attended.view(), add)?;
-            layer.norm_2.run(stream, room.normed.view_mut(), x.view())?;
         }
+        let (y, normed) =
+            (room.hidden.view_mut(), layer.norm_2.of(x.view(), room.normed.view_mut()));
         if self.shape.family == Family::Llama {
-            let (y, product) = (room.hidden.view_mut(), room.fc1.view_mut());
-            layer.fc1.run_swiglu(stream, y, product, room.normed.view())?;
+            layer.fc1.run_swiglu(stream, y, room.fc1.view_mut(), normed)?;
         } else {
             let bend = Epilogue { activation: ops::Activation::Gelu, ..plain };
-            layer.fc1.run(stream, room.hidden.view_mut(), room.normed.view(), bend)?;
+            layer.fc1.run(stream, y, normed, bend)?;
+        }
+        if is_parallel {
+            layer.out.run(stream, x.view_mut(), room.attended.view(), add)?;
         }
         layer.fc2.run(stream, x.view_mut(), room.hidden.view(), add)
     }
@@ -270,12 +271,15 @@ impl Decoder {
         let l = &self.shape;
         let mut normed = arena.take(self.dtype, &[x.rows(), l.width])?;
         let mut logits = arena.take(DType::F32, &[x.rows(), l.vocabulary])?;
-        self.norm.run(stream, normed.view_mut(), x)?;
-        probe.see(|| "lm.final_norm".into(), normed.view());
-        let (y, x, plain) = (logits.view_mut(), normed.view(), Epilogue::default());
+        if probe.is_watched() {
+            self.norm.run(stream, normed.view_mut(), x)?;
+            probe.see(|| "lm.final_norm".into(), normed.view());
+        }
+        let (y, plain) = (logits.view_mut(), Epilogue::default());
+        let x = self.norm.of(x, normed.view_mut());
         match &self.head {
             Some(head) => head.run(stream, y, x, plain)?,
-            None => ops::gemm(stream, y, x, self.embedding.view(), plain)?,
+            None => ops::linear(stream, y, x, self.embedding.view().into(), plain)?,
         }
         probe.see(|| "logits".into(), logits.view());
         Ok(logits)

@@ -2,7 +2,7 @@
 
 use super::probe::Probe;
 use crate::device::Stream;
-use crate::ops::{self, Epilogue, Quantized, Weight};
+use crate::ops::{self, Epilogue, Input, Quantized, Weight};
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::{Matrix, Weights};
 use crate::{Error, Result};
@@ -36,12 +36,13 @@ impl Linear {
         Ok(Linear { w, b })
     }
 
-    /// `y` (rows, outputs) from `x` (rows, inputs); the epilogue's bias is this layer's own.
-    pub fn run(
+    /// `y` (rows, outputs) from `x` (rows, inputs), or [a norm](Norm::of) of that; the epilogue's
+    /// bias is this layer's own.
+    pub fn run<'a>(
         &self,
         stream: &Stream,
         y: ViewMut<'_>,
-        x: View<'_>,
+        x: impl Into<Input<'a>>,
         epilogue: Epilogue<'_>,
     ) -> Result<()> {
         let bias = self.b.as_ref().map(Tensor::view);
@@ -50,13 +51,13 @@ impl Linear {
     }
 
     /// `y` (rows, outputs/2) = silu(gates) * values, the two halves of this layer's product with
-    /// `x` (rows, inputs); `room` (rows, outputs) may be written.
-    pub fn run_swiglu(
+    /// `x` (rows, inputs) or a norm of that; `room` (rows, outputs) may be written.
+    pub fn run_swiglu<'a>(
         &self,
         stream: &Stream,
         y: ViewMut<'_>,
         room: ViewMut<'_>,
-        x: View<'_>,
+        x: impl Into<Input<'a>>,
     ) -> Result<()> {
         ops::linear_swiglu(stream, y, room, x, stored(&self.w))
     }
@@ -100,14 +101,24 @@ impl Norm {
         Ok(Norm::Rms { w: weights.get(&format!("{at}.weight"), &[width])?, eps })
     }
 
-    /// `y` = norm of `x`, row by row.
-    pub fn run(&self, stream: &Stream, y: ViewMut<'_>, x: View<'_>) -> Result<()> {
+    fn op(&self) -> ops::Norm<'_> {
         match self {
             Norm::Layer { w, b, eps } => {
-                ops::layernorm(stream, y, x, w.view(), b.as_ref().map(Tensor::view), *eps)
+                ops::Norm::Layer { w: w.view(), b: b.as_ref().map(Tensor::view), eps: *eps }
             }
-            Norm::Rms { w, eps } => ops::rmsnorm(stream, y, x, w.view(), *eps),
+            Norm::Rms { w, eps } => ops::Norm::Rms { w: w.view(), eps: *eps },
         }
+    }
+
+    /// `y` = norm of `x`, row by row.
+    pub fn run(&self, stream: &Stream, y: ViewMut<'_>, x: View<'_>) -> Result<()> {
+        self.op().run(stream, y, x)
+    }
+
+    /// The norm of `x` for a linear layer, which may make it itself; `room`, of the same shape, may
+    /// be written.
+    pub fn of<'a>(&'a self, x: View<'a>, room: ViewMut<'a>) -> Input<'a> {
+        Input::Normed { x, norm: self.op(), room }
     }
 
     /// `x` = norm of `x`; LayerNorm only, which is all that the models need.

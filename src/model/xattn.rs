@@ -88,17 +88,17 @@ impl GatedBlock {
         room: &mut CrossRoom,
     ) -> Result<()> {
         let plain = Epilogue::default();
-        self.norm.run(stream, room.normed.view_mut(), x.view())?;
-        self.q.run(stream, room.q.view_mut(), room.normed.view(), plain)?;
+        let normed = self.norm.of(x.view(), room.normed.view_mut());
+        self.q.run(stream, room.q.view_mut(), normed, plain)?;
         let scale = (self.head_dim as f32).powf(-0.5);
         let (o, q) = (room.o.view_mut(), room.q.view());
         ops::cross_attention(stream, o, q, images, spans, self.heads, scale)?;
         let gate = Some(self.gate.view());
         let add = Epilogue { gate, out: Out::Accumulate, ..plain };
         self.out.run(stream, x.view_mut(), room.o.view(), add)?;
-        self.mlp_norm.run(stream, room.normed.view_mut(), x.view())?;
+        let normed = self.mlp_norm.of(x.view(), room.normed.view_mut());
         let bend = Epilogue { activation: ops::Activation::Gelu, ..plain };
-        self.fc1.run(stream, room.hidden.view_mut(), room.normed.view(), bend)?;
+        self.fc1.run(stream, room.hidden.view_mut(), normed, bend)?;
         let gate = Some(self.mlp_gate.view());
         let add = Epilogue { gate, out: Out::Accumulate, ..plain };
         self.fc2.run(stream, x.view_mut(), room.hidden.view(), add)

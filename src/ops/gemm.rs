@@ -24,6 +24,7 @@ mod tile;
 
 use super::check;
 use super::layout::is_packable;
+use super::normed::Norm;
 use crate::contracts::{GemmParams, GemmQuantizedParams};
 use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Products, Stream};
 use crate::dtype::Real;
@@ -31,6 +32,7 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result};
 use codes::Codes;
 pub(super) use codes::GROUP;
+pub(super) use few_rows::shared as few_shared;
 pub(super) use geometry::few_bits;
 use inner::Inner;
 use tile::{PARTS, TILES, Tile};
@@ -89,6 +91,10 @@ pub fn gemm_shape([m, n, k]: [i64; 3]) -> GemmParams {
         ldc: n,
         activation: 0,
         c_is_f32: 0,
+        norm_weight: std::ptr::null(),
+        norm_bias: std::ptr::null(),
+        norm_eps: 0.0,
+        norm: 0,
     }
 }
 
@@ -180,36 +186,48 @@ pub struct Epilogue<'a> {
 /// If a shape, stride or dtype differs.
 pub fn gemm(
     stream: &Stream,
-    mut c: ViewMut<'_>,
+    c: ViewMut<'_>,
     a: View<'_>,
     b: View<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
-    check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
-    check::dtype("gemm", "b", &b, a.dtype())?;
+    gemm_normed(stream, c, (a, None), b, epilogue)
+}
+
+/// [`gemm`], of a norm of A where [`makes_norm`] says so.
+pub(super) fn gemm_normed(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: (View<'_>, Option<Norm<'_>>),
+    b: View<'_>,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    let dtype = a.0.dtype();
+    check::matrix("gemm", "b", &b, b.rows(), a.0.cols())?;
+    check::dtype("gemm", "b", &b, dtype)?;
     let params = product("gemm", stream, &mut c, a, b, epilogue)?;
-    let is_peers = stream.products() == Products::CublasLt && cublaslt_computes(&params, a.dtype());
+    let is_peers = stream.products() == Products::CublasLt && cublaslt_computes(&params, dtype);
     let kernel = if is_peers { &GEMM_CUBLASLT } else { &GEMM };
     // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
-    unsafe { stream.launch(kernel, a.dtype(), &params) }
+    unsafe { stream.launch(kernel, dtype, &params) }
 }
 
 /// `activation` of the launches that end in SwiGLU.
 pub(super) const SWIGLU: i32 = 3;
 
 /// C = silu(A Bgates^T) * (A Bvalues^T), B = [Bgates; Bvalues] (n,k), C (m,n/2), in one launch,
-/// where [`makes_swiglu`] says so.
+/// where [`makes_swiglu`] says so; of a norm of A where [`makes_norm`] does.
 pub(super) fn gemm_swiglu(
     stream: &Stream,
     mut c: ViewMut<'_>,
-    a: View<'_>,
+    a: (View<'_>, Option<Norm<'_>>),
     b: View<'_>,
 ) -> Result<()> {
-    check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
-    check::dtype("gemm", "b", &b, a.dtype())?;
+    check::matrix("gemm", "b", &b, b.rows(), a.0.cols())?;
+    check::dtype("gemm", "b", &b, a.0.dtype())?;
     let params = swiglu_product("gemm", stream, &mut c, a, b)?;
     // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
-    unsafe { stream.launch(&GEMM, a.dtype(), &params) }
+    unsafe { stream.launch(&GEMM, a.0.dtype(), &params) }
 }
 
 /// The params of a product, of which everything but B has been checked.
@@ -217,7 +235,7 @@ pub(super) fn product(
     op: &str,
     stream: &Stream,
     c: &mut ViewMut<'_>,
-    a: View<'_>,
+    a: (View<'_>, Option<Norm<'_>>),
     b: View<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<GemmParams> {
@@ -227,7 +245,7 @@ pub(super) fn product(
     let vector = |name: &str, view: Option<View<'_>>, cols: usize| -> Result<_> {
         let Some(view) = view else { return Ok(std::ptr::null()) };
         check::vector(op, name, &view, cols)?;
-        check::dtype(op, name, &view, a.dtype())?;
+        check::dtype(op, name, &view, a.0.dtype())?;
         Ok(view.ptr())
     };
     Ok(GemmParams {
@@ -244,7 +262,7 @@ pub(super) fn swiglu_product(
     op: &str,
     stream: &Stream,
     c: &mut ViewMut<'_>,
-    a: View<'_>,
+    a: (View<'_>, Option<Norm<'_>>),
     b: View<'_>,
 ) -> Result<GemmParams> {
     let n = b.rows();
@@ -254,12 +272,12 @@ pub(super) fn swiglu_product(
     Ok(GemmParams { activation: SWIGLU, ..plain_product(op, stream, c, a, b, n / 2)? })
 }
 
-/// A B^T and nothing else, in `cols` columns.
+/// norm(A) B^T and nothing else, in `cols` columns.
 fn plain_product(
     op: &str,
     stream: &Stream,
     c: &mut ViewMut<'_>,
-    a: View<'_>,
+    (a, norm): (View<'_>, Option<Norm<'_>>),
     b: View<'_>,
     cols: usize,
 ) -> Result<GemmParams> {
@@ -269,23 +287,33 @@ fn plain_product(
     if !c_is_f32 {
         check::dtype(op, "c", &c.as_view(), a.dtype())?;
     }
-    Ok(GemmParams {
+    let plain = GemmParams {
         c: c.ptr(),
         a: a.ptr(),
         b: b.ptr(),
-        bias: std::ptr::null(),
-        residual: std::ptr::null(),
-        gate: std::ptr::null(),
         workspace: stream.workspace()?,
-        m: m as i64,
-        n: n as i64,
-        k: k as i64,
         lda: a.stride() as i64,
         ldb: b.stride() as i64,
         ldc: c.stride() as i64,
-        activation: 0,
         c_is_f32: i32::from(c_is_f32),
-    })
+        ..gemm_shape([m as i64, n as i64, k as i64])
+    };
+    match norm {
+        Some(norm) => norm.before(op, a, plain),
+        None => Ok(plain),
+    }
+}
+
+/// True if the product of `a` and B, of elements or codes, can begin with a norm of `a`: where it
+/// is of few rows, and could end in SwiGLU.
+pub(super) fn makes_norm(stream: &Stream, a: View<'_>, norm: Norm<'_>, b: View<'_>) -> bool {
+    let (w, bias) = norm.vectors();
+    let vectors = [Some(w), bias];
+    let aligned = |x: View<'_>| is_packable(&[x.ptr()], &[a.cols() as i64], x.dtype());
+    let Some(chip) = stream.chip() else { return false };
+    makes_swiglu(stream, a, b)
+        && vectors.into_iter().flatten().all(aligned)
+        && few_rows::has_room(a.rows(), a.cols(), bias.is_some(), chip)
 }
 
 /// True if the product of `a` and B, of elements or codes, can end in SwiGLU: where its launch is
@@ -300,7 +328,7 @@ pub(super) fn makes_swiglu(stream: &Stream, a: View<'_>, b: View<'_>) -> bool {
         && (b.cols() * b.dtype().size()).is_multiple_of(16)
 }
 
-/// Every operand moved once; two operations per multiply-add, the epilogue not counted.
+/// Every operand moved once; two operations per multiply-add, norm and epilogue not counted.
 fn cost(p: &GemmParams, dtype: DType) -> Cost {
     cost_with(p, dtype, dtype.size() as f64 * p.n as f64 * p.k as f64)
 }
@@ -314,7 +342,8 @@ pub(super) fn cost_with(p: &GemmParams, dtype: DType, b: f64) -> Cost {
     let moved = if p.residual.is_null() { 1.0 } else { 2.0 };
     let cols = if p.activation == SWIGLU { n / 2.0 } else { n };
     let gate = if p.gate.is_null() { 0.0 } else { 1.0 };
-    let bytes = moved * c_size * m * cols + b + size * (m * k + bias + gate);
+    let norm = [p.norm_weight, p.norm_bias].iter().filter(|v| !v.is_null()).count() as f64 * k;
+    let bytes = moved * c_size * m * cols + b + size * (m * k + norm + bias + gate);
     Cost { bytes, flops: 2.0 * m * n * k }
 }
 

@@ -2,9 +2,11 @@
 
 use super::check;
 use super::gemm::{
-    Epilogue, GROUP, SWIGLU, cost_with, few_bits, product, quantized_twin, swiglu_product,
+    Epilogue, GROUP, SWIGLU, cost_with, few_bits, few_shared, product, quantized_twin,
+    swiglu_product,
 };
 use super::layout::is_packable;
+use super::normed::Norm;
 use crate::contracts::{GemmParams, GemmQuantizedParams};
 use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
 use crate::dtype::Real;
@@ -65,24 +67,35 @@ impl Quantized<'_> {
 /// If a shape, stride or dtype differs.
 pub fn gemm_quantized(
     stream: &Stream,
-    mut c: ViewMut<'_>,
+    c: ViewMut<'_>,
     a: View<'_>,
     b: Quantized<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
-    check_quantized(a, b)?;
-    launch(stream, a, b, product(OP, stream, &mut c, a, b.codes, epilogue)?)
+    gemm_quantized_normed(stream, c, (a, None), b, epilogue)
+}
+
+/// [`gemm_quantized`], of a norm of A where `makes_norm` says so.
+pub(super) fn gemm_quantized_normed(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: (View<'_>, Option<Norm<'_>>),
+    b: Quantized<'_>,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    check_quantized(a.0, b)?;
+    launch(stream, a.0, b, product(OP, stream, &mut c, a, b.codes, epilogue)?)
 }
 
 /// As `gemm_swiglu`, B of few bits.
 pub(super) fn gemm_quantized_swiglu(
     stream: &Stream,
     mut c: ViewMut<'_>,
-    a: View<'_>,
+    a: (View<'_>, Option<Norm<'_>>),
     b: Quantized<'_>,
 ) -> Result<()> {
-    check_quantized(a, b)?;
-    launch(stream, a, b, swiglu_product(OP, stream, &mut c, a, b.codes)?)
+    check_quantized(a.0, b)?;
+    launch(stream, a.0, b, swiglu_product(OP, stream, &mut c, a, b.codes)?)
 }
 
 const OP: &str = "gemm_quantized";
@@ -142,12 +155,12 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
     // Rows of A and of B of a block.
     let (variants, rows, cols) = match g.m {
         _ if !is_packed => (["_int8_plain", "_int4_plain"], 1, 8),
+        _ if g.norm != 0 => (["_int8_rows8_normed", "_int4_rows8_normed"], 8, 16),
         i64::MIN..=8 => (["_int8_rows8", "_int4_rows8"], 8, 16),
         9..=FEW_ROWS if g.activation != SWIGLU => (["_int8_rows16", "_int4_rows16"], 16, 32),
         _ => return few_bits(g, is_int8, chip),
     };
-    // `sizeof(FewRowsShared)`: a float for every warp and cell.
-    let shared = if is_packed { THREADS / 32 * (rows * cols) as u32 * 4 } else { 0 };
+    let shared = if is_packed { few_shared(g, rows, cols) } else { 0 };
     let grid = [n.div_ceil(cols) as u32, m.div_ceil(rows) as u32, 1];
     let variant = variants[usize::from(!is_int8)];
     Geometry { variant, grid, shared, ..Geometry::linear(0, THREADS) }

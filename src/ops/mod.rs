@@ -29,6 +29,7 @@ mod layout;
 mod linear_cross_entropy;
 mod logits;
 mod norm_backward;
+mod normed;
 mod patchify;
 mod quantize;
 mod rmsnorm;
@@ -73,6 +74,7 @@ pub use linear_cross_entropy::{Head, HeadGradient, HeadRoom, linear_cross_entrop
 pub(crate) use logits::Best;
 pub use logits::Summary;
 pub use norm_backward::{NORM_BACKWARD, NormParts, layernorm_backward, rmsnorm_backward};
+pub use normed::{Input, Norm};
 pub use patchify::{
     PATCHIFY, VISION_TOKENS, VISION_TOKENS_BACKWARD, patchify, vision_tokens,
     vision_tokens_backward,

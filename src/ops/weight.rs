@@ -1,8 +1,9 @@
 //! The matrix of a linear layer as it is stored, and what is done with it however that is.
 
 use super::activation::swiglu;
-use super::gemm::{Epilogue, gemm, gemm_swiglu, makes_swiglu};
-use super::gemm_quantized::{Quantized, gemm_quantized, gemm_quantized_swiglu};
+use super::gemm::{Epilogue, gemm_normed, gemm_swiglu, makes_norm, makes_swiglu};
+use super::gemm_quantized::{Quantized, gemm_quantized_normed, gemm_quantized_swiglu};
+use super::normed::{Input, Norm};
 use super::quantize::dequantize;
 use super::transpose::transpose;
 use crate::device::Stream;
@@ -53,48 +54,73 @@ impl Weight<'_> {
     }
 }
 
+impl<'a> Weight<'a> {
+    /// What is stored of the matrix itself: elements, or codes.
+    fn stored(&self) -> View<'a> {
+        match self {
+            Weight::Dense(w) => *w,
+            Weight::Quantized(q) => q.codes,
+        }
+    }
+
+    /// Rows of x for a product with it, and the norm that the product is to make of them.
+    fn ready<'b>(
+        &self,
+        stream: &Stream,
+        x: &'b mut Input<'_>,
+    ) -> Result<(View<'b>, Option<Norm<'b>>)> {
+        x.ready(stream, |x, norm| makes_norm(stream, x, norm, self.stored()))
+    }
+}
+
 impl<'a> From<View<'a>> for Weight<'a> {
     fn from(w: View<'a>) -> Self {
         Weight::Dense(w)
     }
 }
 
-/// y = [y +] tanh(gate) * f(x W^T + bias); y (rows, n), x (rows, k).
+/// y = [y +] tanh(gate) * f(x W^T + bias); y (rows, n), x (rows, k) or a norm of that. On a card a
+/// product of few rows makes the norm itself.
 ///
 /// # Errors
 /// If a shape, stride or dtype differs.
-pub fn linear(
+pub fn linear<'a>(
     stream: &Stream,
     y: ViewMut<'_>,
-    x: View<'_>,
+    x: impl Into<Input<'a>>,
     w: Weight<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<()> {
+    let mut x = x.into();
+    let (x, norm) = w.ready(stream, &mut x)?;
     match w {
-        Weight::Dense(w) => gemm(stream, y, x, w, epilogue),
-        Weight::Quantized(w) => gemm_quantized(stream, y, x, w, epilogue),
+        Weight::Dense(w) => gemm_normed(stream, y, (x, norm), w, epilogue),
+        Weight::Quantized(w) => gemm_quantized_normed(stream, y, (x, norm), w, epilogue),
     }
 }
 
-/// y = silu(x Wgates^T) * (x Wvalues^T), W = [Wgates; Wvalues]; y (rows, n/2), x (rows, k). Where
-/// that is two launches (on the host, in f32, by cuBLASLt), x W^T is in `room` (rows, n) between.
+/// y = silu(x Wgates^T) * (x Wvalues^T), W = [Wgates; Wvalues]; y (rows, n/2), x (rows, k) or
+/// a norm of that. Where SwiGLU is a launch of its own (on the host, in f32, by cuBLASLt), x W^T is
+/// in `room` (rows, n) between.
 ///
 /// # Errors
 /// If a shape, stride or dtype differs.
-pub fn linear_swiglu(
+pub fn linear_swiglu<'a>(
     stream: &Stream,
     y: ViewMut<'_>,
     mut room: ViewMut<'_>,
-    x: View<'_>,
+    x: impl Into<Input<'a>>,
     w: Weight<'_>,
 ) -> Result<()> {
-    match w {
-        Weight::Dense(w) if makes_swiglu(stream, x, w) => return gemm_swiglu(stream, y, x, w),
-        Weight::Quantized(w) if makes_swiglu(stream, x, w.codes) => {
-            return gemm_quantized_swiglu(stream, y, x, w);
-        }
-        _ => (),
+    let mut x = x.into();
+    let (x, norm) = w.ready(stream, &mut x)?;
+    if makes_swiglu(stream, x, w.stored()) {
+        return match w {
+            Weight::Dense(w) => gemm_swiglu(stream, y, (x, norm), w),
+            Weight::Quantized(w) => gemm_quantized_swiglu(stream, y, (x, norm), w),
+        };
     }
+    // What makes a norm makes SwiGLU.
     linear(stream, room.reborrow(), x, w, Epilogue::default())?;
     swiglu(stream, y, room.as_view())
 }

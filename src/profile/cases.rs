@@ -73,12 +73,14 @@ enum Work {
         k: usize,
         bits: usize,
     },
-    /// A product that ends in SwiGLU, of weights of so many bits: 16, 8 or 4.
+    /// A product that ends in SwiGLU, of weights of so many bits: 16, 8 or 4; or that begins with a
+    /// norm as well.
     Swiglu {
         m: usize,
         n: usize,
         k: usize,
         bits: usize,
+        is_normed: bool,
     },
     /// Of an optimiser, for so many parameters.
     Parameters(usize),
@@ -195,10 +197,16 @@ fn products(s: &Sizes, add: Add<'_>) {
         ] {
             add("gemm", format!("{name}_{m}"), Work::Product { m, n, k, activation, is_gated });
         }
-        let swiglu = |bits| Work::Swiglu { m, n: 2 * s.mlp, k: s.width, bits };
-        add("gemm", format!("lm_gate_up_swiglu_{m}"), swiglu(16));
-        for (bits, name) in [(8, "int8"), (4, "int4")] {
-            add("gemm_quantized", format!("{name}_lm_gate_up_swiglu_{m}"), swiglu(bits));
+        // Of few rows it makes the norm before it, too.
+        for (part, is_normed) in [("swiglu", false), ("normed", true)] {
+            let of = |bits| Work::Swiglu { m, n: 2 * s.mlp, k: s.width, bits, is_normed };
+            if is_normed && m > 8 {
+                continue;
+            }
+            add("gemm", format!("lm_gate_up_{part}_{m}"), of(16));
+            for (bits, name) in [(8, "int8"), (4, "int4")] {
+                add("gemm_quantized", format!("{name}_lm_gate_up_{part}_{m}"), of(bits));
+            }
         }
     }
     for m in [1, 8, s.prompt] {
@@ -345,8 +353,9 @@ impl Case {
             }),
             Work::Quantized { m, n, k, bits } => json!({"m": m, "n": n, "k": k, "bits": bits}),
             // As in the contract.
-            Work::Swiglu { m, n, k, bits } => {
-                json!({"m": m, "n": n, "k": k, "bits": bits, "activation": 3})
+            Work::Swiglu { m, n, k, bits, is_normed } => {
+                let norm = i32::from(is_normed);
+                json!({"m": m, "n": n, "k": k, "bits": bits, "activation": 3, "norm": norm})
             }
             Work::Parameters(count) => json!({"parameters": count}),
             Work::Sampling { rows, vocabulary, is_greedy } => {
@@ -398,7 +407,9 @@ impl Case {
                 ring.paged(self.kernel, [sequences, rows, kv_len], heads, body)
             }
             Work::Quantized { m, n, k, bits } => ring.quantized(self.kernel, [m, n, k], bits, body),
-            Work::Swiglu { m, n, k, bits } => ring.swiglu([m, n, k], bits, body),
+            Work::Swiglu { m, n, k, bits, is_normed } => {
+                ring.swiglu([m, n, k], bits, is_normed, body)
+            }
             Work::Parameters(count) => ring.parameters(self.kernel, count, body),
             Work::Sampling { rows, vocabulary, is_greedy } => {
                 ring.sampling(rows, vocabulary, is_greedy, body)

@@ -5,8 +5,8 @@ use super::filled;
 use crate::device::Stream;
 use crate::ops::{
     self, Activation, AdamwStep, Choices, Codebooks, Draw, Draws, Edits, Epilogue, INT4_GROUP,
-    Media, MediaSpan, MediaSpans, Moments8, Out, Quantized, Ragged, SecondMomentMap, Sequence,
-    TokenIds, Weight,
+    Input, Media, MediaSpan, MediaSpans, Moments8, Norm, Out, Quantized, Ragged, SecondMomentMap,
+    Sequence, TokenIds, Weight,
 };
 use crate::tensor::{Arena, Tensor};
 use crate::{DType, Result};
@@ -134,24 +134,37 @@ impl<'a> Ring<'a> {
         })
     }
 
-    /// A product that ends in SwiGLU; what the host needs for two launches is there.
-    pub(super) fn swiglu(&self, [m, n, k]: [usize; 3], bits: usize, body: Body<'_>) -> Result<()> {
+    /// A product that ends in SwiGLU, and may begin with a norm; what the host needs for as many
+    /// launches is there.
+    pub(super) fn swiglu(
+        &self,
+        [m, n, k]: [usize; 3],
+        bits: usize,
+        is_normed: bool,
+        body: Body<'_>,
+    ) -> Result<()> {
         let (wide, codes) = if bits == 16 { (n, 0) } else { (0, n) };
         let (dtype, groups) = if bits == 8 { (DType::I8, 1) } else { (DType::U8, k / INT4_GROUP) };
         let mut sets = self.copies(|| {
             let codes = filled(self.stream, dtype, &[codes, k * bits.min(8) / 8])?;
             let scales = filled(self.stream, DType::BF16, &[codes.shape().rows(), groups])?;
             self.made.set(self.made.get() + codes.bytes() + scales.bytes());
-            let y = (self.output(&[m, n / 2])?, self.output(&[m, n])?);
-            Ok((y, self.input(&[m, k])?, self.input(&[wide, k])?, codes, scales))
+            let y = (self.output(&[m, n / 2])?, self.output(&[m, n])?, self.output(&[m, k])?);
+            let x = (self.input(&[m, k])?, self.input(&[k])?);
+            Ok((y, x, self.input(&[wide, k])?, codes, scales))
         })?;
         body(sets.len(), &mut |i| {
-            let ((y, room), x, w, codes, scales) = &mut sets[i];
+            let ((y, room, normed), (x, norm), w, codes, scales) = &mut sets[i];
             let w = match bits {
                 16 => Weight::Dense(w.view()),
                 _ => Weight::Quantized(Quantized { codes: codes.view(), scales: scales.view() }),
             };
-            ops::linear_swiglu(self.stream, y.view_mut(), room.view_mut(), x.view(), w)
+            let norm = Norm::Rms { w: norm.view(), eps: 1e-6 };
+            let x = match is_normed {
+                true => Input::Normed { x: x.view(), norm, room: normed.view_mut() },
+                false => x.view().into(),
+            };
+            ops::linear_swiglu(self.stream, y.view_mut(), room.view_mut(), x, w)
         })
     }
 

@@ -7,7 +7,7 @@ use medflamingo::DType;
 use medflamingo::contracts::GemmParams;
 use medflamingo::device::{Chip, Host, Isa, Kernel, Pool, Stream};
 use medflamingo::dtype::Real;
-use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm, gemm_tilings};
+use medflamingo::ops::{Activation, Epilogue, GEMM, Out, gemm, gemm_shape, gemm_tilings};
 use medflamingo::tensor::Tensor;
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -281,14 +281,12 @@ impl Case {
             residual: if self.residual { residual } else { null() },
             gate: if self.gate.is_some() { gate } else { null() },
             workspace: null_mut(),
-            m: m as i64,
-            n: n as i64,
-            k: k as i64,
             lda: lda as i64,
             ldb: ldb as i64,
             ldc: ldc as i64,
             activation: self.activation,
             c_is_f32: i32::from(self.f32_out),
+            ..gemm_shape([m as i64, n as i64, k as i64])
         }
     }
 }

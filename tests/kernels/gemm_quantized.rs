@@ -9,10 +9,10 @@ use medflamingo::device::{Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{
     Activation, Epilogue, GEMM_QUANTIZED, INT4_GROUP, Out, Quantized, Weight, gemm_quantized,
-    linear_swiglu,
+    gemm_shape, linear_swiglu,
 };
 use medflamingo::tensor::Tensor;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -261,18 +261,10 @@ fn guarded<T: Real>(host: &Host, c: Case, is_int4: bool) {
         c: out.as_mut_ptr(),
         a: a.as_ptr(),
         b: b.as_ptr(),
-        bias: null(),
-        residual: null(),
-        gate: null(),
         workspace: null_mut(),
-        m: m as i64,
-        n: n as i64,
-        k: k as i64,
-        lda: k as i64,
         ldb: (o.bytes.len() / n) as i64,
-        ldc: n as i64,
-        activation: 0,
         c_is_f32: 1,
+        ..gemm_shape([m as i64, n as i64, k as i64])
     };
     let bits = if is_int4 { 4 } else { 8 };
     let params = GemmQuantizedParams { product, scales: scales.as_ptr(), bits };

@@ -24,6 +24,7 @@ mod judge;
 mod kv_append;
 mod layernorm;
 mod norm_backward;
+mod normed;
 mod oracle;
 mod patchify;
 mod quantize;

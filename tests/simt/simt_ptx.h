@@ -55,6 +55,7 @@ __forceinline__ void let_next_launch_begin() {}
 uint4 load_once(const void *p);
 
 void cp_async16(void *to, const void *from, bool valid);
+__forceinline__ void cp_async16_kept(void *to, const void *from) { cp_async16(to, from, true); }
 void cp_async_commit();
 void cp_async_wait(int groups);
 template <int N> __forceinline__ void cp_async_wait() { cp_async_wait(N); }

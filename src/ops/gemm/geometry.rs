@@ -75,28 +75,12 @@ pub(super) fn predicted(
 
 #[cfg(test)]
 mod tests {
+    use super::super::gemm_shape;
     use super::super::tile::ROOM;
     use super::*;
 
     fn params(m: i64, n: i64, k: i64) -> GemmParams {
-        let sixteen = 16 as *mut std::ffi::c_void;
-        GemmParams {
-            c: sixteen,
-            a: sixteen,
-            b: sixteen,
-            bias: std::ptr::null(),
-            residual: std::ptr::null(),
-            gate: std::ptr::null(),
-            workspace: sixteen,
-            m,
-            n,
-            k,
-            lda: k,
-            ldb: k,
-            ldc: n,
-            activation: 0,
-            c_is_f32: 0,
-        }
+        gemm_shape([m, n, k])
     }
 
     fn choice(chip: &Chip, m: i64, n: i64, k: i64) -> (&'static str, [u32; 3]) {
