@@ -1,6 +1,7 @@
 //! The CUDA device without a card: the program runs against a driver of our own (`tests/driver`),
 //! whose launches are the real kernels under the emulator, and which fails where it is told to.
 
+#[path = "../golden_folder/mod.rs"]
 #[allow(dead_code)]
 mod golden_folder;
 
