@@ -54,18 +54,24 @@ fn described(card: &CudaCard) -> Value {
         "capability": [card.capability.0, card.capability.1],
         "memory_bytes": card.memory,
         "kernels": card.kernels().ok(),
+        "tiles": tiles(card),
         "why_not": card.kernels().err(),
     })
 }
 
 fn line(card: &CudaCard) -> String {
-    let CudaCard { name, capability: (major, minor), memory } = card;
+    let CudaCard { name, capability: (major, minor), memory, .. } = card;
     let gib = *memory as f64 / (1u64 << 30) as f64;
     let use_of_it = match card.kernels() {
-        Ok(code) => format!("kernels: {code}"),
+        Ok(code) => format!("kernels: {code}; tiles: {}", tiles(card)),
         Err(why) => format!("not usable: {why}"),
     };
     format!("{name}, compute {major}.{minor}, {gib:.0} GiB; {use_of_it}")
+}
+
+/// Which table its products' tiles are from, or why it cannot be opened.
+fn tiles(card: &CudaCard) -> String {
+    ops::tiles_in_use(&card.chip).unwrap_or_else(|e| format!("not usable: {e}"))
 }
 
 /// What there is for cards.

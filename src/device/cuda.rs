@@ -31,6 +31,8 @@ pub struct CudaCard {
     pub capability: (i32, i32),
     /// Device memory, bytes.
     pub memory: usize,
+    /// What launches on it depend on.
+    pub chip: Chip,
 }
 
 impl CudaCard {
@@ -147,15 +149,16 @@ fn describe(ordinal: usize) -> Result<(sys::CUdevice, CudaCard)> {
         attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     );
-    Ok((device, CudaCard { name: name.to_string_lossy().into_owned(), capability, memory }))
+    let chip = chip(device, capability)?;
+    Ok((device, CudaCard { name: name.to_string_lossy().into_owned(), capability, memory, chip }))
 }
 
 /// What launches on a card depend on.
-fn chip(device: sys::CUdevice, card: &CudaCard) -> Result<Chip> {
+fn chip(device: sys::CUdevice, (major, minor): (i32, i32)) -> Result<Chip> {
     use sys::CUdevice_attribute_enum as Attribute;
     let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     Ok(Chip {
-        capability: (card.capability.0 * 10 + card.capability.1) as u32,
+        capability: (major * 10 + minor) as u32,
         multiprocessors: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
             as u32,
         shared_bytes: attribute(device, shared)? as u32,

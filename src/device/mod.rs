@@ -102,21 +102,20 @@ impl Device {
         (Device::Host, Some(whys.join("; ")))
     }
 
-    /// Opens the device. `threads` is the size of the host's pool; 0 means one per core.
+    /// As [`Device::open`], but without the tables of tiles that `ops` reads for it.
     ///
     /// # Errors
-    /// [`Error::Device`] for a CUDA card that is not there or that there are no kernels for: saying
-    /// so beats running on the host unasked.
-    pub fn open(self, threads: usize) -> Result<Stream> {
+    /// Those of [`Device::open`] for a card.
+    pub(crate) fn connect(self, threads: usize) -> Result<Stream> {
         match self {
             Device::Host => Ok(Stream::new(Host::new(threads))),
             Device::Cuda(n) => Ok(Stream::on(Backend::Cuda(cuda::Queue::open(n)?))),
             Device::Auto => {
                 let (device, why) = Self::auto();
-                let opened = device.open(threads).map(|stream| (stream, why));
+                let opened = device.connect(threads).map(|stream| (stream, why));
                 let (mut stream, why) = match opened {
                     Err(why) if device != Device::Host => {
-                        (Device::Host.open(threads)?, Some(why.to_string()))
+                        (Device::Host.connect(threads)?, Some(why.to_string()))
                     }
                     opened => opened?,
                 };

@@ -35,6 +35,8 @@ pub(super) use codes::GROUP;
 pub(super) use few_rows::shared as few_shared;
 pub(super) use geometry::few_bits;
 use inner::Inner;
+pub(super) use table::read_tiles;
+pub use table::{TileRow, TileTable, tile_heading, tile_line, tiles_in_use};
 use tile::{PARTS, TILES, Tile};
 
 /// C = residual + tanh(gate) * f(A B^T + bias); see `kernels/gemm.h`.
@@ -69,6 +71,7 @@ pub struct Tiling {
     pub predicted_us: f64,
     /// [`GEMM`], laid this way.
     pub kernel: &'static Kernel<GemmParams>,
+    tile: &'static Tile,
 }
 
 /// A plain product (m,k) by (n,k)^T whose operands are nowhere yet, but aligned: what
@@ -113,6 +116,7 @@ pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {
             parts,
             predicted_us: tile.predicted_us(p, chip, parts),
             kernel,
+            tile,
         })
         .collect()
 }
@@ -210,6 +214,31 @@ pub(super) fn gemm_normed(
     let kernel = if is_peers { &GEMM_CUBLASLT } else { &GEMM };
     // SAFETY: shapes, strides and dtypes were checked; c is borrowed exclusively.
     unsafe { stream.launch(kernel, dtype, &params) }
+}
+
+/// C = A B^T, laid as `tiling` says; C (m,n), A (m,k), B (n,k).
+///
+/// # Errors
+/// If a shape, stride or dtype differs, on the host, or if the tile cannot compute this product.
+pub fn gemm_tiled(
+    stream: &Stream,
+    mut c: ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    tiling: &Tiling,
+) -> Result<()> {
+    check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
+    check::dtype("gemm", "b", &b, a.dtype())?;
+    let p = product("gemm", stream, &mut c, a, b, Epilogue::default())?;
+    let Tiling { tile, parts, .. } = tiling;
+    let takes = |chip: &Chip| tile.takes(&p, a.dtype(), chip) && tile.splits(&p, *parts);
+    if a.dtype().size() != 2 || !stream.chip().is_some_and(takes) {
+        let expected = format!("a product that {} computes in {parts} parts", tile.variant);
+        return Err(Error::invalid("gemm", expected, format!("({}, {}, {})", p.m, p.n, p.k)));
+    }
+    // SAFETY: shapes, strides and dtypes were checked, and whether the entry can be; c is borrowed
+    // exclusively.
+    unsafe { stream.launch(tiling.kernel, a.dtype(), &p) }
 }
 
 /// `activation` of the launches that end in SwiGLU.

@@ -30,6 +30,7 @@ mod linear_cross_entropy;
 mod logits;
 mod norm_backward;
 mod normed;
+mod open;
 mod patchify;
 mod quantize;
 mod rmsnorm;
@@ -64,8 +65,8 @@ pub use cross_entropy::{CROSS_ENTROPY, cross_entropy};
 pub use embedding::{EMBEDDING, EMBEDDING_BACKWARD, embedding, embedding_backward};
 pub use gate_backward::{GATE_BACKWARD, gate_backward};
 pub use gemm::{
-    Activation, Epilogue, GEMM, GEMM_CUBLASLT, Out, Tiling, cublaslt_computes, gemm, gemm_shape,
-    gemm_tilings,
+    Activation, Epilogue, GEMM, GEMM_CUBLASLT, Out, TileRow, TileTable, Tiling, cublaslt_computes,
+    gemm, gemm_shape, gemm_tiled, gemm_tilings, tile_heading, tile_line, tiles_in_use,
 };
 pub use gemm_quantized::{GEMM_QUANTIZED, INT4_GROUP, Quantized, gemm_quantized};
 pub use kv_append::{KV_APPEND, kv_append};

@@ -4,6 +4,7 @@
 #[path = "../golden_folder/mod.rs"]
 #[allow(dead_code)]
 mod golden_folder;
+mod tiles;
 
 use golden_folder::models;
 use half::bf16;

@@ -6,7 +6,7 @@ use super::images::{self, Image};
 use super::launch::{Key, Launch};
 use super::staging::{Cells, Staging};
 use super::timing::Timing;
-use super::{CudaCard, check, chip, describe, start, words};
+use super::{CudaCard, check, describe, start, words};
 use crate::device::{Chip, Geometry};
 use crate::{DType, Error, Result};
 use cudarc::driver::sys::{self, CUresult};
@@ -111,6 +111,7 @@ impl Queue {
         }
         check(&name, "open", status)?;
         let sync = std::env::var_os("MEDFLAMINGO_SYNC").is_some_and(|v| v == "1");
+        let chip = card.chip;
         // From here on dropping it gives back what there is.
         let mut queue = Queue {
             name,
@@ -120,7 +121,7 @@ impl Queue {
             stream: std::ptr::null_mut(),
             images: Vec::new(),
             cublaslt: OnceLock::new(),
-            chip: Chip::A100,
+            chip,
             sync,
             state: Mutex::new(State {
                 broken: None,
@@ -143,7 +144,6 @@ impl Queue {
         let name = &self.name;
         // SAFETY: the context was retained for this queue.
         check(name, "open", unsafe { sys::cuCtxSetCurrent(self.context) })?;
-        self.chip = chip(self.device, &self.card)?;
         // SAFETY: writes the handle it is given; 1 is a stream that no other waits for.
         check(name, "stream", unsafe { sys::cuStreamCreate(&mut self.stream, 1) })?;
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
