@@ -5,6 +5,9 @@
 mod golden_folder;
 
 use golden_folder::models;
+use medflamingo::DType;
+use medflamingo::device::Chip;
+use medflamingo::ops::{TileTable, gemm_shape, gemm_tilings};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -212,6 +215,53 @@ fn wrong_arguments_are_refused_by_name() {
     refused(&medflamingo(&["demo", "--data", missing]), "--conversion");
     refused(&medflamingo(&["demo", "--model", missing]), missing);
     refused(&medflamingo(&["demo", "--conversion", "--questions", "3"]), "--questions");
+}
+
+fn tiles(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_medflamingo-tools"));
+    command.arg("tiles").args(arguments).output().unwrap()
+}
+
+#[test]
+fn tiles_of_a_chip_are_a_table_of_the_best_by_estimate() {
+    let own = include_str!("../src/ops/gemm/tables/a100.txt");
+    assert_eq!(text(&tiles(&["--chip", "a100"]).stdout), own, "what was not measured");
+    let few = tiles(&["--chip", "h200"]).stdout;
+    let table = TileTable::parse("h200", &text(&few)).unwrap();
+    assert_eq!((table.chip(), table.measured(), table.rows().len()), (&Chip::H200, None, 38));
+    for row in table.rows() {
+        let all = gemm_tilings(&gemm_shape(row.shape), DType::BF16, &Chip::H200);
+        let hoppers = all.iter().filter(|t| t.variant.starts_with("_sm90"));
+        let least = hoppers.min_by(|a, b| a.predicted_us.total_cmp(&b.predicted_us)).unwrap();
+        assert_eq!((row.variant(), row.parts), (least.variant, least.parts), "{:?}", row.shape);
+    }
+    // The slower ones are there for people only.
+    let all = text(&tiles(&["--chip", "h200", "--all"]).stdout);
+    assert!(all.matches("\n# 250 4096 16384 ").count() > 5, "{all}");
+    let lines = |text: &str| -> Vec<_> {
+        text.lines().filter(|l| !l.starts_with('#')).map(String::from).collect()
+    };
+    assert_eq!(lines(&all), lines(&text(&few)));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiles.txt");
+    std::fs::write(&path, "old").unwrap();
+    let out = tiles(&["--chip", "h200", "--output", path.to_str().unwrap()]);
+    assert!(out.status.success() && out.stdout.is_empty(), "{}", text(&out.stderr));
+    assert_eq!(std::fs::read(&path).unwrap(), few);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn tiles_are_of_a_card_or_of_a_known_chip() {
+    let folder = tempfile::tempdir().unwrap();
+    let away = folder.path().join("away/tiles.txt");
+    let [folder, away] = [folder.path(), &away].map(|path| path.to_str().unwrap());
+    refused(&tiles(&["--device", "cpu"]), "--chip for an estimate, found cpu");
+    refused(&tiles(&["--chip", "b200"]), "a100, h200");
+    refused(&tiles(&["--chip", "h200", "--device", "cuda"]), "cannot be used with");
+    refused(&tiles(&["--chip", "h200", "--output", away]), "no such folder");
+    refused(&tiles(&["--chip", "h200", "--output", folder]), "something else");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod quality;
 mod quantize;
 mod report;
 mod synth;
+mod tiles;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -41,6 +42,7 @@ enum Command {
     Quality(quality::Compare),
     Quantize(quantize::Quantize),
     Synth(synth::Synth),
+    Tiles(tiles::Tiles),
     Verify(verify::Verify),
 }
 
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Quality(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Synth(command) => command.run(),
+        Command::Tiles(command) => command.run(),
         Command::Verify(command) => command.run(),
     };
     match result {

@@ -8,10 +8,12 @@ mod cases;
 mod ceilings;
 mod gradients;
 mod operands;
+mod tiles;
 mod trace;
 
 pub use cases::{Case, NINE_B, QUICK, Sizes, cases};
 pub use ceilings::{Ceilings, filled};
+pub use tiles::{measured_tiles, predicted_tiles};
 pub use trace::{Line, chrome, summary};
 
 use crate::device::{Cost, Stream};

@@ -2,8 +2,8 @@
 
 use super::{generate, path, refused, run, text, with_driver};
 use medflamingo::DType;
-use medflamingo::device::Device;
-use medflamingo::ops::{Epilogue, gemm};
+use medflamingo::device::{Chip, Device};
+use medflamingo::ops::{Epilogue, TileTable, gemm};
 use medflamingo::tensor::Tensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -88,4 +88,23 @@ fn a_product_says_its_entry() {
     gemm(&stream, c.view_mut(), a.view(), b.view(), Epilogue::default()).unwrap();
     let launch = &stream.recording().unwrap().launches[0];
     println!("entry: {} in {}", launch.entry, launch.grid[2]);
+}
+
+#[test]
+fn tiles_are_measured_into_a_table_that_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiles.txt");
+    let mut command = with_driver(env!("CARGO_BIN_EXE_medflamingo-tools"), "");
+    command.args(["tiles", "--device", "cuda:0", "--all", "--output", path(&file)]);
+    // Every tile has its turn: no table is asked.
+    command.env("MEDFLAMINGO_TILES", "/away").env_remove("DRIVER_KERNELS");
+    let out = command.output().unwrap();
+    assert!(out.status.success() && out.stdout.is_empty(), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("38 of 38: 8192 22016 4096 _"), "{}", text(&out.stderr));
+    let table = TileTable::parse("tiles", &std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((table.chip(), table.rows().len()), (&Chip::H200, 38));
+    // Every launch takes this long there, and the first of equals is the fastest.
+    assert!(table.rows().iter().all(|r| r.us == 250.0 && r.variant() == "_sm90_128x256"));
+    let said = text(&run(&["devices"], "", &[("MEDFLAMINGO_TILES", path(&file))]).stdout);
+    assert!(said.contains("tiles: measured on cuda:0, Stand-in, compute 9.0, 2"), "{said}");
 }
