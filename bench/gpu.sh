@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a card, in one command of at most nine minutes: correctness of the kernels,
-# compute-sanitizer, then the tables of kernels, decoding, prefill and start-up, with PyTorch in the
-# same run. Needs an NVIDIA GPU, nvcc and PyTorch; no network, and no cargo if packed.
+# compute-sanitizer, which tiles are fastest, and with those the tables of kernels, decoding, prefill
+# and start-up, with PyTorch in the same run. Needs an NVIDIA GPU, nvcc and PyTorch; no network, and
+# no cargo if packed.
 #
 #   bench/gpu.sh pack            on a machine with cargo: programs into target/gpu, to be carried
 #   bench/gpu.sh run [FOLDER]    on the machine with the card; results in FOLDER
@@ -49,7 +50,6 @@ pack() {
     cp "$(executable test train)" "$to/test-train"
     cp "$(executable bench kernels)" "$to/bench-kernels"
     cp "$(executable bench engine)" "$to/bench-engine"
-    cp "$(executable bench tiles)" "$to/bench-tiles"
     cp "$(executable bench train)" "$to/bench-train"
     strip "$to"/*
     git rev-parse HEAD > "$to/commit"
@@ -141,6 +141,20 @@ models() { # folder
     touch "$1/made"
 }
 
+# Which tiles are fastest, for people and for the steps that follow in this run.
+measure_tiles() { # medflamingo-tools arguments...
+    local tools=$1
+    shift
+    case " ${STEPS:-tiles} " in *" tiles "*) ;; *) return 0 ;; esac
+    rm -f "$folder/tiles.txt"
+    step tiles "tiles of products against each other" 60 tiles.log \
+        "$tools" tiles "$@" --all --output "$folder/tiles.txt"
+    # It is there whole or not at all.
+    if [ -e "$folder/tiles.txt" ]; then
+        export MEDFLAMINGO_TILES=$folder/tiles.txt
+    fi
+}
+
 run() {
     command -v nvidia-smi > /dev/null ||
         fail "no nvidia-smi: this needs a machine with an NVIDIA GPU; --dry-run does not"
@@ -174,13 +188,12 @@ run() {
         compute-sanitizer --tool memcheck --error-exitcode 9 "${oracles[@]}"
     step racecheck "compute-sanitizer racecheck" 45 racecheck.txt \
         compute-sanitizer --tool racecheck --error-exitcode 9 "${oracles[@]}"
+    measure_tiles "$programs/medflamingo-tools" --device cuda
     step kernels "T0 ceilings, PyTorch" 20 ceilings.json "$python" bench/peers/gpu.py ceilings
     step kernels "T1-T6 kernels, ours" 90 ours.json \
         "$programs/bench-kernels" --device cuda --full --json
     step peers "T1-T6 kernels, peers" 90 peers.json "$python" bench/peers/gpu.py kernels \
         "$folder/ours.json"
-    step tiles "tiles of products against each other" 60 tiles.txt \
-        "$programs/bench-tiles" --device cuda --all
 
     local first=decode
     case " ${STEPS-} " in *" train "*) first=train ;; esac
@@ -208,19 +221,24 @@ run() {
 
 # What needs no card: the scripts, our bench on the processor, and the table made of it.
 dry_run() {
-    local tmp bench
+    local tmp bench tools
     for script in bench/gpu.sh kernels/build; do bash -n "$script"; done
     PYTHONPYCACHEPREFIX=$(mktemp -d) "$python" -m py_compile bench/peers/gpu.py bench/peers/eager.py
     for program in nvidia-smi nvcc compute-sanitizer; do
         command -v "$program" > /dev/null || echo "not here: $program"
     done
     "$python" -c 'import torch' 2> /dev/null || echo "not here: PyTorch"
-    bench=$programs/bench-kernels
-    [ -x "$bench" ] || bench=$(executable bench kernels)
+    bench=$programs/bench-kernels tools=$programs/medflamingo-tools
+    if ! [ -x "$bench" ]; then
+        # cargo builds binaries beside a bench.
+        bench=$(executable bench kernels) tools=target/release/medflamingo-tools
+    fi
     tmp=$(mktemp -d)
     # shellcheck disable=SC2064
     trap "rm -rf '$tmp'" EXIT
     begin "$tmp" "$(uname -sm), a dry run"
+    # An estimate: it tries the step and the file.
+    measure_tiles "$tools" --chip h200
     step ours "kernels, ours" 120 ours.json "$bench" --device cpu --quick --filter norm/ --json
     if "$python" -c 'import torch' 2> /dev/null; then
         step peers "kernels, peers" 120 peers.json "$python" bench/peers/gpu.py kernels \
