@@ -248,7 +248,10 @@ def geometric(values):
 
 
 def kernel_rows(folder):
-    ours = json.loads((folder / "ours.json").read_text())
+    path = folder / "ours.json"
+    if not path.exists():
+        return  # a run of other steps
+    ours = json.loads(path.read_text())
     path = folder / "peers.json"
     peers = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {(p["kernel"], p["case"], p["dtype"]): p for p in peers}
