@@ -229,7 +229,7 @@ pub fn gemm_tiled(
 ) -> Result<()> {
     check::matrix("gemm", "b", &b, b.rows(), a.cols())?;
     check::dtype("gemm", "b", &b, a.dtype())?;
-    let p = product("gemm", stream, &mut c, a, b, Epilogue::default())?;
+    let p = product("gemm", stream, &mut c, (a, None), b, Epilogue::default())?;
     let Tiling { tile, parts, .. } = tiling;
     let takes = |chip: &Chip| tile.takes(&p, a.dtype(), chip) && tile.splits(&p, *parts);
     if a.dtype().size() != 2 || !stream.chip().is_some_and(takes) {
