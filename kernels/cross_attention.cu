@@ -10,7 +10,8 @@
  *            or 96 KiB. Few rows are one run a multiprocessor, down to a row a block: sequences
  *            that are decoded look at images of their own. Many are whole tiles, three blocks a
  *            multiprocessor. `_row`: a warp per row, 4 a block, for f32 and heads of odd widths.
- *  Traffic   q and o once; an image once per run of rows that sees it, from L2.
+ *  Traffic   q and o once; an image once per run of rows that sees it, from L2, the first before
+ *            the launch that makes q has ended.
  *  Rejected  a work list of rows by image: it must be made anew for every step, by one more launch.
  *            One image at a time in shared memory: a trip to L2 for each of many that are seen.
  *            Not measured: folding the norm and the projection of q into this kernel. It would read
@@ -90,8 +91,10 @@ template <typename T, int D> __device__ void cross_attention_tiles(const CrossAt
   const int first = warp() * WARP_ROWS, l = lane();
 
   Latents seen = rows.seen(row0, -1);
-  rows.load_queries(s.q[0], row0);
   rows.load_latents(s.k[0], s.v[0], seen.first);
+  // What is seen of images, and where, was there before; queries are the launch's before this one.
+  ptx::wait_for_launch_before();
+  rows.load_queries(s.q[0], row0);
   ptx::cp_async_commit();
   int stage = 0;
   for (int turn = 0; row0 < rows.end; turn ^= 1, row0 += TILE_ROWS) {
@@ -154,10 +157,10 @@ template <typename T> __device__ void cross_attention_row(const CrossAttentionPa
 }
 
 #define CROSS_ATTENTION_TILES(name, T)                                                             \
-  KERNEL(cross_attention_##name##_64, CrossAttentionParams, ATTEND_THREADS, 3) {                   \
+  KERNEL_EARLY(cross_attention_##name##_64, CrossAttentionParams, ATTEND_THREADS, 3) {             \
     cross_attention_tiles<T, 64>(p);                                                               \
   }                                                                                                \
-  KERNEL(cross_attention_##name##_128, CrossAttentionParams, ATTEND_THREADS, 2) {                  \
+  KERNEL_EARLY(cross_attention_##name##_128, CrossAttentionParams, ATTEND_THREADS, 2) {            \
     cross_attention_tiles<T, 128>(p);                                                              \
   }
 #define CROSS_ATTENTION_ROW(name, T)                                                               \
