@@ -4,8 +4,9 @@
  *            (`lib/attend.cuh`); key j is in the first segment if j < k0_len, else in the second:
  *            nothing is concatenated.
  *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (query tiles, heads, batch),
- *            4 warps, 40 or 80 KiB. `_row`: a warp per query, 4 a block, for f32 and heads of odd
- *            widths.
+ *            4 warps, 40 or 80 KiB; of `_64` four blocks a multiprocessor, so that those of seven
+ *            images of 257 tokens are on an H200 at once. `_row`: a warp per query, 4 a block, for
+ *            f32 and heads of odd widths.
  *  Traffic   q and o once; keys and values once per 64 queries, from L2.
  *  Rejected  rounding the weights once: cells near 0 then miss twice the rounding of o. Tiles of
  *            128 keys: of 257 a third of the work would be on keys that are not there. */
@@ -18,27 +19,29 @@ struct EveryKey {
   __device__ float score(int, float x) const { return x; }
 };
 
+/** Where keys are is found anew each time: it is seldom asked for, and pointers take registers. */
 template <typename T> struct SegmentKeys {
-  const T *k0, *v0, *k1, *v1;
-  int k0_len, count;
-  int64_t stride0, stride1;
+  const AttentionParams &p;
+  int64_t batch;
+  int head, count;
 
   __device__ SegmentKeys(const AttentionParams &p, int64_t batch, int head)
-      : k0_len((int)p.k0_len), count((int)(p.k0_len + p.k1_len)), stride0(p.kv0_stride),
-        stride1(p.kv1_stride) {
-    int64_t first = batch * p.k0_len * stride0 + (int64_t)head * p.head_dim;
-    int64_t second = batch * p.k1_len * stride1 + (int64_t)head * p.head_dim;
-    k0 = static_cast<const T *>(p.k0) + first, v0 = static_cast<const T *>(p.v0) + first;
-    k1 = static_cast<const T *>(p.k1) + second, v1 = static_cast<const T *>(p.v1) + second;
+      : p(p), batch(batch), head(head), count((int)(p.k0_len + p.k1_len)) {}
+
+  __device__ __forceinline__ void both(int j, const T *&k, const T *&v) const {
+    const bool is_first = j < (int)p.k0_len;
+    const int64_t row = is_first ? batch * p.k0_len + j : batch * p.k1_len + (j - p.k0_len);
+    const int64_t at = row * (is_first ? p.kv0_stride : p.kv1_stride) + head * p.head_dim;
+    k = static_cast<const T *>(is_first ? p.k0 : p.k1) + at;
+    v = static_cast<const T *>(is_first ? p.v0 : p.v1) + at;
   }
   __device__ const T *k(int j) const {
-    return j < k0_len ? k0 + j * stride0 : k1 + (j - k0_len) * stride1;
+    const T *k, *v;
+    return both(j, k, v), k;
   }
   __device__ const T *v(int j) const {
-    return j < k0_len ? v0 + j * stride0 : v1 + (j - k0_len) * stride1;
-  }
-  __device__ __forceinline__ void both(int j, const T *&to_k, const T *&to_v) const {
-    to_k = k(j), to_v = v(j);
+    const T *k, *v;
+    return both(j, k, v), v;
   }
   __device__ EveryKey row(int) const { return {}; }
 };
@@ -68,7 +71,7 @@ template <typename T> __device__ void attention_row(const AttentionParams &p) {
 }
 
 #define ATTENTION_TILES(name, T)                                                                   \
-  KERNEL(attention_##name##_64, AttentionParams, ATTEND_THREADS, 3) {                              \
+  KERNEL(attention_##name##_64, AttentionParams, ATTEND_THREADS, 4) {                              \
     attention_tiles<T, 64>(p);                                                                     \
   }                                                                                                \
   KERNEL(attention_##name##_128, AttentionParams, ATTEND_THREADS, 2) {                             \
