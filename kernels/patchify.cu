@@ -4,8 +4,8 @@
  *                      = levels[channel, pixels[image, channel, py*patch+y, px*patch+x]]
  *            vision_tokens: y[i, 0] = cls + pos[0];  y[i, 1 + q] = x[i, q] + pos[1 + q]
  *            backward: dpos[t] = the sum of dy[i, t] over the images, and its share of dx
- *  Geometry  256 threads a block, one cell of y a thread; backward 16 bytes of a token's columns
- *            (`_plain`: one cell) in all images a thread.
+ *  Geometry  256 threads a block; a thread makes one cell of patchify's y, 16 bytes of a token's
+ *            columns (`_plain`: one cell), or backward those in all images.
  *  Traffic   input once, y once; neighbours in y are neighbours in a line of pixels; levels stay
  *            in L1. Backward dy once, dx once.
  *  Rejected  16-byte stores: a patch line of 14 is not a multiple, and this is 0.1 % of a
@@ -14,26 +14,33 @@
 #include "patchify.h"
 
 template <typename T> __device__ void patchify(const PatchifyParams &p) {
-  const int64_t across = p.side / p.patch, cols = 3 * (int64_t)p.patch * p.patch;
+  // Of 32 bits: a division of 64 takes longer than all else of a cell.
+  const uint32_t side = p.side, patch = p.patch, across = side / patch, cols = 3 * patch * patch;
   for_my_cells(p.images * across * across * cols, 1, [&](int64_t at) {
-    int64_t row = at / cols, cell = at % cols;
-    int64_t x = cell % p.patch, y = cell / p.patch % p.patch, channel = cell / p.patch / p.patch;
-    int64_t px = row % across, py = row / across % across, image = row / across / across;
-    int64_t line = (image * 3 + channel) * p.side + py * p.patch + y;
-    uint8_t byte = p.pixels[line * p.side + px * p.patch + x];
+    const uint32_t row = (uint32_t)at / cols, cell = (uint32_t)at % cols;
+    const uint32_t x = cell % patch, y = cell / patch % patch, channel = cell / patch / patch;
+    const uint32_t px = row % across, py = row / across % across, image = row / across / across;
+    const uint32_t line = (image * 3 + channel) * side + py * patch + y;
+    const uint8_t byte = p.pixels[line * side + px * patch + x];
     static_cast<T *>(p.y)[at] = narrow<T>(p.levels[channel * 256 + byte]);
   });
 }
 
-template <typename T> __device__ void vision_tokens(const VisionTokensParams &p) {
-  const int64_t tokens = 1 + p.patches;
-  for_my_cells(p.images * tokens * p.cols, 1, [&](int64_t at) {
-    int64_t c = at % p.cols, token = at / p.cols % tokens, image = at / p.cols / tokens;
-    const T *x = token == 0
-                     ? static_cast<const T *>(p.cls)
-                     : static_cast<const T *>(p.x) + (image * p.patches + token - 1) * p.cols;
-    float position = widen(static_cast<const T *>(p.pos)[token * p.cols + c]);
-    static_cast<T *>(p.y)[at] = narrow<T>(widen(x[c]) + position);
+template <typename T, bool PACKED> __device__ void vision_tokens(const VisionTokensParams &p) {
+  constexpr int SIZE = Move<T, PACKED>::SIZE;
+  const uint32_t tokens = 1 + (uint32_t)p.patches, cols = (uint32_t)p.cols;
+  for_my_cells(p.images * tokens * p.cols, SIZE, [&](int64_t at) {
+    const uint32_t c = (uint32_t)at % cols, row = (uint32_t)at / cols;
+    const uint32_t token = row % tokens, image = row / tokens;
+    const T *x = token == 0 ? static_cast<const T *>(p.cls) + c
+                            // Less a class embedding for every image so far.
+                            : static_cast<const T *>(p.x) + (row - image - 1) * p.cols + c;
+    alignas(PACKED ? 16 : sizeof(T)) T sum[SIZE], position[SIZE];
+    copy_cells<T, PACKED>(sum, x);
+    copy_cells<T, PACKED>(position, static_cast<const T *>(p.pos) + token * p.cols + c);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) sum[i] = narrow<T>(widen(sum[i]) + widen(position[i]));
+    copy_cells<T, PACKED>(static_cast<T *>(p.y) + at, sum);
   });
 }
 
@@ -66,7 +73,10 @@ __device__ void vision_tokens_backward(const VisionTokensBackwardParams &p) {
 
 #define PATCHIFY(name, T)                                                                          \
   KERNEL(patchify_##name, PatchifyParams, CELL_THREADS) { patchify<T>(p); }                        \
-  KERNEL(vision_tokens_##name, VisionTokensParams, CELL_THREADS) { vision_tokens<T>(p); }          \
+  KERNEL(vision_tokens_##name, VisionTokensParams, CELL_THREADS) { vision_tokens<T, true>(p); }    \
+  KERNEL(vision_tokens_##name##_plain, VisionTokensParams, CELL_THREADS) {                         \
+    vision_tokens<T, false>(p);                                                                    \
+  }                                                                                                \
   KERNEL(vision_tokens_backward_##name, VisionTokensBackwardParams, CELL_THREADS) {                \
     vision_tokens_backward<T, true>(p);                                                            \
   }                                                                                                \

@@ -7,7 +7,7 @@
  *
  *  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1
  *  Entries   patchify_{f32,bf16,f16}
- *  Limits    side divisible by patch */
+ *  Limits    side divisible by patch; fewer than 2^31 pixels */
 typedef struct PatchifyParams {
   void *y;               /**< (images * (side/patch)^2, 3*patch*patch) T */
   const uint8_t *pixels; /**< (images, 3, side, side) */
@@ -20,7 +20,8 @@ typedef struct PatchifyParams {
  *  y[i,0] = cls + pos[0]; y[i,1+p] = x[i,p] + pos[1+p].
  *
  *  Source    arXiv:2010.11929 eq. 1
- *  Entries   vision_tokens_{f32,bf16,f16} */
+ *  Entries   vision_tokens_{f32,bf16,f16}
+ *  Limits    fewer than 2^31 cells of y */
 typedef struct VisionTokensParams {
   void *y;         /**< (images, 1+patches, cols) T */
   const void *x;   /**< (images, patches, cols) T */

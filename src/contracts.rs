@@ -1082,7 +1082,7 @@ const _: () = {
     ["Offset of field: NormBackwardParams::reserved"]
         [::core::mem::offset_of!(NormBackwardParams, reserved) - 116usize];
 };
-#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image. A byte of channel c becomes levels\\[c, byte\\].\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}\n  Limits    side divisible by patch"]
+#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image. A byte of channel c becomes levels\\[c, byte\\].\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}\n  Limits    side divisible by patch; fewer than 2^31 pixels"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct PatchifyParams {
@@ -1112,7 +1112,7 @@ const _: () = {
     ["Offset of field: PatchifyParams::patch"]
         [::core::mem::offset_of!(PatchifyParams, patch) - 36usize];
 };
-#[doc = " `vision_tokens`: prepends the class embedding and adds positions:\n  y\\[i,0\\] = cls + pos\\[0\\]; y\\[i,1+p\\] = x\\[i,p\\] + pos\\[1+p\\].\n\n  Source    arXiv:2010.11929 eq. 1\n  Entries   vision_tokens_{f32,bf16,f16}"]
+#[doc = " `vision_tokens`: prepends the class embedding and adds positions:\n  y\\[i,0\\] = cls + pos\\[0\\]; y\\[i,1+p\\] = x\\[i,p\\] + pos\\[1+p\\].\n\n  Source    arXiv:2010.11929 eq. 1\n  Entries   vision_tokens_{f32,bf16,f16}\n  Limits    fewer than 2^31 cells of y"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct VisionTokensParams {

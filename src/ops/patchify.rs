@@ -54,6 +54,7 @@ pub fn patchify(
         let expected = format!("(images, 3, side, side) with side a multiple of {patch}");
         return Err(Error::invalid("patchify: pixels", expected, shape));
     }
+    check::small("patchify", "pixels", shape.elements())?;
     let per_image = (side / patch) * (side / patch);
     check::matrix("patchify", "y", &y.as_view(), images * per_image, 3 * patch * patch)?;
     check::dense("patchify", "y", &y.as_view())?;
@@ -95,6 +96,7 @@ pub fn vision_tokens(
         check::dtype(op, name, view, x.dtype())?;
         check::dense(op, name, view)?;
     }
+    check::small(op, "y", y.shape().elements())?;
     let params = VisionTokensParams {
         y: y.ptr(),
         x: x.ptr(),
@@ -113,8 +115,9 @@ fn patchify_geometry(p: &PatchifyParams, _: DType, _: &Chip) -> Geometry {
     layout::cells(3 * p.images * i64::from(p.side) * i64::from(p.side), 1)
 }
 
-fn vision_tokens_geometry(p: &VisionTokensParams, _: DType, _: &Chip) -> Geometry {
-    layout::cells(p.images * (1 + p.patches) * p.cols, 1)
+fn vision_tokens_geometry(p: &VisionTokensParams, dtype: DType, _: &Chip) -> Geometry {
+    let packable = layout::is_packable(&[p.y.cast_const(), p.x, p.cls, p.pos], &[p.cols], dtype);
+    layout::packed_cells(p.images * (1 + p.patches) * p.cols, dtype, packable)
 }
 
 fn patchify_cost(p: &PatchifyParams, dtype: DType) -> Cost {
