@@ -118,7 +118,7 @@ impl Norm {
     /// The norm of `x` for a linear layer, which may make it itself; `room`, of the same shape, may
     /// be written.
     pub fn of<'a>(&'a self, x: View<'a>, room: ViewMut<'a>) -> Input<'a> {
-        Input::Normed { x, norm: self.op(), room }
+        Input::normed(x, self.op(), room)
     }
 
     /// `x` = norm of `x`; LayerNorm only, which is all that the models need.

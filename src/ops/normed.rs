@@ -55,25 +55,19 @@ impl<'a> Norm<'a> {
     }
 }
 
-/// What a linear layer reads.
-pub enum Input<'a> {
-    Rows(View<'a>),
-    /// The norm of `x`; where that is a launch of its own, it is in `room`, of x's shape and dtype,
-    /// between.
-    Normed {
-        x: View<'a>,
-        norm: Norm<'a>,
-        room: ViewMut<'a>,
-    },
+/// What a linear layer reads: rows, or their norm.
+pub struct Input<'a> {
+    rows: View<'a>,
+    norm: Option<(Norm<'a>, ViewMut<'a>)>,
 }
 
-impl<'a> From<View<'a>> for Input<'a> {
-    fn from(rows: View<'a>) -> Self {
-        Input::Rows(rows)
+impl<'a> Input<'a> {
+    /// The norm of `rows`; where that is a launch of its own, it is in `room`, of the same shape and
+    /// dtype, between.
+    pub fn normed(rows: View<'a>, norm: Norm<'a>, room: ViewMut<'a>) -> Self {
+        Input { rows, norm: Some((norm, room)) }
     }
-}
 
-impl Input<'_> {
     /// Rows for a product, and the norm that it is to make of them: none is left where the product
     /// `takes` none.
     pub(super) fn ready(
@@ -81,13 +75,19 @@ impl Input<'_> {
         stream: &Stream,
         takes: impl Fn(View<'_>, Norm<'_>) -> bool,
     ) -> Result<(View<'_>, Option<Norm<'_>>)> {
-        match self {
-            Input::Rows(rows) => Ok((*rows, None)),
-            Input::Normed { x, norm, .. } if takes(*x, *norm) => Ok((*x, Some(*norm))),
-            Input::Normed { x, norm, room } => {
-                norm.run(stream, room.reborrow(), *x)?;
+        match &mut self.norm {
+            None => Ok((self.rows, None)),
+            Some((norm, _)) if takes(self.rows, *norm) => Ok((self.rows, Some(*norm))),
+            Some((norm, room)) => {
+                norm.run(stream, room.reborrow(), self.rows)?;
                 Ok((room.as_view(), None))
             }
         }
+    }
+}
+
+impl<'a> From<View<'a>> for Input<'a> {
+    fn from(rows: View<'a>) -> Self {
+        Input { rows, norm: None }
     }
 }

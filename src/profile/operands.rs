@@ -161,7 +161,7 @@ impl<'a> Ring<'a> {
             };
             let norm = Norm::Rms { w: norm.view(), eps: 1e-6 };
             let x = match is_normed {
-                true => Input::Normed { x: x.view(), norm, room: normed.view_mut() },
+                true => Input::normed(x.view(), norm, normed.view_mut()),
                 false => x.view().into(),
             };
             ops::linear_swiglu(self.stream, y.view_mut(), room.view_mut(), x, w)

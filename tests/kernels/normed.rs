@@ -139,7 +139,7 @@ fn agrees<T: Real>(c: Case) {
         let mut y = Tensor::zeros(&stream, T::DTYPE, o.start.shape().sizes()).unwrap();
         y.view_mut().copy_from(o.start.view()).unwrap();
         let mut room = Tensor::zeros(&stream, T::DTYPE, &[m, k]).unwrap();
-        let x = Input::Normed { x: o.x(&c), norm: o.norm(&c), room: room.view_mut() };
+        let x = Input::normed(o.x(&c), o.norm(&c), room.view_mut());
         let epilogue =
             Epilogue { bias: Some(o.bias.view()), out: Out::Accumulate, ..Default::default() };
         linear(&stream, y.view_mut(), x, o.weight(&c), epilogue).unwrap();
@@ -186,7 +186,7 @@ fn apart<T: Real>(stream: &Stream, c: Case, launches: u64) {
     let zeros = |cols| Tensor::zeros(stream, T::DTYPE, &[m, cols]).unwrap();
     let (mut one, mut two) = (zeros(n), zeros(n));
     let before = stream.launches();
-    let x = Input::Normed { x: o.x(&c), norm: o.norm(&c), room: room.view_mut() };
+    let x = Input::normed(o.x(&c), o.norm(&c), room.view_mut());
     linear(stream, one.view_mut(), x, o.weight(&c), Epilogue::default()).unwrap();
     assert_eq!(stream.launches() - before, launches, "{c:?}");
     let plain = Epilogue::default();
@@ -196,7 +196,7 @@ fn apart<T: Real>(stream: &Stream, c: Case, launches: u64) {
         return;
     }
     let (mut one, mut two, mut product) = (zeros(n / 2), zeros(n / 2), zeros(n));
-    let x = Input::Normed { x: o.x(&c), norm: o.norm(&c), room: room.view_mut() };
+    let x = Input::normed(o.x(&c), o.norm(&c), room.view_mut());
     linear_swiglu(stream, one.view_mut(), product.view_mut(), x, o.weight(&c)).unwrap();
     let x = normed.view();
     linear_swiglu(stream, two.view_mut(), product.view_mut(), x, o.weight(&c)).unwrap();
