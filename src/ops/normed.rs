@@ -62,8 +62,8 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// The norm of `rows`; where that is a launch of its own, it is in `room`, of the same shape and
-    /// dtype, between.
+    /// The norm of `rows`; where that is a launch of its own, it is in `room`, of the same shape
+    /// and dtype, between.
     pub fn normed(rows: View<'a>, norm: Norm<'a>, room: ViewMut<'a>) -> Self {
         Input { rows, norm: Some((norm, room)) }
     }
