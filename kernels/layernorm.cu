@@ -4,34 +4,38 @@
  *            y = (x - mean - rest) / sqrt(var + eps) * w + b
  *            `rest` is what rounding left of the mean, which matters when it is far from 0.
  *  Geometry  a block of 256 threads per row, the row in registers: 1, 2 or 4 packs of 16 bytes a
- *            thread (`_packs*`); other widths and unaligned rows are read three times (`_plain`).
- *  Traffic   x and y once; w and b from L2.
+ *            thread (`_packs*`). `_warp`: a warp per row of at most 128 packs, 8 a block, without
+ *            barriers. Other widths and unaligned rows are read three times (`_plain`).
+ *  Traffic   x and y once; w and b from L2, asked for before the launch that makes x has ended.
  *  Rejected  Welford: a division per element for what the second pass over registers gives. */
 #include "layernorm.h"
 #include "lib/norm.cuh"
 
 constexpr int THREADS = 256;
 
-template <typename T, typename Row> __device__ void layernorm(const LayernormParams &p) {
-  SHARED(NormSums<THREADS>, s);
-  const int64_t r = blockIdx.x;
+/** A row by OWN threads. */
+template <typename T, int OWN, typename Row> __device__ void layernorm(const LayernormParams &p) {
+  SHARED(NormSums<OWN>, s);
+  const int64_t r = (int64_t)blockIdx.x * (THREADS / OWN) + threadIdx.x / OWN;
+  if (r >= p.rows) return;
+  const typename Row::Along w(static_cast<const T *>(p.w), p.cols);
+  const typename Row::Along b(static_cast<const T *>(p.b), p.cols);
+  ptx::wait_for_launch_before();
   const Row row(static_cast<const T *>(p.x) + r * p.x_stride, p.cols);
-  row.store(static_cast<T *>(p.y) + r * p.y_stride, static_cast<const T *>(p.w),
-            static_cast<const T *>(p.b), LayerNorm(row, s, p.eps));
+  row.store(static_cast<T *>(p.y) + r * p.y_stride, w, b, LayerNorm(row, s, p.eps));
 }
 
+#define PACKED(name, T, variant, own, packs)                                                       \
+  KERNEL_EARLY(layernorm_##name##_##variant, LayernormParams, THREADS) {                           \
+    layernorm<T, own, RegisterRow<T, own, packs>>(p);                                              \
+  }
 #define LAYERNORM(name, T)                                                                         \
-  KERNEL(layernorm_##name##_packs1, LayernormParams, THREADS) {                                    \
-    layernorm<T, RegisterRow<T, THREADS, 1>>(p);                                                   \
-  }                                                                                                \
-  KERNEL(layernorm_##name##_packs2, LayernormParams, THREADS) {                                    \
-    layernorm<T, RegisterRow<T, THREADS, 2>>(p);                                                   \
-  }                                                                                                \
-  KERNEL(layernorm_##name##_packs4, LayernormParams, THREADS) {                                    \
-    layernorm<T, RegisterRow<T, THREADS, 4>>(p);                                                   \
-  }                                                                                                \
-  KERNEL(layernorm_##name##_plain, LayernormParams, THREADS) {                                     \
-    layernorm<T, PlainRow<T, THREADS>>(p);                                                         \
+  PACKED(name, T, warp, WARP, 4)                                                                   \
+  PACKED(name, T, packs1, THREADS, 1)                                                              \
+  PACKED(name, T, packs2, THREADS, 2)                                                              \
+  PACKED(name, T, packs4, THREADS, 4)                                                              \
+  KERNEL_EARLY(layernorm_##name##_plain, LayernormParams, THREADS) {                               \
+    layernorm<T, THREADS, PlainRow<T, THREADS>>(p);                                                \
   }
 
 LAYERNORM(f32, float)

@@ -36,6 +36,7 @@ template <int THREADS> struct BlockSum {
 
   __device__ float operator()(float x) {
     x = warp_sum(x);
+    if constexpr (THREADS == WARP) return x;
     if (lane() == 0) partial[warp()] = x;
     __syncthreads();
     float sum = 0;

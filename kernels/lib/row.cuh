@@ -1,4 +1,4 @@
-/** A row of a matrix in the registers of a block: read once, used often, written once.
+/** A row of a matrix in the registers of a block or a warp: read once, used often, written once.
  *
  *  Thread t holds packs t, t + THREADS, ... of the row. Widths beyond the registers, and rows whose
  *  packs would not be aligned, take `PlainRow`, which reads memory again each time. */
@@ -18,7 +18,7 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
   }
 
   __device__ __forceinline__ static int64_t start(int i) {
-    return ((int64_t)i * THREADS + threadIdx.x) * Pack<T>::SIZE;
+    return ((int64_t)i * THREADS + threadIdx.x % THREADS) * Pack<T>::SIZE;
   }
 
   /** The sum of f(x) over this thread's part. */
@@ -60,39 +60,29 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
     }
   }
 
-  /** A vector along the row, which may be asked for before the row is there. */
+  /** A vector along the row, which may be asked for before the row is there; null is zeros. */
   struct Along {
-    Pack<T> packs[PACKS];
+    Pack<T> packs[PACKS] = {};
 
     __device__ Along(const T *w, int64_t cols) {
 #pragma unroll
       for (int i = 0; i < PACKS; i++)
-        if (start(i) < cols) packs[i] = *reinterpret_cast<const Pack<T> *>(w + start(i));
+        if (w && start(i) < cols) packs[i] = *reinterpret_cast<const Pack<T> *>(w + start(i));
+    }
+    __device__ __forceinline__ float at(int slot, int64_t) const {
+      return widen(packs[slot / Pack<T>::SIZE].x[slot % Pack<T>::SIZE]);
     }
   };
 
   /** y[c] = f(x[c], w[c]). */
   template <typename F> __device__ __forceinline__ void store(T *y, const Along &w, F f) const {
-    map(y, cols, [&](int slot, int64_t c) {
-      return f(at(slot, c), widen(w.packs[slot / Pack<T>::SIZE].x[slot % Pack<T>::SIZE]));
-    });
+    map(y, cols, [&](int slot, int64_t c) { return f(at(slot, c), w.at(slot, c)); });
   }
 
-  /** y[c] = f(x[c], w[c], b[c]); `b` may be null and then counts as 0. */
+  /** y[c] = f(x[c], w[c], b[c]). */
   template <typename F>
-  __device__ __forceinline__ void store(T *y, const T *w, const T *b, F f) const {
-#pragma unroll
-    for (int i = 0; i < PACKS; i++) {
-      int64_t at = start(i);
-      if (at >= cols) continue;
-      Pack<T> scale = *reinterpret_cast<const Pack<T> *>(w + at), shift, out;
-      if (b) shift = *reinterpret_cast<const Pack<T> *>(b + at);
-#pragma unroll
-      for (int j = 0; j < Pack<T>::SIZE; j++)
-        out.x[j] =
-            narrow<T>(f(widen(packs[i].x[j]), widen(scale.x[j]), b ? widen(shift.x[j]) : 0.0f));
-      *reinterpret_cast<Pack<T> *>(y + at) = out;
-    }
+  __device__ __forceinline__ void store(T *y, const Along &w, const Along &b, F f) const {
+    map(y, cols, [&](int slot, int64_t c) { return f(at(slot, c), w.at(slot, c), b.at(slot, c)); });
   }
 };
 
@@ -169,15 +159,15 @@ template <typename T, int THREADS> struct PlainRow {
   struct Along {
     const T *w;
     __device__ Along(const T *w, int64_t) : w(w) {}
+    __device__ __forceinline__ float at(int, int64_t c) const { return w ? widen(w[c]) : 0.0f; }
   };
 
   template <typename F> __device__ __forceinline__ void store(T *y, const Along &w, F f) const {
-    map(y, cols, [&](int slot, int64_t c) { return f(at(slot, c), widen(w.w[c])); });
+    map(y, cols, [&](int slot, int64_t c) { return f(at(slot, c), w.at(slot, c)); });
   }
 
   template <typename F>
-  __device__ __forceinline__ void store(T *y, const T *w, const T *b, F f) const {
-    for (int64_t c = threadIdx.x; c < cols; c += THREADS)
-      y[c] = narrow<T>(f(widen(row[c]), widen(w[c]), b ? widen(b[c]) : 0.0f));
+  __device__ __forceinline__ void store(T *y, const Along &w, const Along &b, F f) const {
+    map(y, cols, [&](int slot, int64_t c) { return f(at(slot, c), w.at(slot, c), b.at(slot, c)); });
   }
 };

@@ -82,7 +82,7 @@ fn launch(
 fn geometry(p: &LayernormParams, dtype: DType, _: &Chip) -> Geometry {
     let addresses = [p.y.cast_const(), p.x, p.w, p.b];
     let packable = layout::is_packable(&addresses, &[p.cols, p.y_stride, p.x_stride], dtype);
-    layout::row_blocks(p.rows, p.cols, dtype, packable, 3)
+    layout::rows_in_registers(p.rows, p.cols, dtype, packable, 3)
 }
 
 fn cost(p: &LayernormParams, dtype: DType) -> Cost {

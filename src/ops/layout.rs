@@ -33,6 +33,24 @@ pub(super) fn packed_cells(count: i64, dtype: DType, is_packable: bool) -> Geome
     }
 }
 
+/// As [`row_blocks`], but a warp per row, eight a block, where a warp's registers hold it.
+pub(super) fn rows_in_registers(
+    rows: i64,
+    cols: i64,
+    dtype: DType,
+    is_packable: bool,
+    sums: u32,
+) -> Geometry {
+    const PACKS: usize = 4;
+    if is_packable && cols as usize * dtype.size() <= 32 * PACKS * 16 {
+        let blocks = groups(rows, i64::from(THREADS / 32)) as u32;
+        // A block's sums have a float for each warp of a row.
+        let shared = sums * size_of::<f32>() as u32;
+        return Geometry { variant: "_warp", shared, ..Geometry::linear(blocks, THREADS) };
+    }
+    row_blocks(rows, cols, dtype, is_packable, sums)
+}
+
 /// A block per row, the row in registers where it fits; `sums` is how many block sums the kernel
 /// keeps in shared memory.
 pub(super) fn row_blocks(

@@ -47,7 +47,7 @@ pub fn rmsnorm(
 
 fn geometry(p: &RmsnormParams, dtype: DType, _: &Chip) -> Geometry {
     let packable = layout::is_packable(&[p.y.cast_const(), p.x, p.w], &[p.cols], dtype);
-    layout::row_blocks(p.rows, p.cols, dtype, packable, 1)
+    layout::rows_in_registers(p.rows, p.cols, dtype, packable, 1)
 }
 
 fn cost(p: &RmsnormParams, dtype: DType) -> Cost {

@@ -19,6 +19,8 @@ pub fn cases() -> Vec<Case> {
         Case { why: "ragged", rows: 5, cols: 77, spread: 1.0, atol: 2e-6 },
         Case { why: "llama", rows: 3, cols: 4096, spread: 1.0, atol: 2e-6 },
         Case { why: "many_rows", rows: 130, cols: 256, spread: 1.0, atol: 2e-6 },
+        Case { why: "widest_of_a_warp", rows: 9, cols: 1024, spread: 1.0, atol: 2e-6 },
+        Case { why: "too_wide_for_a_warp", rows: 9, cols: 1032, spread: 1.0, atol: 2e-6 },
         Case { why: "eps_matters", rows: 2, cols: 256, spread: 1e-3, atol: 2e-6 },
         Case { why: "large", rows: 2, cols: 256, spread: 2e4, atol: 2e-6 },
         Case { why: "no_rows", rows: 0, cols: 8, spread: 1.0, atol: 2e-6 },

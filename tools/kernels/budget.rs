@@ -39,7 +39,8 @@ pub static BUDGETS: &[Budget] = &[
     row("cross_attention", true, None, 255),
     row("checksum", false, Some(0), 64),
     row("column_sums", false, None, 40),
-    row("layernorm", false, Some(0), 64),
+    // Four packs of a row, of its scale and of its shift; two blocks.
+    row("layernorm", false, Some(0), 128),
     row("norm_backward", false, None, 208),
     // Four packs of a row, and of its scale.
     row("rmsnorm", false, Some(0), 80),
