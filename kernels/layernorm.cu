@@ -11,12 +11,10 @@
 #include "layernorm.h"
 #include "lib/norm.cuh"
 
-constexpr int THREADS = 256;
-
 /** A row by OWN threads. */
 template <typename T, int OWN, typename Row> __device__ void layernorm(const LayernormParams &p) {
   SHARED(NormSums<OWN>, s);
-  const int64_t r = (int64_t)blockIdx.x * (THREADS / OWN) + threadIdx.x / OWN;
+  const int64_t r = norm_row<OWN>();
   if (r >= p.rows) return;
   const typename Row::Along w(static_cast<const T *>(p.w), p.cols);
   const typename Row::Along b(static_cast<const T *>(p.b), p.cols);
@@ -25,19 +23,11 @@ template <typename T, int OWN, typename Row> __device__ void layernorm(const Lay
   row.store(static_cast<T *>(p.y) + r * p.y_stride, w, b, LayerNorm(row, s, p.eps));
 }
 
-#define PACKED(name, T, variant, own, packs)                                                       \
-  KERNEL_EARLY(layernorm_##name##_##variant, LayernormParams, THREADS) {                           \
-    layernorm<T, own, RegisterRow<T, own, packs>>(p);                                              \
-  }
-#define LAYERNORM(name, T)                                                                         \
-  PACKED(name, T, warp, WARP, 4)                                                                   \
-  PACKED(name, T, packs1, THREADS, 1)                                                              \
-  PACKED(name, T, packs2, THREADS, 2)                                                              \
-  PACKED(name, T, packs4, THREADS, 4)                                                              \
-  KERNEL_EARLY(layernorm_##name##_plain, LayernormParams, THREADS) {                               \
-    layernorm<T, THREADS, PlainRow<T, THREADS>>(p);                                                \
+#define LAYERNORM(name, T, variant, OWN, ...)                                                      \
+  KERNEL_EARLY(layernorm_##name##_##variant, LayernormParams, NORM_THREADS) {                      \
+    layernorm<T, OWN, __VA_ARGS__>(p);                                                             \
   }
 
-LAYERNORM(f32, float)
-LAYERNORM(bf16, bf16)
-LAYERNORM(f16, f16)
+NORM_ENTRIES(LAYERNORM, f32, float)
+NORM_ENTRIES(LAYERNORM, bf16, bf16)
+NORM_ENTRIES(LAYERNORM, f16, f16)

@@ -8,8 +8,6 @@
 #include "rmsnorm.h"
 #include "lib/norm.cuh"
 
-constexpr int THREADS = 256;
-
 template <int OWN> struct RmsnormShared {
   BlockSum<OWN> squares;
 };
@@ -17,7 +15,7 @@ template <int OWN> struct RmsnormShared {
 /** A row by OWN threads. */
 template <typename T, int OWN, typename Row> __device__ void rmsnorm(const RmsnormParams &p) {
   SHARED(RmsnormShared<OWN>, s);
-  const int64_t r = (int64_t)blockIdx.x * (THREADS / OWN) + threadIdx.x / OWN;
+  const int64_t r = norm_row<OWN>();
   if (r >= p.rows) return;
   const typename Row::Along w(static_cast<const T *>(p.w), p.cols);
   ptx::wait_for_launch_before();
@@ -25,19 +23,11 @@ template <typename T, int OWN, typename Row> __device__ void rmsnorm(const Rmsno
   row.store(static_cast<T *>(p.y) + r * p.cols, w, RmsNorm<T>(row, s.squares, p.eps));
 }
 
-#define PACKED(name, T, variant, own, packs)                                                       \
-  KERNEL_EARLY(rmsnorm_##name##_##variant, RmsnormParams, THREADS) {                               \
-    rmsnorm<T, own, RegisterRow<T, own, packs>>(p);                                                \
-  }
-#define RMSNORM(name, T)                                                                           \
-  PACKED(name, T, warp, WARP, 4)                                                                   \
-  PACKED(name, T, packs1, THREADS, 1)                                                              \
-  PACKED(name, T, packs2, THREADS, 2)                                                              \
-  PACKED(name, T, packs4, THREADS, 4)                                                              \
-  KERNEL_EARLY(rmsnorm_##name##_plain, RmsnormParams, THREADS) {                                   \
-    rmsnorm<T, THREADS, PlainRow<T, THREADS>>(p);                                                  \
+#define RMSNORM(name, T, variant, OWN, ...)                                                        \
+  KERNEL_EARLY(rmsnorm_##name##_##variant, RmsnormParams, NORM_THREADS) {                          \
+    rmsnorm<T, OWN, __VA_ARGS__>(p);                                                               \
   }
 
-RMSNORM(f32, float)
-RMSNORM(bf16, bf16)
-RMSNORM(f16, f16)
+NORM_ENTRIES(RMSNORM, f32, float)
+NORM_ENTRIES(RMSNORM, bf16, bf16)
+NORM_ENTRIES(RMSNORM, f16, f16)

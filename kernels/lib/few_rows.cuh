@@ -121,25 +121,22 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
         b[i][half] = static_cast<const unsigned char *>(p.b) + row * ldb + t * RUN_BYTES;
         scales_of[i][half] = (int)(w.group_scales(row) - scales);
       }
+    read_from(static_cast<const T *>(p.a) + row_of_a * p.lda, p.lda, (int)(p.m - row_of_a));
 #pragma unroll
-    for (int j = 0; j < COLS; j++) {
-      const int64_t row = row_of_a + j * 8 + g;
-      a[j] = static_cast<const T *>(p.a) + (row < p.m ? row : p.m - 1) * p.lda + t * RUN;
+    for (int i = 0; i < TILES; i++)
 #pragma unroll
-      for (int i = 0; i < TILES; i++)
+      for (int j = 0; j < COLS; j++)
 #pragma unroll
         for (int x = 0; x < 4; x++) acc[i][j][x] = 0;
-    }
   }
 
-  /** Has A read from `rows`. */
-  __device__ __forceinline__ void read_from(const T *rows, int stride, int m) {
+  /** Has this lane read A from `rows`, of which there are m; those past the end are the last once
+   *  more. */
+  template <typename Stride>
+  __device__ __forceinline__ void read_from(const T *rows, Stride stride, int m) {
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
-    for (int j = 0; j < COLS; j++) {
-      const int row = j * 8 + g;
-      a[j] = rows + (row < m ? row : m - 1) * stride + t * RUN;
-    }
+    for (int j = 0; j < COLS; j++) a[j] = rows + min(j * 8 + g, m - 1) * stride + t * RUN;
   }
 
   /** What is asked for before it is used: the weights of `STEPS` steps. Scales stay as they are

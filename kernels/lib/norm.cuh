@@ -4,6 +4,22 @@
 #include "reduce.cuh"
 #include "row.cuh"
 
+constexpr int NORM_THREADS = 256;
+
+/** ENTRY(name, T, variant, OWN, Row) for every way to make a row by OWN threads: by a warp, by a
+ *  block that holds it in as many packs a thread, or by one that reads it anew. */
+#define NORM_ENTRIES(ENTRY, name, T)                                                               \
+  ENTRY(name, T, warp, WARP, RegisterRow<T, WARP, 4>)                                              \
+  ENTRY(name, T, packs1, NORM_THREADS, RegisterRow<T, NORM_THREADS, 1>)                            \
+  ENTRY(name, T, packs2, NORM_THREADS, RegisterRow<T, NORM_THREADS, 2>)                            \
+  ENTRY(name, T, packs4, NORM_THREADS, RegisterRow<T, NORM_THREADS, 4>)                            \
+  ENTRY(name, T, plain, NORM_THREADS, PlainRow<T, NORM_THREADS>)
+
+/** The row of this thread, if OWN threads make one. */
+template <int OWN> __device__ __forceinline__ int64_t norm_row() {
+  return (int64_t)blockIdx.x * (NORM_THREADS / OWN) + threadIdx.x / OWN;
+}
+
 template <int THREADS> struct NormSums {
   BlockSum<THREADS> mean, rest, squares;
 };

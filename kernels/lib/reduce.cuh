@@ -29,8 +29,8 @@ __device__ __forceinline__ float warp_max_positive(float x) {
   return __uint_as_float(__reduce_max_sync(ALL_LANES, __float_as_uint(x)));
 }
 
-/** The sum over a block of THREADS, in every thread. `partial` is free again after the next barrier
- *  of the caller; it must not be in use by an earlier call. */
+/** The sum over a block of THREADS, or over each warp, in every thread. `partial` is free again
+ *  after the next barrier of the caller; it must not be in use by an earlier call. */
 template <int THREADS> struct BlockSum {
   float partial[THREADS / WARP];
 

@@ -343,7 +343,7 @@ impl Stream {
     }
 
     /// Runs `body`, whose launches on Hopper may begin while the ones before them end. Products
-    /// then read B, norms their weight, `attention_decode` older keys and `cross_attention` those
+    /// then read B, norms their vectors, `attention_decode` older keys and `cross_attention` those
     /// of images before the launch before them has ended: no launch of `body` may write weights, or
     /// keys that another one reads there.
     ///

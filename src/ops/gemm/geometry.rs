@@ -79,12 +79,8 @@ mod tests {
     use super::super::tile::ROOM;
     use super::*;
 
-    fn params(m: i64, n: i64, k: i64) -> GemmParams {
-        gemm_shape([m, n, k])
-    }
-
     fn choice(chip: &Chip, m: i64, n: i64, k: i64) -> (&'static str, [u32; 3]) {
-        let g = geometry(&params(m, n, k), DType::BF16, chip);
+        let g = geometry(&gemm_shape([m, n, k]), DType::BF16, chip);
         (g.variant, g.grid)
     }
 
@@ -115,7 +111,7 @@ mod tests {
                 (8192, 22016, 4096),
             ]
             .map(|(m, n, k)| {
-                let p = params(m, n, k);
+                let p = gemm_shape([m, n, k]);
                 let (tile, parts) = fastest(&p, DType::BF16, chip);
                 fill(&p, chip, tile, parts)
             });
@@ -127,10 +123,10 @@ mod tests {
 
     #[test]
     fn what_16_byte_copies_cannot_reach_is_plain() {
-        let patches = params(256, 1024, 588);
+        let patches = gemm_shape([256, 1024, 588]);
         assert_eq!(geometry(&patches, DType::BF16, &Chip::A100).variant, "_plain");
         assert_eq!(geometry(&patches, DType::F32, &Chip::A100).variant, "");
-        let empty = geometry(&params(0, 5, 7), DType::BF16, &Chip::A100);
+        let empty = geometry(&gemm_shape([0, 5, 7]), DType::BF16, &Chip::A100);
         assert!(empty.is_empty());
     }
 
@@ -141,7 +137,7 @@ mod tests {
             for tile in &TILES {
                 let [m, n, k] = [2048, 32003, 16384];
                 for (m, n, k) in [(m, n, k), (17, 512, 65536), (250, 4096, k), (250, n, 4096)] {
-                    let p = params(m, n, k);
+                    let p = gemm_shape([m, n, k]);
                     let runs = tile.takes(&p, DType::BF16, &chip);
                     for parts in PARTS.into_iter().filter(|&n| runs && tile.splits(&p, n)) {
                         let g = tile.geometry(&p, parts, &chip);
@@ -161,7 +157,7 @@ mod tests {
 
     #[test]
     fn tensor_maps_cover_the_operands() {
-        let mut p = params(250, 4096, 1000);
+        let mut p = gemm_shape([250, 4096, 1000]);
         (p.lda, p.ldb) = (1008, 1024);
         let g = geometry(&p, DType::BF16, &Chip::H200);
         let [Some(a), Some(b), None, None] = g.maps else { panic!("{:?}", g.maps) };
