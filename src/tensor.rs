@@ -494,7 +494,8 @@ impl Arena {
             return Ok(tensor);
         }
         // The gap before the next tensor too, so that nothing is between them.
-        let mut bytes = bytemuck::cast_slice(values).to_vec();
+        let mut bytes = Vec::with_capacity(self.used - start);
+        bytes.extend_from_slice(bytemuck::cast_slice(values));
         bytes.resize(self.used - start, 0);
         let at = tensor.view().cells().at;
         let cells = Cells { at, pitch: bytes.len(), rows: 1, bytes: bytes.len() };
@@ -504,6 +505,11 @@ impl Arena {
     /// Bytes that are still to be taken.
     pub fn remaining(&self) -> usize {
         self.buffer.len().saturating_sub(self.used)
+    }
+
+    /// Where it is, and where its last tensor ends.
+    pub(crate) fn form(&self) -> [usize; 2] {
+        [self.buffer.ptr().addr(), self.used]
     }
 
     /// Bytes that a tensor of this size takes from an arena.

@@ -3,6 +3,7 @@
 
 mod buffer;
 mod cuda;
+mod form;
 mod geometry;
 mod host;
 mod modules;
@@ -16,6 +17,7 @@ mod simt;
 pub use buffer::Buffer;
 pub(crate) use cuda::Cells;
 pub use cuda::{CudaCard, Nccl, NcclTicket, cuda_cards};
+pub use form::Form;
 pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
@@ -331,8 +333,29 @@ impl Stream {
     /// # Errors
     /// Those of `body`, whose launches then may not have run.
     pub fn step<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.collect(None, body)
+    }
+
+    /// As [`Stream::step`], of launches that `form` stands for: where a graph of that form is
+    /// known, it runs and `body` does not, unless somebody watches every launch. So `body` does
+    /// nothing but launch.
+    ///
+    /// # Errors
+    /// Those of [`Stream::step`].
+    pub fn step_of(&self, form: Form, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        if let Backend::Cuda(queue) = &self.backend
+            && !self.observer.is_watching()
+            && let Some(launches) = queue.replay(&form)?
+        {
+            self.observer.count(launches);
+            return Ok(());
+        }
+        self.collect(Some(form), body)
+    }
+
+    fn collect<T>(&self, form: Option<Form>, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let Backend::Cuda(queue) = &self.backend else { return body() };
-        queue.begin_step()?;
+        queue.begin_step(form)?;
         match body() {
             Ok(value) => queue.end_step().map(|()| value),
             Err(e) => {
@@ -453,6 +476,9 @@ impl Stream {
                 return Err(Error::device("cublaslt", message));
             };
             queue.open_cublaslt()?;
+        }
+        if let Some(queue) = self.queue() {
+            queue.forget_steps()?;
         }
         self.products = products;
         Ok(())

@@ -86,6 +86,16 @@ impl Observer {
         self.recording.take().unwrap_or_default()
     }
 
+    /// True if somebody wants to see each launch.
+    pub(super) fn is_watching(&self) -> bool {
+        self.is_printed || self.recording.borrow().is_some() || nvtx::is_heard()
+    }
+
+    /// So many more launches.
+    pub(super) fn count(&self, launches: usize) {
+        self.launches.set(self.launches.get() + launches as u64);
+    }
+
     /// A launch is about to run, laid out as `geometry` says or on the host; true if
     /// [`Observer::after`] wants to know how long it took.
     pub(super) fn before<P>(
@@ -95,9 +105,8 @@ impl Observer {
         geometry: Option<&Geometry>,
         params: &P,
     ) -> bool {
-        self.launches.set(self.launches.get() + 1);
-        let mut recording = self.recording.borrow_mut();
-        if !self.is_printed && recording.is_none() && !nvtx::is_heard() {
+        self.count(1);
+        if !self.is_watching() {
             return false;
         }
         let entry = match geometry {
@@ -110,7 +119,7 @@ impl Observer {
             eprintln!("{:6} {entry} {mb:.3} MB {mflop:.3} MFLOP", self.launches.get());
         }
         nvtx::push(&entry);
-        if let Some(recording) = &mut *recording {
+        if let Some(recording) = &mut *self.recording.borrow_mut() {
             let g =
                 geometry.copied().unwrap_or(Geometry { grid: [0; 3], ..Geometry::linear(0, 0) });
             recording.launches.push(Launched {

@@ -8,7 +8,7 @@ use super::media::{Marker, Media, Origin};
 use super::probe::Probe;
 use super::session::Session;
 use super::xattn::{CrossRoom, GatedBlock};
-use crate::device::Stream;
+use crate::device::{Form, Stream};
 use crate::ops::{self, Epilogue, MediaSpans, Out, Ragged, Sequence, TokenIds};
 use crate::tensor::{Arena, Tensor, View};
 use crate::weights::Weights;
@@ -47,6 +47,8 @@ pub struct Decoder {
     cross_hidden: usize,
     latents: usize,
     dtype: DType,
+    /// Whose steps they are: another decoder's are others.
+    identity: Arc<()>,
 }
 
 struct Layer {
@@ -73,6 +75,27 @@ struct Room {
     hidden: Tensor,
 }
 
+/// What the launches of a step read beside weights and keys.
+struct Index<'a> {
+    ids: TokenIds,
+    batch: Ragged,
+    spans: MediaSpans,
+    /// Of each gated block.
+    seen: Vec<ops::Media<'a>>,
+    /// Rows that get logits.
+    chosen: TokenIds,
+}
+
+/// What the launches of a step write to beside keys.
+struct Space {
+    x: Tensor,
+    room: Room,
+    /// For the rows that get logits, where those are fewer.
+    rest: Option<(Tensor, Room)>,
+    normed: Tensor,
+    logits: Tensor,
+}
+
 impl Decoder {
     pub fn load(stream: &Stream, weights: &Weights, config: &Config) -> Result<Self> {
         let l = &config.language;
@@ -97,6 +120,7 @@ impl Decoder {
             cross_hidden: config.cross_attention.mlp_width,
             latents: config.resampler.latents,
             dtype: config.dtype.into(),
+            identity: Arc::default(),
         })
     }
 
@@ -133,52 +157,95 @@ impl Decoder {
         steps: &mut [Step<'_>],
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
-        let l = &self.shape;
+        let media: Vec<_> = steps.iter().flat_map(|s| s.session.media()).cloned().collect();
+        let (index, markers) = self.index(arena, pool, steps, &media)?;
+        let mut space = self.space(arena, index.ids.rows(), index.chosen.rows())?;
+        let is_decode = index.ids.rows() == steps.len();
+        let _phase = stream.phase(if is_decode { "decode" } else { "prefill" });
+        if is_decode && !probe.is_watched() {
+            let form = self.form(arena, pool, &index);
+            stream.step_of(form, || self.compute(stream, &index, pool, &mut space, probe))?;
+        } else {
+            stream.overlapping(|| self.compute(stream, &index, pool, &mut space, probe))?;
+        }
+        for (step, marker) in steps.iter_mut().zip(markers) {
+            step.session.advance(step.ids.len(), marker);
+        }
+        Ok(space.logits)
+    }
+
+    /// Reserves pages, and puts what the launches read beside weights and keys into `arena`, side
+    /// by side: one upload. With it the text times after the step.
+    fn index<'a>(
+        &self,
+        arena: &mut Arena,
+        pool: &mut KvPool,
+        steps: &mut [Step<'_>],
+        media: &'a [Arc<Media>],
+    ) -> Result<(Index<'a>, Vec<Marker>)> {
         let ids: Vec<i32> = steps.iter().flat_map(|s| s.ids).map(|&id| id as i32).collect();
         let rows = ids.len();
-        let ids = TokenIds::new(arena, &ids, l.vocabulary)?;
+        let ids = TokenIds::new(arena, &ids, self.shape.vocabulary)?;
         for step in steps.iter_mut() {
             step.session.reserve(pool, step.ids.len())?;
         }
         let batch = ragged(arena, pool, steps)?;
-        let media: Vec<_> = steps.iter().flat_map(|s| s.session.media()).cloned().collect();
         let (spans, markers) = media_spans(arena, steps, media.len())?;
         let blocks = 0..self.blocks().count();
-        let seen = blocks.map(|block| seen_by_block(arena, &media, block, self.latents));
-        let seen: Vec<_> = seen.collect::<Result<_>>()?;
+        let seen = blocks.map(|block| seen_by_block(arena, media, block, self.latents));
+        let seen = seen.collect::<Result<_>>()?;
         let chosen = TokenIds::new(arena, &chosen_rows(steps), rows)?;
-        // So far indices, side by side: one upload.
-        let mut x = arena.take(self.dtype, &[rows, l.width])?;
-        let mut room = self.room(arena, rows)?;
-        ops::embedding(stream, x.view_mut(), &ids, self.embedding.view())?;
+        Ok((Index { ids, batch, spans, seen, chosen }, markers))
+    }
+
+    /// All numbers and addresses of [`Decoder::compute`] that are not this decoder's own. Tensors
+    /// of the arena lie where their sizes put them, one after the other.
+    fn form(&self, arena: &Arena, pool: &KvPool, index: &Index<'_>) -> Form {
+        let seen = index.seen.first().map_or([0; 4], ops::Media::form);
+        let rows = [index.ids.rows(), index.chosen.rows(), index.spans.images()];
+        let parts: [&[usize]; 5] = [&arena.form(), &pool.form(), &index.batch.form(), &seen, &rows];
+        Form::new(&self.identity, parts.concat())
+    }
+
+    /// The launches of a step.
+    fn compute(
+        &self,
+        stream: &Stream,
+        index: &Index<'_>,
+        pool: &mut KvPool,
+        space: &mut Space,
+        probe: &mut Probe<'_>,
+    ) -> Result<()> {
+        let Index { ids, batch, spans, seen, chosen } = index;
+        let Space { x, room, rest, normed, logits } = space;
+        let (mut x, mut room, mut rest) = (x, room, rest.as_mut());
+        ops::embedding(stream, x.view_mut(), ids, self.embedding.view())?;
         probe.see(|| "lm.embed".into(), x.view());
         let mut block = 0;
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(gated) = &layer.block {
-                gated.run(stream, &mut x, &seen[block], &spans, &mut room.cross)?;
+                gated.run(stream, x, &seen[block], spans, &mut room.cross)?;
                 gated.show(stream, probe, i, &room.cross)?;
                 probe.see(|| format!("lm.{i:02}.gated_out"), x.view());
                 block += 1;
             }
-            self.attend(stream, layer, &x, &batch, pool, &mut room)?;
+            self.attend(stream, layer, x, batch, pool, room)?;
             // After the last attention a row is nobody's but its own logits'.
-            if i + 1 == self.layers.len() && chosen.rows() < rows && !probe.is_watched() {
-                let mut rest = self.room(arena, chosen.rows())?;
+            let is_last = i + 1 == self.layers.len() && !probe.is_watched();
+            if let Some((few, few_room)) = rest.take_if(|_| is_last) {
                 let attended = room.attended.view();
-                ops::embedding(stream, rest.attended.view_mut(), &chosen, attended)?;
-                (x, room) = (self.rows_of(stream, arena, &x, &chosen)?, rest);
+                ops::embedding(stream, few_room.attended.view_mut(), chosen, attended)?;
+                ops::embedding(stream, few.view_mut(), chosen, x.view())?;
+                (x, room) = (few, few_room);
             }
-            self.add_layer(stream, layer, &mut x, &mut room)?;
+            self.add_layer(stream, layer, x, room)?;
             probe.see(|| format!("lm.{i:02}.layer_out"), x.view());
         }
-        if x.shape().rows() > chosen.rows() {
-            x = self.rows_of(stream, arena, &x, &chosen)?;
+        if let Some((few, _)) = rest {
+            ops::embedding(stream, few.view_mut(), chosen, x.view())?;
+            x = few;
         }
-        let logits = self.logits(stream, arena, x.view(), probe)?;
-        for (step, marker) in steps.iter_mut().zip(markers) {
-            step.session.advance(step.ids.len(), marker);
-        }
-        Ok(logits)
+        self.logits(stream, x.view(), normed, logits, probe)
     }
 
     /// Attention of one layer into `room.attended`, appending keys and values.
@@ -248,29 +315,14 @@ impl Decoder {
         layer.fc2.run(stream, x.view_mut(), room.hidden.view(), add)
     }
 
-    /// Those rows of `x`.
-    fn rows_of(
-        &self,
-        stream: &Stream,
-        arena: &mut Arena,
-        x: &Tensor,
-        chosen: &TokenIds,
-    ) -> Result<Tensor> {
-        let mut rows = arena.take(self.dtype, &[chosen.rows(), self.shape.width])?;
-        ops::embedding(stream, rows.view_mut(), chosen, x.view())?;
-        Ok(rows)
-    }
-
     fn logits(
         &self,
         stream: &Stream,
-        arena: &mut Arena,
         x: View<'_>,
+        normed: &mut Tensor,
+        logits: &mut Tensor,
         probe: &mut Probe<'_>,
-    ) -> Result<Tensor> {
-        let l = &self.shape;
-        let mut normed = arena.take(self.dtype, &[x.rows(), l.width])?;
-        let mut logits = arena.take(DType::F32, &[x.rows(), l.vocabulary])?;
+    ) -> Result<()> {
         if probe.is_watched() {
             self.norm.run(stream, normed.view_mut(), x)?;
             probe.see(|| "lm.final_norm".into(), normed.view());
@@ -282,7 +334,20 @@ impl Decoder {
             None => ops::linear(stream, y, x, self.embedding.view().into(), plain)?,
         }
         probe.see(|| "logits".into(), logits.view());
-        Ok(logits)
+        Ok(())
+    }
+
+    /// Room for the launches of `rows` tokens of which `chosen` get logits.
+    fn space(&self, arena: &mut Arena, rows: usize, chosen: usize) -> Result<Space> {
+        let l = &self.shape;
+        let state = |arena: &mut Arena, rows| {
+            Ok((arena.take(self.dtype, &[rows, l.width])?, self.room(arena, rows)?))
+        };
+        let (x, room) = state(arena, rows)?;
+        let rest = if chosen < rows { Some(state(arena, chosen)?) } else { None };
+        let normed = arena.take(self.dtype, &[chosen, l.width])?;
+        let logits = arena.take(DType::F32, &[chosen, l.vocabulary])?;
+        Ok(Space { x, room, rest, normed, logits })
     }
 
     fn room(&self, arena: &mut Arena, rows: usize) -> Result<Room> {

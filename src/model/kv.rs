@@ -101,6 +101,12 @@ impl KvPool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// What launches know of it: where it is and how it is divided.
+    pub(super) fn form(&self) -> [usize; 4] {
+        let at = self.memory.view().ptr::<u8>().addr();
+        [at, self.pages, self.per_layer, self.memory.dtype() as usize]
+    }
+
     /// Bytes of pages in use.
     pub fn bytes_in_use(&self) -> usize {
         (self.pages - self.free_pages()) * (self.memory.bytes() / self.pages)

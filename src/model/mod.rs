@@ -204,12 +204,7 @@ impl Flamingo {
             .sum();
         let images = steps.iter().map(|s| s.session.media().len()).sum();
         arena.reset(stream, self.decoder.scratch(rows, logits, steps.len(), images))?;
-        let is_decode = rows == steps.len();
-        let _phase = stream.phase(if is_decode { "decode" } else { "prefill" });
-        if is_decode && !probe.is_watched() {
-            return stream.step(|| self.decoder.run(stream, arena, pool, steps, probe));
-        }
-        stream.overlapping(|| self.decoder.run(stream, arena, pool, steps, probe))
+        self.decoder.run(stream, arena, pool, steps, probe)
     }
 
     /// A pool for `tokens` tokens of this model.

@@ -133,6 +133,11 @@ impl Ragged {
         self.keys
     }
 
+    /// What launches are told of it; the rest is in its cells.
+    pub(crate) fn form(&self) -> [usize; 5] {
+        [self.rows, self.sequences, self.table_stride, self.page_tokens, self.pages]
+    }
+
     pub(super) fn positions(&self) -> *const i32 {
         self.positions.view().ptr()
     }
@@ -408,14 +413,13 @@ impl<'a> Media<'a> {
         let (latents, cols) = images.first().map_or((0, 0), |i| (i.rows(), i.cols()));
         let dtype = images.first().map(View::dtype);
         for (j, image) in images.iter().enumerate() {
-            let name = format!("image {j}");
-            super::check::matrix("media", &name, image, latents, cols)?;
-            super::check::dense("media", &name, image)?;
+            super::check::matrix("media", format_args!("image {j}"), image, latents, cols)?;
+            super::check::dense("media", format_args!("image {j}"), image)?;
             if latents == 0 || cols == 0 || !cols.is_multiple_of(2) || Some(image.dtype()) != dtype
             {
                 let expected = "(latents, 2*width) of one dtype";
                 let found = format!("{} {}", image.shape(), image.dtype());
-                return Err(Error::invalid(format!("media: {name}"), expected, found));
+                return Err(Error::invalid(format!("media: image {j}"), expected, found));
             }
         }
         // Addresses of at most 64 bits, stored in 64; read back as pointers by the kernel.
@@ -443,6 +447,12 @@ impl<'a> Media<'a> {
     /// Of the keys and values; none if there is no image.
     pub fn dtype(&self) -> Option<DType> {
         self.dtype
+    }
+
+    /// As [`Ragged::form`].
+    pub(crate) fn form(&self) -> [usize; 4] {
+        let dtype = self.dtype.map_or(usize::MAX, |dtype| dtype as usize);
+        [self.images(), self.latents, self.width, dtype]
     }
 
     pub(super) fn table(&self) -> *const *const c_void {

@@ -3,11 +3,12 @@
 
 use crate::tensor::View;
 use crate::{DType, Error, Result};
+use std::fmt::Display;
 
 /// `view` has `rows` rows (all dimensions but the last, flattened) of `cols`.
 pub(super) fn matrix(
     op: &str,
-    name: &str,
+    name: impl Display,
     view: &View<'_>,
     rows: usize,
     cols: usize,
@@ -60,7 +61,7 @@ pub(super) fn dtype(op: &str, name: &str, view: &View<'_>, expected: DType) -> R
 }
 
 /// Rows of `view` follow each other without gaps.
-pub(super) fn dense(op: &str, name: &str, view: &View<'_>) -> Result<()> {
+pub(super) fn dense(op: &str, name: impl Display, view: &View<'_>) -> Result<()> {
     if view.stride() == view.cols() || view.rows() <= 1 {
         return Ok(());
     }

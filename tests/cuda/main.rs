@@ -4,6 +4,7 @@
 #[path = "../golden_folder/mod.rs"]
 #[allow(dead_code)]
 mod golden_folder;
+mod steps;
 mod tiles;
 
 use golden_folder::models;
@@ -401,10 +402,12 @@ fn child(test: &str) {
     passes(command, test);
 }
 
-fn passes(mut command: Command, test: &str) {
+/// What the test said.
+fn passes(mut command: Command, test: &str) -> String {
     let out = command.args(["--exact", test, "--ignored", "--nocapture"]).output().unwrap();
     let (said, err) = (text(&out.stdout), text(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{said}{err}");
+    said
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Steps that repeat: the launches of a step are data, so equal steps are one graph, made once and
-//! launched again.
+//! launched again. Whoever can say what a step's launches follow from need not collect them anew.
 
 use super::launch::Launch;
 use super::queue::{Mode, Queue, State};
 use crate::Result;
+use crate::device::Form;
 use cudarc::driver::sys::{self, CUresult};
 
 /// Steps remembered: one per number of sequences and capacity of the page tables.
@@ -45,10 +46,18 @@ impl Step {
     }
 }
 
+/// A step and the graph that was made of it.
+struct Known {
+    step: Step,
+    graph: sys::CUgraphExec,
+    /// What the step last came from, if its maker said so.
+    form: Option<Form>,
+}
+
 /// The graphs of the last steps, last used last.
 #[derive(Default)]
 pub(super) struct Graphs {
-    known: Vec<(Step, sys::CUgraphExec)>,
+    known: Vec<Known>,
     pub made: u64,
     pub replayed: u64,
 }
@@ -56,12 +65,20 @@ pub(super) struct Graphs {
 impl Graphs {
     /// Launch `n` of the step that ran last.
     pub(super) fn latest(&self, n: usize) -> Option<&Launch> {
-        self.known.last().and_then(|(step, _)| step.launches.get(n))
+        self.known.last().and_then(|known| known.step.launches.get(n))
+    }
+
+    /// The last one that is as asked for, now last used.
+    fn again(&mut self, is_it: impl Fn(&Known) -> bool) -> Option<&mut Known> {
+        let i = self.known.iter().rposition(is_it)?;
+        self.known[i..].rotate_left(1);
+        self.replayed += 1;
+        self.known.last_mut()
     }
 
     /// Forgets all of them.
     pub(super) fn clear(&mut self) {
-        self.known.drain(..).for_each(|(_, graph)| destroy(graph));
+        self.known.drain(..).for_each(|known| destroy(known.graph));
     }
 }
 
@@ -71,9 +88,29 @@ fn destroy(graph: sys::CUgraphExec) {
 }
 
 impl Queue {
-    /// Launches from here on are collected.
-    pub(crate) fn begin_step(&self) -> Result<()> {
-        self.enter()?.mode = Mode::Collected;
+    /// Launches from here on are collected; `form`, if there is one, stands for all of them.
+    pub(crate) fn begin_step(&self, form: Option<Form>) -> Result<()> {
+        let mut state = self.enter()?;
+        state.mode = Mode::Collected;
+        state.form = form;
+        Ok(())
+    }
+
+    /// Runs the step of that form if it is known; how many launches it is.
+    pub(crate) fn replay(&self, form: &Form) -> Result<Option<usize>> {
+        let mut state = self.enter()?;
+        if self.is_single(&state) {
+            return Ok(None);
+        }
+        let known = state.graphs.again(|known| known.form.as_ref() == Some(form));
+        let Some(Known { step, graph, .. }) = known else { return Ok(None) };
+        let (launches, graph) = (step.len(), *graph);
+        self.run_graph(&mut state, graph).map(|()| Some(launches))
+    }
+
+    /// Forgets all steps: launches will be others.
+    pub(crate) fn forget_steps(&self) -> Result<()> {
+        self.enter()?.graphs.clear();
         Ok(())
     }
 
@@ -94,11 +131,16 @@ impl Queue {
                 return self.run_all(state, step);
             }
             let graph = self.graph(state, step)?;
-            self.send(state)?;
-            // SAFETY: the graph is remembered, so it is alive.
-            let status = unsafe { sys::cuGraphLaunch(graph, self.stream) };
-            self.settle(state, "launch of a step", status)
+            self.run_graph(state, graph)
         })
+    }
+
+    /// Runs a graph that is remembered.
+    fn run_graph(&self, state: &mut State, graph: sys::CUgraphExec) -> Result<()> {
+        self.send(state)?;
+        // SAFETY: the graph is remembered, so it is alive.
+        let status = unsafe { sys::cuGraphLaunch(graph, self.stream) };
+        self.settle(state, "launch of a step", status)
     }
 
     /// Forgets what was collected.
@@ -106,10 +148,15 @@ impl Queue {
         let mut state = self.state();
         state.mode = Mode::Apart;
         state.step.clear();
+        state.form = None;
     }
 
     /// Runs what an open step has collected, because something else comes next.
     pub(super) fn flush(&self, state: &mut State) -> Result<()> {
+        if state.step.len() > 0 {
+            // What is collected from here on is not all of it.
+            state.form = None;
+        }
         self.with_step(state, |state, step| self.run_all(state, step))
     }
 
@@ -131,17 +178,16 @@ impl Queue {
     }
 
     fn graph(&self, state: &mut State, step: &Step) -> Result<sys::CUgraphExec> {
-        let known = &mut state.graphs.known;
-        if let Some(i) = known.iter().rposition(|(of, _)| of == step) {
-            known[i..].rotate_left(1);
-            state.graphs.replayed += 1;
-            return Ok(known[known.len() - 1].1);
+        let form = state.form.take();
+        if let Some(known) = state.graphs.again(|known| known.step == *step) {
+            known.form = form.or(known.form.take());
+            return Ok(known.graph);
         }
-        if known.len() == REMEMBERED {
-            destroy(known.remove(0).1);
+        if state.graphs.known.len() == REMEMBERED {
+            destroy(state.graphs.known.remove(0).graph);
         }
         let graph = self.capture(state, step)?;
-        state.graphs.known.push((step.clone(), graph));
+        state.graphs.known.push(Known { step: step.clone(), graph, form });
         state.graphs.made += 1;
         Ok(graph)
     }

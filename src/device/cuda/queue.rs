@@ -7,7 +7,7 @@ use super::launch::{Key, Launch};
 use super::staging::{Cells, Staging};
 use super::timing::Timing;
 use super::{CudaCard, check, describe, start, words};
-use crate::device::{Chip, Geometry};
+use crate::device::{Chip, Form, Geometry};
 use crate::{DType, Error, Result};
 use cudarc::driver::sys::{self, CUresult};
 use std::collections::HashMap;
@@ -48,6 +48,8 @@ pub(super) struct State {
     write: Option<Write>,
     pub mode: Mode,
     pub step: Step,
+    /// Of the step, while it is collected whole.
+    pub form: Option<Form>,
     pub graphs: Graphs,
     /// While launches are timed.
     pub timing: Option<Timing>,
@@ -132,6 +134,7 @@ impl Queue {
                 write: None,
                 mode: Mode::Apart,
                 step: Step::default(),
+                form: None,
                 graphs: Graphs::default(),
                 timing: None,
             }),
