@@ -84,20 +84,25 @@ fn json(path: &Path) -> Value {
 }
 
 impl Model {
-    /// The model folder that the converter makes, in `dtype`; made once per test run.
+    /// The model folder that the converter makes, in `dtype`; made by the first test, thread or
+    /// process, of this program that asks for it.
     pub fn convert(&self, dtype: &str) -> PathBuf {
         let parent = self.folder.parent().unwrap().to_string_lossy().replace(['/', '.'], "_");
         let name = format!("golden-{parent}-{}-{dtype}", self.name);
         let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        static ONE_AT_A_TIME: std::sync::Mutex<Vec<PathBuf>> = std::sync::Mutex::new(Vec::new());
-        let mut made = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-        if made.contains(&output) {
+        let lock = std::fs::File::create(output.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
+        let when = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        // What an older program made, or of older files, is made again.
+        let upstream = ["flamingo.pt", "golden/manifest.json"].map(|file| self.folder.join(file));
+        let program = std::env::current_exe().unwrap();
+        let newest = upstream.iter().chain([&program]).map(|path| when(path).unwrap()).max();
+        if when(&output) > newest {
             return output;
         }
         let stored = if dtype == "bf16" { StoredDType::Bf16 } else { StoredDType::F32 };
         let options = Options { output: output.clone(), ..self.conversion(stored) };
         convert(&options, &|_, _| {}).unwrap();
-        made.push(output.clone());
         output
     }
 
