@@ -31,7 +31,7 @@ fn devices_says_which_tiles_a_card_uses() {
         assert!(line.contains(&format!("; tiles: {tiles}")), "{line}");
         tiles
     };
-    let measured = "measured on NVIDIA H200, 2026-11-26, built in";
+    let measured = "measured on NVIDIA H200, 2026-11-27, built in";
     assert_eq!(said("h200", Path::new("")), measured);
     assert_eq!(said("a100", Path::new("")), "predicted, built in");
     let own = table(folder.path(), H200, "_64x64 2");
