@@ -2,25 +2,26 @@
  *
  *  Idea      weights become pairs of T in registers, between their load and the tensor cores:
  *              4 bits   (word >> 4 i) & 0x000f000f | magic: a T whose low bits are the nibble, so
- *                       128 + u (bf16) or 1024 + u (f16); one packed addition leaves u - 8
+ *                       128 + u (bf16) or 1024 + u (f16); one packed addition leaves u - 8,
+ *                       but for up to 8 rows in bf16: there 136 times the sum of A is taken off
+ *                       the sum of a group, the former by a product with ones
  *              8 bits   f16: the byte as the low bits of 1024 + q + 128; bf16 has 7 of them: they
  *                       make 128 + (q & 127), and the sign makes -128 or -256, to be added
  *            Scales multiply sums: of a row (8 bits), or of each 128 of k (4 bits).
- *            `_rows8`, `_rows8_normed`, `_rows16`: the loops of gemv.cu. `_tiles`: a ring of
+ *            `_rows8`, `_rows8_kept`, `_rows16`: the loops of gemv.cu. `_tiles`: a ring of
  *            stages of A and of B as it is stored (cp.async); a warp makes T of the 32 rows of B
  *            that are its own, once, and multiplies them with all rows of A in the stage.
- *  Geometry  `_rows8`: block x owns 16 rows of B, block y 8 of A; `_rows16`: 32 and 16; 8 warps
- *            divide k. Of `_rows8` three blocks a multiprocessor, 96 KiB (8 bits) or 48 (4) on
- *            their way: to make T of it takes long enough for others to be needed meanwhile.
+ *  Geometry  `_rows8`, `_rows8_kept`, `_rows16`: as in gemv.cu.
  *            `_tiles`: 64 rows of A, 128 of B, 4 warps, 64 KiB in 4 stages of 64 of k or 72 KiB in
  *            3 of 128; grid (tiles, 1, parts of k). `_plain`, and f32: a warp per cell of C, for
  *            what 16-byte loads cannot reach.
  *  Traffic   B as it is stored, from memory once, from L2 once (`_rows`) or m / 64 times
  *            (`_tiles`); A from L2, n / 128 times (`_tiles`).
- *  Rejected  magic numbers left in and taken off the sums: 128 times the sum of A, cancelled.
- *            B to a workspace as T and `gemm`: three times the bytes and a launch more. T of B
- *            through shared memory: written and read again, with a barrier between. Scales widened
- *            as they are loaded: the weights after them wait, a trip to memory for each batch. */
+ *  Rejected  magic numbers left in and taken off the sums of a whole row of 8 bits, or in f16: 128
+ *            times and more the sum of A, cancelled. Two chains of sums for one (int4, few rows):
+ *            437 tokens/s for 442 (H200). B to a workspace as T and `gemm`: three times the bytes
+ *            and a launch more. T of B through shared memory: written and read again, with a
+ *            barrier between. */
 #include "gemm_quantized.h"
 #include "lib/feed.cuh"
 #include "lib/few_rows.cuh"
@@ -31,6 +32,7 @@ constexpr int GROUP = 128; /**< weights of 4 bits with a scale in common */
 template <typename T> struct Int8Weights {
   static constexpr int RUN = 16;
   static constexpr bool GROUPED = false;
+  static constexpr float OFFSET = 0;
   const bf16 *scales;
 
   __device__ __forceinline__ Int8Weights(const GemmQuantizedParams &p)
@@ -45,7 +47,7 @@ template <typename T> struct Int8Weights {
   static __device__ __forceinline__ uint32_t pair(uint32_t word, int half);
 
   __device__ __forceinline__ float row_scale(int64_t row) const { return widen(scales[row]); }
-  __device__ __forceinline__ const bf16 *group_scales(int64_t) const { return nullptr; }
+  __device__ __forceinline__ uint32_t first_group(int64_t) const { return 0; }
 };
 template <> __device__ __forceinline__ uint32_t Int8Weights<f16>::pair(uint32_t word, int half) {
   const uint32_t above = word ^ 0x80808080u; // q + 128, in each byte
@@ -59,9 +61,13 @@ template <> __device__ __forceinline__ uint32_t Int8Weights<bf16>::pair(uint32_t
                          ptx::and_or(bytes, 0x00800080u, 0xc300c300u));
 }
 
-template <typename T> struct Int4Weights {
+/** FEW: for up to eight rows of A, whose loops have no time for a subtraction a pair. */
+template <typename T, bool FEW> struct Int4Weights {
   static constexpr int RUN = 32;
   static constexpr bool GROUPED = true;
+  /** bf16: 128 + u stays, and 136 times the sum of A is taken off the sums of a group. Of their 24
+   *  bits that costs five, where C keeps eight; f16 would lose eight, and keeps eleven. */
+  static constexpr float OFFSET = FEW && is_bf16<T> ? 136.0f : 0.0f;
   const bf16 *scales;
   const int groups; /**< of a row */
 
@@ -73,22 +79,20 @@ template <typename T> struct Int4Weights {
 #pragma unroll
     for (int x = 0; x < 4; x++) pairs[x] = pair(words[i] >> 4 * x);
   }
-  /** The lowest nibbles of both halves, less 8. */
-  static __device__ __forceinline__ uint32_t pair(uint32_t word);
+  /** The lowest nibbles of both halves, less 8, plus OFFSET. */
+  static __device__ __forceinline__ uint32_t pair(uint32_t word) {
+    const uint32_t magic = ptx::and_or(word, 0x000f000fu, is_bf16<T> ? 0x43004300u : 0x64006400u);
+    if constexpr (OFFSET != 0) return magic;
+    if constexpr (is_bf16<T>) return ptx::fma_bf16x2(magic, 0x3f803f80u, 0xc308c308u); // x - 136
+    return ptx::fma_f16x2(magic, 0x3c003c00u, 0xe408e408u); // x - 1032
+  }
 
   __device__ __forceinline__ float row_scale(int64_t) const { return 1.0f; }
-  __device__ __forceinline__ const bf16 *group_scales(int64_t row) const {
-    return scales + row * groups;
+  /** Of a row, among the scales: 2^32 groups would be more than any card holds. */
+  __device__ __forceinline__ uint32_t first_group(int64_t row) const {
+    return (uint32_t)row * (uint32_t)groups;
   }
 };
-template <> __device__ __forceinline__ uint32_t Int4Weights<bf16>::pair(uint32_t word) {
-  const uint32_t magic = ptx::and_or(word, 0x000f000fu, 0x43004300u);
-  return ptx::fma_bf16x2(magic, 0x3f803f80u, 0xc308c308u); // 1 x - 136
-}
-template <> __device__ __forceinline__ uint32_t Int4Weights<f16>::pair(uint32_t word) {
-  const uint32_t magic = ptx::and_or(word, 0x000f000fu, 0x64006400u);
-  return ptx::fma_f16x2(magic, 0x3c003c00u, 0xe408e408u); // 1 x - 1032
-}
 
 constexpr int TILE_ROWS = 64, TILE_COLS = 128, TILE_THREADS = 128;
 constexpr int ROW_BYTES = 64; /**< of a row of B in a stage: four runs */
@@ -166,10 +170,10 @@ __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
   const bool is_glu = p.activation == SWIGLU;
   /** This lane's four rows of B, or the last. */
   auto column = [&](int i) { return row_in_turn(p, is_glu, col0 + wn, i / 2, i % 2, g); };
-  const bf16 *scales = w.group_scales(column(0));
+  const bf16 *scales = w.scales + w.first_group(column(0));
   int scales_of[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) scales_of[i] = (int)(w.group_scales(column(i)) - scales);
+  for (int i = 0; i < 4; i++) scales_of[i] = (int)(w.scales + w.first_group(column(i)) - scales);
 
   Feed<TILE_ROWS, Shared::CHUNKS, TILE_THREADS> feed_a(
       p.a, p.lda * (int64_t)sizeof(T), p.m, p.k * (int64_t)sizeof(T), row0,
@@ -264,7 +268,7 @@ __device__ __forceinline__ void plain(const GemmParams &p, Weights w, Q q) {
   if (col >= p.n) return;
   const T *a = static_cast<const T *>(p.a) + row * p.lda;
   const unsigned char *b = static_cast<const unsigned char *>(p.b) + col * p.ldb;
-  const bf16 *scales = w.group_scales(col);
+  const bf16 *scales = w.scales + w.first_group(col);
   float sum = 0;
   for (int64_t i = lane(); i < p.k; i += WARP) {
     const float scale = Weights::GROUPED ? widen(scales[i / GROUP]) : 1.0f;
@@ -280,29 +284,32 @@ template <typename T> __device__ __forceinline__ void plain_int8(const GemmQuant
   });
 }
 template <typename T> __device__ __forceinline__ void plain_int4(const GemmQuantizedParams &p) {
-  plain<T>(p.product, Int4Weights<T>(p), [](const unsigned char *b, int64_t i) {
+  plain<T>(p.product, Int4Weights<T, false>(p), [](const unsigned char *b, int64_t i) {
     const int nibble = (int)(i % 8 / 2 + i % 2 * 4);
     return (b[i / 8 * 4 + nibble / 2] >> nibble % 2 * 4 & 15) - 8;
   });
 }
 
-#define ROWS(name, T, bits, Weights, variant, blocks, ...)                                         \
+#define ROWS(name, T, bits, variant, blocks, Weights, ...)                                         \
   KERNEL_EARLY(gemm_quantized_##name##_##bits##_##variant, GemmQuantizedParams, FEW_THREADS,       \
                blocks) {                                                                           \
-    few_rows<T, __VA_ARGS__>(p.product, Weights<T>(p), p.product.ldb);                             \
+    few_rows<T, __VA_ARGS__>(p.product, Weights(p), p.product.ldb);                                \
   }
 #define QUANTIZED(name, T)                                                                         \
-  ROWS(name, T, int8, Int8Weights, rows8, 3, 1, 1, 2, false)                                       \
-  ROWS(name, T, int8, Int8Weights, rows8_normed, 3, 1, 1, 2, true)                                 \
-  ROWS(name, T, int8, Int8Weights, rows16, 2, 2, 2, 1, false)                                      \
-  ROWS(name, T, int4, Int4Weights, rows8, 3, 1, 1, 1, false)                                       \
-  ROWS(name, T, int4, Int4Weights, rows8_normed, 3, 1, 1, 1, true)                                 \
-  ROWS(name, T, int4, Int4Weights, rows16, 2, 2, 2, 1, false)                                      \
+  using Int8_##name = Int8Weights<T>;                                                              \
+  using Int4_##name = Int4Weights<T, true>;                                                        \
+  using Int4_16_##name = Int4Weights<T, false>;                                                    \
+  ROWS(name, T, int8, rows8, 3, Int8_##name, 1, 1, FEW_STAGES, false)                              \
+  ROWS(name, T, int8, rows8_kept, 3, Int8_##name, 1, 1, FEW_STAGES, true)                          \
+  ROWS(name, T, int8, rows16, 2, Int8_##name, 2, 2, FEW_STAGES / 2, false)                         \
+  ROWS(name, T, int4, rows8, 2, Int4_##name, 1, 1, FEW_STAGES, false)                              \
+  ROWS(name, T, int4, rows8_kept, 3, Int4_##name, 1, 1, FEW_STAGES, true)                          \
+  ROWS(name, T, int4, rows16, 2, Int4_16_##name, 2, 2, FEW_STAGES / 2, false)                      \
   KERNEL_EARLY(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS, 3) {         \
     tiles<T>(p.product, Int8Weights<T>(p));                                                        \
   }                                                                                                \
   KERNEL_EARLY(gemm_quantized_##name##_int4_tiles, GemmQuantizedParams, TILE_THREADS, 2) {         \
-    tiles<T>(p.product, Int4Weights<T>(p));                                                        \
+    tiles<T>(p.product, Int4Weights<T, false>(p));                                                 \
   }                                                                                                \
   KERNEL(gemm_quantized_##name##_int8_plain, GemmQuantizedParams, FEW_THREADS) {                   \
     plain_int8<T>(p);                                                                              \

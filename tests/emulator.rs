@@ -78,7 +78,7 @@ fn accesses_out_of_bounds() {
     catches("write_beyond", 0, &["write of 4 bytes at 1024 of a buffer", "bounds.cu:"]);
     catches("write_before", 0, &["write of 4 bytes", "thread 0", "bounds.cu:"]);
     catches("misaligned_pack", 0, &["misaligned", "thread 0", "bounds.cu:"]);
-    catches("misaligned_vector", 0, &["misaligned", "thread 0", "bounds.cu:"]);
+    catches("misaligned_copy", 256, &["misaligned", "thread 0", "bounds.cu:"]);
 }
 
 /// Memory that the system hands out in a row: beyond the end of one buffer another would begin.

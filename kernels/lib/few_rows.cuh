@@ -2,14 +2,17 @@
  *
  *  The tensor cores take B as their A operand, 16 of its rows at a time, and 8 rows of A as their
  *  B operand. Fragments want pairs of k that lie 8 apart; instead a lane takes the 16 bytes of B
- *  that it loaded, and the same stretch of k of A: another order of k in both, the same product.
- *  So B goes from memory to the multiplication without shared memory, and so does A, from L2.
+ *  that it asked for, and the same stretch of k of A: another order of k in both, the same product.
  *
- *  The warps of a block share its rows of B and divide k; their sums are added in warp order.
+ *  Blocks stay, and take every gridDim.x-th tile of rows of B. Their warps divide k; the sums of a
+ *  tile are added in warp order. A thread copies the weights that it will multiply, and nobody
+ *  else's, to a ring of its own in shared memory, STAGES - 1 steps ahead and on into the next tile:
+ *  nobody waits for anybody before the sums of a tile, and memory is never idle in between.
  *
- *  NORMED, every block makes the norm of all rows of A for itself, in shared memory, while its
- *  weights are on their way: a launch of a norm, and the wait between it and the product, cost more
- *  than that. */
+ *  KEPT, a block has all rows of A in shared memory, copied once while its first weights are on
+ *  their way, and makes their norm there if one is asked for. Otherwise lanes ask L1 and L2 for
+ *  their stretch of A, some steps at once, while those before are multiplied: of the first tile
+ *  every step is a trip to L2. */
 #pragma once
 #include "epilogue.cuh"
 #include "mma.cuh"
@@ -17,11 +20,14 @@
 
 constexpr int FEW_THREADS = 256;
 constexpr int FEW_WARPS = FEW_THREADS / WARP;
+constexpr int MOST_KEPT = 2;  /**< rows of A that a block keeps */
+constexpr int FEW_STAGES = 6; /**< of a ring: 48 KiB a block for 16 rows of B */
 
 /** Weights stored as T: nothing to do. */
 template <typename T> struct DenseWeights {
   static constexpr int RUN = 8;          /**< weights in 16 bytes */
   static constexpr bool GROUPED = false; /**< a scale for each 4 runs of a row, a step */
+  static constexpr float OFFSET = 0;     /**< what `eight` gives is more by this */
 
   /** Weights 8 i to 8 i + 8 of a run: w[2 x] in the low half of pair x, w[2 x + 1] in the high. */
   static __device__ __forceinline__ void eight(uint4 run, int, uint32_t (&pairs)[4]) {
@@ -29,28 +35,30 @@ template <typename T> struct DenseWeights {
   }
   /** The factor of the sums of a row. */
   __device__ float row_scale(int64_t) const { return 1.0f; }
-  /** The factors of the sums of its groups, if GROUPED. */
-  __device__ const bf16 *group_scales(int64_t) const { return nullptr; }
 };
 
 /** Where row `half` 8 + g of a block's 16-row tile i of B is, from row_of_b on: of SwiGLU the first
  *  eight are gates, and the second eight their values. Rows past the end are the last once more. */
-__device__ __forceinline__ int64_t row_in_turn(const GemmParams &p, bool is_glu, int64_t row_of_b,
-                                               int i, int half, int g) {
-  if (!is_glu) return min(row_of_b + i * 16 + half * 8 + g, p.n - 1);
-  return min(row_of_b / 2 + i * 8 + g, p.n / 2 - 1) + half * (p.n / 2);
+__device__ __forceinline__ int row_in_turn(const GemmParams &p, bool is_glu, int64_t row_of_b,
+                                           int i, int half, int g) {
+  const int n = (int)p.n, first = (int)row_of_b;
+  if (!is_glu) return min(first + i * 16 + half * 8 + g, n - 1);
+  return min(first / 2 + i * 8 + g, n / 2 - 1) + half * (n / 2);
 }
 
-/** The sums of each warp: of 16 TILES rows of B and 8 COLS rows of A. */
-template <int TILES, int COLS> struct FewRowsShared {
-  float sums[FEW_WARPS][COLS * 8][TILES * 16];
+/** The sums of each warp, of 16 TILES rows of B and ROWS rows of A, of a tile and of the next; and
+ *  each thread's ring of runs of its rows of B. */
+template <int TILES, int ROWS, int STAGES> struct FewRowsShared {
+  using Sums = float[FEW_WARPS][ROWS][TILES * 16];
+  Sums sums[2];
+  uint4 ring[STAGES][TILES * 2][FEW_THREADS];
 };
 
-/** The norm of the rows of A, where a block keeps it: behind `*this` are its weight (k), its bias
- *  (k) if there is one, and rows (m,k), in T. Threads read and write their own packs until all of
- *  it is there. */
-struct NormedShared {
-  FewRowsShared<1, 1> product;
+/** Rows of A, or their norm, where a block keeps them: behind `*this` are weight (k) and bias (k)
+ *  of the norm, if there are such, and rows (m,k), in T. Threads read and write their own packs
+ *  until all of it is there. */
+template <typename Product> struct KeptShared {
+  Product product;
   alignas(16) NormSums<FEW_THREADS> sums;
 
   /** Between rows, elements: 16 bytes more than k, so that rows begin in other banks. */
@@ -60,26 +68,27 @@ struct NormedShared {
     return reinterpret_cast<T *>(this + 1);
   }
   template <typename T> __device__ __forceinline__ T *rows(const GemmParams &p) {
-    return vectors<T>() + (p.norm_bias ? 2 : 1) * (int)p.k;
+    return vectors<T>() + (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k;
   }
 
-  /** Asks for weight and bias, which no launch writes. */
+  /** Asks for weight and bias, which no launch writes: a group of copies. */
   template <typename T> __device__ __forceinline__ void ask(const GemmParams &p) {
     const int k = (int)p.k;
-    Row<T>::ask(vectors<T>(), static_cast<const T *>(p.norm_weight), k);
-    if (p.norm_bias) Row<T>::ask(vectors<T>() + k, static_cast<const T *>(p.norm_bias), k);
+    if (p.norm) Row<T>::ask(vectors<T>(), static_cast<const T *>(p.norm_weight), k);
+    if (p.norm && p.norm_bias)
+      Row<T>::ask(vectors<T>() + k, static_cast<const T *>(p.norm_bias), k);
+    ptx::cp_async_commit();
   }
 
-  /** Makes the rows. */
-  template <typename T> __device__ __forceinline__ void make(const GemmParams &p) {
+  /** Makes the rows; LATER groups of copies were begun after that of `ask`. */
+  template <typename T, int LATER> __device__ __forceinline__ void make(const GemmParams &p) {
     const int k = (int)p.k, m = (int)p.m;
     const T *const w = vectors<T>(), *const b = p.norm_bias ? w + k : nullptr;
     for (int r = 0; r < m; r++)
-      Row<T>::ask(rows<T>(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k);
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<0>();
+      Row<T>::take(rows<T>(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k);
+    if (p.norm) ptx::cp_async_wait<LATER>();
 #pragma unroll 1
-    for (int r = 0; r < m; r++) {
+    for (int r = 0; r < m && p.norm; r++) {
       const Row<T> row = {rows<T>(p) + r * stride(p), k};
       if (p.norm == 1) {
         // Sums in turns: those of the row before may still be read.
@@ -97,31 +106,120 @@ private:
 };
 
 /** One warp's part: 16 TILES rows of B against 8 COLS rows of A. */
-template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
+template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KEPT> struct FewRows {
   static constexpr int RUN = Weights::RUN;
   static constexpr int STEP = 4 * RUN; /**< k of a step */
   static constexpr int RUN_BYTES = 16;
+  /** Steps whose A is asked for at once; 0 if it is KEPT, or too much for registers. */
+  static constexpr int AHEAD = KEPT || COLS * RUN > 32 ? 0 : 32 / (COLS * RUN);
+  using Shared = FewRowsShared<TILES, KEPT ? MOST_KEPT : COLS * 8, STAGES>;
+  using Sums = typename Shared::Sums;
 
-  const unsigned char *b[TILES][2]; /**< this lane's rows of B, at its run of k = 0 */
-  const bf16 *scales;               /**< of the groups of the first of these rows */
-  int scales_of[TILES][2];          /**< from there to those of each */
-  const T *a[COLS];                 /**< this lane's rows of A, likewise */
+  const GemmParams &p;
+  const Weights w;
+  const int64_t ldb; /**< bytes */
+  const bool is_glu;
+  const int tiles, steps; /**< of B, and of k */
   float acc[TILES][COLS][4];
 
-  /** Nobody stores the sums of rows past the end. */
-  __device__ __forceinline__ FewRows(const GemmParams &p, Weights w, bool is_glu, int64_t row_of_b,
-                                     int64_t row_of_a, int64_t ldb)
-      : scales(w.group_scales(row_in_turn(p, is_glu, row_of_b, 0, 0, lane() / 4))) {
-    const int g = lane() / 4, t = lane() % 4;
+  /** What is copied next: a tile, a step of this warp in it, and this lane's runs of B there. */
+  struct {
+    int tile, step;
+    const unsigned char *b[TILES][2];
+  } next;
+  /** The groups of B of the step that is multiplied next. */
+  uint32_t groups[TILES][2];
+  const T *rows[COLS]; /**< this lane's rows of A, at its run of k = 0 */
+
+  /** This lane's runs of A in a step. */
+  struct Runs {
+    uint4 of[COLS][RUN / 8];
+  };
+
+  __device__ __forceinline__ FewRows(const GemmParams &p, Weights w, int64_t ldb)
+      : p(p), w(w), ldb(ldb),
+        // Of more rows of A than eight, SwiGLU is for tiles: there are no registers left here.
+        is_glu(COLS == 1 && p.activation == SWIGLU),
+        tiles((int)((p.n + TILES * 16 - 1) / (TILES * 16))), steps((int)((p.k + STEP - 1) / STEP)) {
+    // Of a short k, some warps have no step.
+    find(warp() < steps ? (int)blockIdx.x : tiles);
+  }
+
+  /** f(row, i, half) for each row of B that is this lane's in a tile. */
+  template <typename F> __device__ __forceinline__ void each_row(int tile, F f) const {
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int64_t row = row_in_turn(p, is_glu, row_of_b, i, half, g);
-        b[i][half] = static_cast<const unsigned char *>(p.b) + row * ldb + t * RUN_BYTES;
-        scales_of[i][half] = (int)(w.group_scales(row) - scales);
+      for (int half = 0; half < 2; half++)
+        f(row_in_turn(p, is_glu, tile * (TILES * 16), i, half, lane() / 4), i, half);
+  }
+
+  /** Makes a tile the next to be copied, if there is such. */
+  __device__ __forceinline__ void find(int tile) {
+    next.tile = tile, next.step = warp();
+    if (tile >= tiles) return;
+    each_row(tile, [&](int64_t row, int i, int half) {
+      next.b[i][half] = static_cast<const unsigned char *>(p.b) + row * ldb +
+                        (next.step * 4 + lane() % 4) * RUN_BYTES;
+      if constexpr (Weights::GROUPED) {
+        // One warp for all: a lane for each 64 bytes, of rows of up to 128 groups.
+        const int at = lane() % 4 * 32;
+        if (warp() == 0 && at < steps) ptx::prefetch(w.scales + w.first_group(row) + at);
       }
-    read_from(static_cast<const T *>(p.a) + row_of_a * p.lda, p.lda, (int)(p.m - row_of_a));
+    });
+  }
+
+  /** Has this lane read A from `a`, of which there are m rows; those past the end are the last once
+   *  more. */
+  template <typename Stride>
+  __device__ __forceinline__ void read_from(const T *a, Stride stride, int m) {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int j = 0; j < COLS; j++) rows[j] = a + min(j * 8 + g, m - 1) * stride + t * RUN;
+  }
+  __device__ __forceinline__ uint4 load(int step, int j, int x) const {
+    const uint4 zero = {0, 0, 0, 0};
+    return is_inside(step) ? *reinterpret_cast<const uint4 *>(rows[j] + step * STEP + x * 8) : zero;
+  }
+  /** A of the next AHEAD steps of this warp, from `step` on, as far as there are any. */
+  __device__ __forceinline__ void load(Runs (&ahead)[AHEAD ? AHEAD : 1], int step) const {
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++, step += FEW_WARPS)
+#pragma unroll
+      for (int j = 0; j < COLS; j++)
+#pragma unroll
+        for (int x = 0; x < RUN / 8; x++)
+          if (step < steps) ahead[u].of[j][x] = load(step, j, x);
+  }
+
+  /** False for a lane whose run of a step lies past the end of the row. */
+  __device__ __forceinline__ bool is_inside(int step) const {
+    return Weights::GROUPED || step * STEP + lane() % 4 * RUN < (int)p.k;
+  }
+
+  /** Asks for this thread's weights of the next step that nobody has asked for, if there is one. */
+  __device__ __forceinline__ void copy(Shared &s, int stage) {
+    if (next.tile < tiles) {
+#pragma unroll
+      for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          ptx::cp_async16_streamed(&s.ring[stage][i * 2 + half][threadIdx.x], next.b[i][half],
+                                   is_inside(next.step));
+          next.b[i][half] += FEW_WARPS * 4 * RUN_BYTES;
+        }
+      next.step += FEW_WARPS;
+      if (next.step >= steps) find(next.tile + (int)gridDim.x);
+    }
+    ptx::cp_async_commit();
+  }
+
+  /** Begins the sums of a tile. */
+  __device__ __forceinline__ void begin(int tile) {
+    if constexpr (Weights::GROUPED)
+      each_row(tile, [&](int64_t row, int i, int half) {
+        groups[i][half] = w.first_group(row) + (uint32_t)warp();
+      });
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
@@ -130,174 +228,155 @@ template <typename T, typename Weights, int TILES, int COLS> struct FewRows {
         for (int x = 0; x < 4; x++) acc[i][j][x] = 0;
   }
 
-  /** Has this lane read A from `rows`, of which there are m; those past the end are the last once
-   *  more. */
-  template <typename Stride>
-  __device__ __forceinline__ void read_from(const T *rows, Stride stride, int m) {
-    const int g = lane() / 4, t = lane() % 4;
-#pragma unroll
-    for (int j = 0; j < COLS; j++) a[j] = rows + min(j * 8 + g, m - 1) * stride + t * RUN;
-  }
-
-  /** What is asked for before it is used: the weights of `STEPS` steps. Scales stay as they are
-   *  stored until then: widening one would wait for it. */
-  template <int STEPS> struct Ahead {
-    uint4 weights[STEPS][TILES][2];
-    bf16 scales[STEPS][TILES][2];
-  };
-
-  /** Asks for the weights from k on. `valid` is false for a lane whose run lies past the end of the
-   *  row. */
-  template <int STEPS>
-  __device__ __forceinline__ void ask(Ahead<STEPS> &ahead, int k, bool valid) const {
-    const uint4 zero = {0, 0, 0, 0};
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) {
-      const int at = (k / RUN + s * 4) * RUN_BYTES;
-#pragma unroll
-      for (int i = 0; i < TILES; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          ahead.weights[s][i][half] = valid ? ptx::load_once(b[i][half] + at) : zero;
-    }
-    if constexpr (Weights::GROUPED) {
-#pragma unroll
-      for (int s = 0; s < STEPS; s++)
-#pragma unroll
-        for (int i = 0; i < TILES; i++)
-#pragma unroll
-          for (int half = 0; half < 2; half++)
-            ahead.scales[s][i][half] = scales[scales_of[i][half] + k / STEP + s];
-    }
-  }
-
-  /** Multiplies them with the same stretch of A. */
-  template <int STEPS>
-  __device__ __forceinline__ void use(const Ahead<STEPS> &ahead, int k, bool valid) {
-    const uint4 zero = {0, 0, 0, 0};
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) {
-      uint4 rows[COLS][RUN / 8];
-#pragma unroll
-      for (int j = 0; j < COLS; j++)
-#pragma unroll
-        for (int x = 0; x < RUN / 8; x++)
-          rows[j][x] = valid ? *reinterpret_cast<const uint4 *>(a[j] + k + s * STEP + x * 8) : zero;
-      multiply(ahead.weights[s], ahead.scales[s], rows);
-    }
-  }
-
-  __device__ __forceinline__ void multiply(const uint4 (&weights)[TILES][2],
-                                           const bf16 (&scales)[TILES][2],
-                                           const uint4 (&rows)[COLS][RUN / 8]) {
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      float group[COLS][4] = {};
-#pragma unroll
-      for (int x = 0; x < RUN / 8; x++) {
-        uint32_t low[4], high[4];
-        Weights::eight(weights[i][0], x, low);
-        Weights::eight(weights[i][1], x, high);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int y = half * 2;
-          const uint32_t fragment[4] = {low[y], high[y], low[y + 1], high[y + 1]};
-#pragma unroll
-          for (int j = 0; j < COLS; j++) {
-            const uint4 &row = rows[j][x];
-            mma<T>(Weights::GROUPED ? group[j] : acc[i][j], fragment, half ? row.z : row.x,
-                   half ? row.w : row.y);
-          }
-        }
-      }
-      if constexpr (Weights::GROUPED) {
-#pragma unroll
-        for (int j = 0; j < COLS; j++)
-#pragma unroll
-          for (int x = 0; x < 4; x++) acc[i][j][x] += group[j][x] * widen(scales[i][x / 2]);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void put(FewRowsShared<TILES, COLS> &s) const {
-    const int g = lane() / 4, t = lane() % 4;
+  /** Adds the products of a step, whose weights are there; `a` is asked for unless AHEAD. */
+  __device__ __forceinline__ void multiply(const Shared &s, int stage, int step, Runs a,
+                                           const uint32_t (&ones)[4]) {
+    bf16 factors[TILES][2];
+    uint4 runs[TILES][2];
+    float group[TILES][COLS][4] = {}, offset[COLS][4] = {};
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
-      for (int j = 0; j < COLS; j++)
+      for (int half = 0; half < 2; half++) {
+        runs[i][half] = s.ring[stage][i * 2 + half][threadIdx.x];
+        if constexpr (Weights::GROUPED)
+          factors[i][half] = w.scales[groups[i][half]], groups[i][half] += FEW_WARPS;
+      }
 #pragma unroll
-        for (int x = 0; x < 4; x++)
-          s.sums[warp()][j * 8 + 2 * t + x % 2][i * 16 + g + x / 2 * 8] = acc[i][j][x];
+    for (int x = 0; x < RUN / 8; x++) {
+      if constexpr (!AHEAD) {
+#pragma unroll
+        for (int j = 0; j < COLS; j++) a.of[j][x] = load(step, j, x);
+      }
+      // The sums of A itself, if weights have an offset to be taken off.
+      if constexpr (Weights::OFFSET != 0) {
+#pragma unroll
+        for (int j = 0; j < COLS; j++) multiply(offset[j], ones, ones, a.of[j][x]);
+      }
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        uint32_t low[4], high[4];
+        Weights::eight(runs[i][0], x, low);
+        Weights::eight(runs[i][1], x, high);
+        const uint32_t first[4] = {low[0], high[0], low[1], high[1]};
+        const uint32_t second[4] = {low[2], high[2], low[3], high[3]};
+#pragma unroll
+        for (int j = 0; j < COLS; j++)
+          multiply(Weights::GROUPED ? group[i][j] : acc[i][j], first, second, a.of[j][x]);
+      }
+    }
+    if constexpr (Weights::GROUPED) {
+#pragma unroll
+      for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int j = 0; j < COLS; j++)
+#pragma unroll
+          for (int x = 0; x < 4; x++)
+            acc[i][j][x] += (group[i][j][x] - Weights::OFFSET * offset[j][x % 2]) *
+                            widen(factors[i][x / 2]);
+    }
+  }
+  /** 32 of k. */
+  static __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&first)[4],
+                                                  const uint32_t (&second)[4], const uint4 &a) {
+    mma<T>(sums, first, a.x, a.y);
+    mma<T>(sums, second, a.z, a.w);
+  }
+
+  /** Leaves the sums of rows of A below m. */
+  __device__ __forceinline__ void put(Sums &sums, int m) const {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int j = 0; j < COLS; j++)
+#pragma unroll
+      for (int x = 0; x < 2; x++) {
+        const int row = j * 8 + 2 * t + x;
+        if (row >= m) continue;
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+          sums[warp()][row][i * 16 + g] = acc[i][j][x];
+          sums[warp()][row][i * 16 + g + 8] = acc[i][j][x + 2];
+        }
+      }
+  }
+
+  /** C of a tile, whose sums are there, from row_of_a on; by one warp. */
+  __device__ __forceinline__ void store(const Sums &sums, const Epilogue<T> &epilogue, int tile,
+                                        int64_t row_of_a, int m) const {
+    auto whole = [&](int y, int x, int64_t row) {
+      float sum = 0;
+#pragma unroll
+      for (int from = 0; from < FEW_WARPS; from++) sum += sums[from][y][x];
+      return sum * w.row_scale(row);
+    };
+    const int cols = is_glu ? TILES * 8 : TILES * 16;
+    const int64_t col0 = (int64_t)tile * cols;
+    for (int i = lane(); i < m * cols; i += WARP) {
+      const int x = i % cols, y = i / cols;
+      const int64_t row = row_of_a + y, col = col0 + x;
+      if (col >= epilogue.cols) continue;
+      if (!is_glu) {
+        epilogue.store(row, col, whole(y, x, col));
+      } else {
+        const int at = x / 8 * 16 + x % 8;
+        epilogue.store(row, col, glu(whole(y, at, col), whole(y, at + 8, col + epilogue.cols)));
+      }
+    }
   }
 };
 
-/** The kernel's body: block x owns 16 TILES rows of B, block y 8 COLS rows of A; up to 4 TILES
- *  STEPS loads of B are in flight per thread. `ldb` in bytes; k is a multiple of a run, k < 2^30,
- *  and n < 2^31. */
-template <typename T, int TILES, int COLS, int STEPS, bool NORMED, typename Weights>
+/** The kernel's body: a block takes every gridDim.x-th 16 TILES rows of B, and 8 COLS rows of A.
+ *  `ldb` in bytes; k is a multiple of a run; k and n are below 2^30. */
+template <typename T, int TILES, int COLS, int STAGES, bool KEPT, typename Weights>
 __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t ldb) {
-  using Shared = FewRowsShared<TILES, COLS>;
+  using Part = FewRows<T, Weights, TILES, COLS, STAGES, KEPT>;
+  using Shared = typename Part::Shared;
   SHARED(Shared, s);
-  NormedShared &normed = reinterpret_cast<NormedShared &>(s);
-  using Part = FewRows<T, Weights, TILES, COLS>;
-  const int64_t row_of_b = (int64_t)blockIdx.x * (TILES * 16);
+  KeptShared<Shared> &kept = reinterpret_cast<KeptShared<Shared> &>(s);
   const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
-  // Of more rows of A than eight, SwiGLU is for tiles: there are no registers left here.
-  const bool is_glu = COLS == 1 && p.activation == SWIGLU;
-  Part part(p, w, is_glu, row_of_b, row_of_a, ldb);
-
-  constexpr int BATCH = STEPS * Part::STEP;
-  const int batches = (int)(p.k / BATCH);
-  // Two batches at a time: one is on its way while the other is multiplied.
-  typename Part::template Ahead<STEPS> ahead[2];
-  int i = warp();
-#pragma unroll
-  for (int turn = 0; turn < 2; turn++)
-    if (i + turn * FEW_WARPS < batches) part.ask(ahead[turn], (i + turn * FEW_WARPS) * BATCH, true);
-  if constexpr (NORMED) normed.template ask<T>(p);
+  const int m = min((int)(p.m - row_of_a), COLS * 8);
+  Part part(p, w, ldb);
+  if constexpr (KEPT) kept.template ask<T>(p);
+#pragma unroll 1
+  for (int i = 0; i < STAGES - 1; i++) part.copy(s, i);
   // Weights are nobody's to write; rows of A are the launch's before this one.
   ptx::wait_for_launch_before();
-  if constexpr (NORMED) {
-    normed.template make<T>(p);
-    part.read_from(normed.template rows<T>(p), NormedShared::stride(p), (int)p.m);
+  if constexpr (KEPT) {
+    kept.template make<T, STAGES - 1>(p);
+    part.read_from(kept.template rows<T>(p), KeptShared<Shared>::stride(p), (int)p.m);
+  } else {
+    part.read_from(static_cast<const T *>(p.a) + row_of_a * p.lda, p.lda, m);
   }
-  while (i < batches) {
-#pragma unroll
-    for (int turn = 0; turn < 2; turn++, i += FEW_WARPS) {
-      if (i < batches) part.use(ahead[turn], i * BATCH, true);
-      const int next = i + 2 * FEW_WARPS;
-      if (next < batches) part.ask(ahead[turn], next * BATCH, true);
-    }
-  }
-  // What is left is less than a batch: its steps one by one.
-  for (int k = batches * BATCH + warp() * Part::STEP; k < p.k; k += FEW_WARPS * Part::STEP) {
-    const bool valid = k + lane() % 4 * Part::RUN < p.k;
-    typename Part::template Ahead<1> last;
-    part.ask(last, k, valid);
-    part.use(last, k, valid);
-  }
-
-  part.put(s);
-  __syncthreads();
   const Epilogue<T> epilogue(p);
-  auto whole = [&](int y, int x, int64_t row) {
-    float sum = 0;
+  // Each in a register of its own, or four copies are made for every product.
+  uint32_t ones[4];
 #pragma unroll
-    for (int from = 0; from < FEW_WARPS; from++) sum += s.sums[from][y][x];
-    return sum * w.row_scale(row);
-  };
-  const int cols = is_glu ? TILES * 8 : TILES * 16;
-  const int64_t col0 = (int64_t)blockIdx.x * cols;
-  for (int i = (int)threadIdx.x; i < COLS * 8 * cols; i += FEW_THREADS) {
-    const int x = i % cols, y = i / cols;
-    const int64_t row = row_of_a + y, col = col0 + x;
-    if (row >= p.m) break;
-    if (col >= epilogue.cols) continue;
-    if (!is_glu) {
-      epilogue.store(row, col, whole(y, x, col));
-    } else {
-      const int at = x / 8 * 16 + x % 8;
-      epilogue.store(row, col, glu(whole(y, at, col), whole(y, at + 8, col + epilogue.cols)));
+  for (int i = 0; i < 4; i++) ones[i] = ptx::opaque(pack2<T>(1, 1));
+  int stage = 0, to = STAGES - 1, turn = 0;
+  for (int tile = (int)blockIdx.x; tile < part.tiles; tile += (int)gridDim.x, turn++) {
+    part.begin(tile);
+    constexpr int AT_ONCE = Part::AHEAD ? Part::AHEAD : 1;
+    typename Part::Runs a[AT_ONCE], ahead[AT_ONCE];
+    part.load(ahead, warp());
+#pragma unroll 1
+    for (int step = warp(); step < part.steps;) {
+#pragma unroll
+      for (int u = 0; u < Part::AHEAD; u++) a[u] = ahead[u];
+      part.load(ahead, step + AT_ONCE * FEW_WARPS);
+#pragma unroll
+      for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
+        if (step >= part.steps) break;
+        ptx::cp_async_wait<STAGES - 2>();
+        part.copy(s, to);
+        part.multiply(s, stage, step, a[u], ones);
+        stage = stage + 1 < STAGES ? stage + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
+      }
     }
+    // The sums of the tile before may still be read; those before it no more.
+    auto &sums = s.sums[turn % 2];
+    part.put(sums, m);
+    __syncthreads();
+    // One warp adds them, while the others go on.
+    if (warp() == turn % FEW_WARPS) part.store(sums, epilogue, tile, row_of_a, m);
   }
 }

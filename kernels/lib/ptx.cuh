@@ -74,6 +74,12 @@ __device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t b
   return d;
 }
 
+/** x, of which the compiler knows nothing more. */
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Launches that overlap (sm_90): what one wrote is there for the next after it has waited.
 
 /** Until the launch before this one has ended and all it wrote can be read. */
@@ -109,17 +115,9 @@ __device__ __forceinline__ uint32_t dynamic_shared_bytes() {
   return bytes;
 }
 
-// Loads that are used once: past L1, first to leave L2.
-
-/** 16 bytes at a 16-byte address. */
-__device__ __forceinline__ uint4 load_once(const void *p) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p), "l"(policy));
-  return v;
+/** Asks for the line at `p`, to L2. */
+__device__ __forceinline__ void prefetch(const void *p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 // Global to shared memory without registers (sm_80).
@@ -131,6 +129,12 @@ __device__ __forceinline__ uint32_t shared_address(const void *p) {
 __device__ __forceinline__ void cp_async16(void *to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid ? 16 : 0)
+               : "memory");
+}
+/** 16 bytes as by `cp_async16`, of a line whose rest is asked for next: L2 takes all of it. */
+__device__ __forceinline__ void cp_async16_streamed(void *to, const void *from, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+               "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
 /** 16 bytes likewise, which stay in L1: for what other blocks here want too. */

@@ -103,6 +103,21 @@ template <typename T, int THREADS> struct SharedRow {
     each(cols, [&](int at) { ptx::cp_async16_kept(row + at, from + at); });
   }
 
+  /** Copies this thread's packs of `from`, by registers: no older copy is waited for. */
+  static __device__ __forceinline__ void take(T *row, const T *from, int cols) {
+    constexpr int STEP = THREADS * Pack<T>::SIZE, AT_ONCE = 4;
+#pragma unroll 1
+    for (int at = (int)threadIdx.x * Pack<T>::SIZE; at < cols; at += AT_ONCE * STEP) {
+      Pack<T> x[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++)
+        if (at + i * STEP < cols) x[i] = pack(from + at + i * STEP);
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++)
+        if (at + i * STEP < cols) pack(row + at + i * STEP) = x[i];
+    }
+  }
+
   template <typename F> __device__ __forceinline__ float sum(F f) const {
     float total = 0;
     each(cols, [&](int at) {

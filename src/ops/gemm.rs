@@ -32,7 +32,7 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result};
 use codes::Codes;
 pub(super) use codes::GROUP;
-pub(super) use few_rows::shared as few_shared;
+pub(super) use few_rows::Rows;
 pub(super) use geometry::few_bits;
 use inner::Inner;
 pub(super) use table::read_tiles;
@@ -340,9 +340,16 @@ pub(super) fn makes_norm(stream: &Stream, a: View<'_>, norm: Norm<'_>, b: View<'
     let vectors = [Some(w), bias];
     let aligned = |x: View<'_>| is_packable(&[x.ptr()], &[a.cols() as i64], x.dtype());
     let Some(chip) = stream.chip() else { return false };
+    let shape = gemm_shape([a.rows(), b.rows(), a.cols()].map(|n| n as i64));
+    let p = GemmParams {
+        norm: 1,
+        norm_weight: w.ptr(),
+        norm_bias: bias.map_or(std::ptr::null(), |b| b.ptr()),
+        ..shape
+    };
     makes_swiglu(stream, a, b)
         && vectors.into_iter().flatten().all(aligned)
-        && few_rows::has_room(a.rows(), a.cols(), bias.is_some(), chip)
+        && matches!(Rows::of(&p, chip), Some(Rows::Kept))
 }
 
 /// True if the product of `a` and B, of elements or codes, can end in SwiGLU: where its launch is

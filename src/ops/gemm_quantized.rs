@@ -2,8 +2,7 @@
 
 use super::check;
 use super::gemm::{
-    Epilogue, GROUP, SWIGLU, cost_with, few_bits, few_shared, product, quantized_twin,
-    swiglu_product,
+    Epilogue, GROUP, Rows, cost_with, few_bits, product, quantized_twin, swiglu_product,
 };
 use super::layout::is_packable;
 use super::normed::Norm;
@@ -133,8 +132,6 @@ fn launch(stream: &Stream, a: View<'_>, b: Quantized<'_>, product: GemmParams) -
 
 /// `FEW_THREADS`.
 const THREADS: u32 = 256;
-/// Rows up to which reading B takes longer than multiplying.
-const FEW_ROWS: i64 = 16;
 /// In y.
 const MOST_BLOCKS: usize = 65535;
 /// Beyond the most columns: of so many rows, the tiles of any fewer are a grid.
@@ -152,18 +149,20 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
         && is_packable(&[g.a], &[g.lda], dtype)
         && is_packable(&[g.b], &[g.ldb], DType::U8)
         && g.k % run == 0;
-    // Rows of A and of B of a block.
-    let (variants, rows, cols) = match g.m {
-        _ if !is_packed => (["_int8_plain", "_int4_plain"], 1, 8),
-        _ if g.norm != 0 => (["_int8_rows8_normed", "_int4_rows8_normed"], 8, 16),
-        i64::MIN..=8 => (["_int8_rows8", "_int4_rows8"], 8, 16),
-        9..=FEW_ROWS if g.activation != SWIGLU => (["_int8_rows16", "_int4_rows16"], 16, 32),
-        _ => return few_bits(g, is_int8, chip),
+    if !is_packed {
+        // A warp for a cell, 8 columns a block.
+        let variant = if is_int8 { "_int8_plain" } else { "_int4_plain" };
+        let grid = [n.div_ceil(8) as u32, m as u32, 1];
+        return Geometry { variant, grid, ..Geometry::linear(0, THREADS) };
+    }
+    let variants = match is_int8 {
+        true => ["_int8_rows8", "_int8_rows8_kept", "_int8_rows16"],
+        false => ["_int4_rows8", "_int4_rows8_kept", "_int4_rows16"],
     };
-    let shared = if is_packed { few_shared(g, rows, cols) } else { 0 };
-    let grid = [n.div_ceil(cols) as u32, m.div_ceil(rows) as u32, 1];
-    let variant = variants[usize::from(!is_int8)];
-    Geometry { variant, grid, shared, ..Geometry::linear(0, THREADS) }
+    match Rows::of(g, chip) {
+        Some(rows) => rows.geometry(g, variants, chip),
+        None => few_bits(g, is_int8, chip),
+    }
 }
 
 /// Every operand moved once, B and its scales as they are stored.
@@ -197,9 +196,9 @@ mod tests {
     fn cards_read_weights_once_for_few_rows_and_cell_by_cell_where_they_must() {
         let of = |m, k, bits| geometry(&params(m, k, bits), DType::BF16, &Chip::H200);
         let one = of(1, 4096, 8);
-        assert_eq!((one.variant, one.grid, one.shared), ("_int8_rows8", [256, 1, 1], 4096));
+        assert_eq!((one.variant, one.grid, one.shared), ("_int8_rows8_kept", [256, 1, 1], 76928));
         let ten = of(10, 4096, 4);
-        assert_eq!((ten.variant, ten.grid, ten.shared), ("_int4_rows16", [128, 1, 1], 16384));
+        assert_eq!((ten.variant, ten.grid, ten.shared), ("_int4_rows16", [128, 1, 1], 115840));
         let many = of(250, 4096, 4);
         assert_eq!((many.variant, many.grid, many.threads), ("_int4_tiles", [128, 1, 2], 128));
         let long = of(20, 16384, 8);

@@ -197,10 +197,10 @@ fn products(s: &Sizes, add: Add<'_>) {
         ] {
             add("gemm", format!("{name}_{m}"), Work::Product { m, n, k, activation, is_gated });
         }
-        // Of few rows it makes the norm before it, too.
+        // Of one row it makes the norm before it, too.
         for (part, is_normed) in [("swiglu", false), ("normed", true)] {
             let of = |bits| Work::Swiglu { m, n: 2 * s.mlp, k: s.width, bits, is_normed };
-            if is_normed && m > 8 {
+            if is_normed && m > 1 {
                 continue;
             }
             add("gemm", format!("lm_gate_up_{part}_{m}"), of(16));

@@ -324,16 +324,23 @@ fn check<T: Real>(case: &Case) {
         assert!(alone == together, "{}: depends on the number of threads", case.name);
         judge::<T>(case, &oracle, &alone, &isa.to_string());
     }
-    check_on_cards::<T>(case, &operands, &oracle);
+    check_on_cards::<T>(case, &operands, &oracle, USUAL);
 }
 
 /// The real kernels, as an A100 and as an H200 would run them.
-fn check_on_cards<T: Real>(case: &Case, operands: &Operands<T>, oracle: &[(f64, f64)]) {
+const USUAL: [Chip; 2] = [Chip::A100, Chip::H200];
+
+fn check_on_cards<T: Real>(
+    case: &Case,
+    operands: &Operands<T>,
+    oracle: &[(f64, f64)],
+    chips: [Chip; 2],
+) {
     let laid = |chip| {
         let geometry = (GEMM.geometry)(&case.aligned(), T::DTYPE, &chip);
         (geometry.variant, geometry.grid)
     };
-    let [one, other] = cards([Chip::A100, Chip::H200]);
+    let [one, other] = cards(chips);
     let is_same = laid(*one.chip().unwrap()) == laid(*other.chip().unwrap());
     for stream in std::iter::once(one).chain((!is_same).then_some(other)) {
         judge::<T>(case, oracle, &case.run_on(operands, &stream, &GEMM), &stream.describe());
@@ -433,11 +440,18 @@ fn few_rows_on_cards() {
         on_cards::<bf16>(&case("long_rows", m, 33, 2 * 1024 + 256 + 40));
         on_cards::<f16>(&case("long_rows", m, 33, 2 * 1024 + 256 + 40));
     }
+    // Blocks that take one tile after the other, whose copies run on from one into the next.
+    let small = USUAL.map(|chip| Chip { multiprocessors: 1, ..chip });
+    for (m, n, k) in [(1, 16 * 11 + 5, 2072), (2, 100, 24), (8, 150, 264), (11, 32 * 7 - 3, 520)] {
+        let tiles = every("tile_after_tile", m, n, k);
+        let operands = Operands::<bf16>::new(&tiles);
+        check_on_cards::<bf16>(&tiles, &operands, &tiles.oracle(&operands), small);
+    }
 }
 
 fn on_cards<T: Real>(case: &Case) {
     let operands = Operands::<T>::new(case);
-    check_on_cards::<T>(case, &operands, &case.oracle(&operands));
+    check_on_cards::<T>(case, &operands, &case.oracle(&operands), USUAL);
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use crate::gemm::erf;
 use crate::guarded::Guarded;
-use crate::judge::{for_every_type, judge, message, normals, rounded, streams, tensor};
+use crate::judge::{cards, for_every_type, judge, message, normals, rounded, streams, tensor};
 use half::bf16;
 use medflamingo::contracts::{GemmParams, GemmQuantizedParams};
-use medflamingo::device::{Host, Isa, Pool, Stream};
+use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops::{
     Activation, Epilogue, GEMM_QUANTIZED, INT4_GROUP, Out, Quantized, Weight, gemm_quantized,
@@ -171,9 +171,13 @@ fn every_case<T: Real>() {
 }
 
 fn check<T: Real>(c: &Case, is_int4: bool) {
+    check_on::<T>(c, is_int4, streams());
+}
+
+/// By streams in pairs that give the same bits.
+fn check_on<T: Real>(c: &Case, is_int4: bool, streams: Vec<Stream>) {
     let o = Operands::new(c, is_int4);
     let (want, atol) = oracle::<T>(c, &o);
-    let streams = streams();
     for pair in streams.chunks(2) {
         let found = [0, 1].map(|i| product::<T>(c, &o, is_int4, &pair[i]));
         for (found, stream) in found.iter().zip(pair) {
@@ -199,6 +203,13 @@ fn every_number_of_rows_that_is_few() {
         let c = Case { every: m % 2 == 0, ..case("few_rows", m, 1 + m * 23 % 71, 256) };
         check::<bf16>(&c, false);
         check::<bf16>(&c, true);
+    }
+    // Blocks that take one tile after the other, whose copies run on from one into the next.
+    let small = || cards([Chip { multiprocessors: 1, ..Chip::H200 }; 2]).into();
+    for (m, n, k) in [(1, 16 * 9 + 5, 1280), (3, 100, 128), (13, 32 * 5 - 3, 640)] {
+        let c = Case { every: true, ..case("tile_after_tile", m, n, k) };
+        check_on::<bf16>(&c, false, small());
+        check_on::<bf16>(&c, true, small());
     }
 }
 

@@ -24,11 +24,6 @@ uint16_t to_f16(float x) {
   return (uint16_t)(sign | ((u >> 13) - (112u << 10)));
 }
 
-uint4 load_once(const void *p) {
-  simt::aligned_access(p, 16, false, SITE);
-  return *static_cast<const uint4 *>(p);
-}
-
 void cp_async16(void *to, const void *from, bool valid) {
   // The target is written when the copy is waited for; until then nobody may touch it.
   simt::aligned_access(to, 16, true, SITE);

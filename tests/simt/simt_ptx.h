@@ -52,9 +52,13 @@ __forceinline__ uint32_t take_turn(uint32_t *counter) { return atomicAdd(counter
 void wait_for_launch_before();
 __forceinline__ void let_next_launch_begin() {}
 
-uint4 load_once(const void *p);
+__forceinline__ uint32_t opaque(uint32_t x) { return x; }
+__forceinline__ void prefetch(const void *) {}
 
 void cp_async16(void *to, const void *from, bool valid);
+__forceinline__ void cp_async16_streamed(void *to, const void *from, bool valid) {
+  cp_async16(to, from, valid);
+}
 __forceinline__ void cp_async16_kept(void *to, const void *from) { cp_async16(to, from, true); }
 void cp_async_commit();
 void cp_async_wait(int groups);

@@ -1,4 +1,4 @@
-//! How products of few rows are laid over a card: blocks that own rows of B and read them once.
+//! How products of few rows are laid over a card: blocks that stay, and take rows of B in turns.
 
 use super::SWIGLU;
 use crate::contracts::GemmParams;
@@ -6,40 +6,89 @@ use crate::device::{Chip, Geometry};
 
 /// Threads of a block: 8 warps, which divide k.
 const THREADS: u32 = 256;
-/// Rows up to which reading B takes longer than multiplying.
-const MOST_ROWS: i64 = 16;
+/// Blocks of a multiprocessor, at most: three were slower (H200, 2026-11-27).
+const RESIDENT: u32 = 2;
+/// Of the ring of weights, bytes: `FEW_STAGES` of 32 bytes a thread, for 32 rows of B half as many
+/// of 64.
+const RING: u32 = 6 * 32 * THREADS;
+/// `MOST_KEPT`: rows of A that a block keeps. Their norm is made one after the other: of eight rows that takes
+/// longer than a launch of its own.
+const MOST_KEPT: i64 = 2;
+/// What a block takes of shared memory for itself, bytes.
+const OWN: u32 = 1024;
 
-/// True if the entries of `gemv.cu` are for this product, whose operands 16-byte loads can reach.
-pub(super) fn fits(p: &GemmParams) -> bool {
-    let most = if p.activation == SWIGLU { 8 } else { MOST_ROWS };
-    p.m <= most && p.k < 1 << 30 && p.n < 1 << 31
+/// An entry by the rows of A and of B that its blocks have.
+#[derive(Clone, Copy)]
+pub(in crate::ops) enum Rows {
+    /// 8 of A and 16 of B.
+    Eight,
+    /// The same; those of A, or their norm, in shared memory.
+    Kept,
+    /// 16 of A and 32 of B.
+    Sixteen,
 }
 
-/// `_rows8`: 16 rows of B a block, for up to 8 rows of A; else `_rows16`: 32 rows of B.
-pub(super) fn geometry(p: &GemmParams) -> Geometry {
-    let (variant, tile, rows) = match p.m {
-        _ if p.norm != 0 => ("_rows8_normed", 16, 8),
-        ..=8 => ("_rows8", 16, 8),
-        _ => ("_rows16", 32, 16),
-    };
-    let blocks = (p.n as u64).div_ceil(tile) as u32;
-    Geometry { variant, shared: shared(p, rows, tile), ..Geometry::linear(blocks, THREADS) }
+impl Rows {
+    /// The entry for this product, whose operands 16-byte loads can reach; None if tiles are.
+    pub(in crate::ops) fn of(p: &GemmParams, chip: &Chip) -> Option<Self> {
+        let fits = p.k < 1 << 30 && p.n < 1 << 30;
+        match p.m {
+            _ if !fits => None,
+            ..=MOST_KEPT if has_room(p, chip) => Some(Rows::Kept),
+            ..=8 => Some(Rows::Eight),
+            9..=16 if p.activation != SWIGLU => Some(Rows::Sixteen),
+            _ => None,
+        }
+    }
+
+    /// The launch; `variants` are the entries in the order of `Rows`.
+    pub(in crate::ops) fn geometry(
+        self,
+        p: &GemmParams,
+        variants: [&'static str; 3],
+        chip: &Chip,
+    ) -> Geometry {
+        let tile = match self {
+            Rows::Eight | Rows::Kept => 16,
+            Rows::Sixteen => 32,
+        };
+        let tiles = (p.n.max(0) as u64).div_ceil(tile) as u32;
+        // Blocks share the tiles evenly, so multiprocessors must have as many blocks each: a card
+        // sees to that only if they have no room for one more.
+        let (all, needed) = (chip.shared_bytes + OWN, self.shared(p));
+        let wanted = tiles.div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
+        let resident = wanted.min(all / (needed + OWN)).max(1);
+        let too_much = (all / (resident + 1) + 1).next_multiple_of(128) - OWN;
+        let shared = needed.max(too_much).min(chip.shared_bytes);
+        let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
+        let variant = variants[self as usize];
+        Geometry { variant, shared, ..Geometry::linear(blocks, THREADS) }
+    }
+
+    /// Shared memory that a block needs, bytes.
+    fn shared(self, p: &GemmParams) -> u32 {
+        match self {
+            Rows::Eight => product(8, 16),
+            Rows::Kept => product(MOST_KEPT as u32, 16) + kept(p) as u32,
+            Rows::Sixteen => product(16, 32),
+        }
+    }
 }
 
-/// Shared memory of a block of `rows` rows of A and `cols` rows of B, bytes.
-pub(in crate::ops) fn shared(p: &GemmParams, rows: u64, cols: u64) -> u32 {
-    // `sizeof(FewRowsShared)`: a float for every warp and cell.
-    let sums = THREADS / 32 * (rows * cols) as u32 * 4;
-    if p.norm == 0 { sums } else { sums + normed(p.m as u32, p.k as u32, !p.norm_bias.is_null()) }
+/// `sizeof(FewRowsShared)`: a float for every warp and cell of two tiles, and the ring.
+const fn product(rows: u32, cols: u32) -> u32 {
+    2 * THREADS / 32 * rows * cols * 4 + RING
 }
 
-/// What `NormedShared` has more, of A (m,k): three sums of every warp, then weight, bias and rows.
-fn normed(m: u32, k: u32, has_bias: bool) -> u32 {
-    3 * THREADS / 32 * 4 + 2 * ((1 + u32::from(has_bias)) * k + m * (k + 8))
+/// What `KeptShared` has more, of A (m,k): three sums of every warp, then the vectors of a norm,
+/// then rows.
+fn kept(p: &GemmParams) -> i64 {
+    let vectors = [p.norm_weight, p.norm_bias].iter().filter(|v| !v.is_null()).count() as i64;
+    i64::from(3 * THREADS / 32 * 4) + 2 * (vectors * p.k + p.m * (p.k + 8))
 }
 
-/// True if a block has room for the norm of A (m,k), beside one more.
-pub(super) fn has_room(m: usize, k: usize, has_bias: bool, chip: &Chip) -> bool {
-    let most = (chip.shared_bytes / 2) as usize;
-    m <= 8 && k < most && (normed(m as u32, k as u32, has_bias) as usize) + 4096 + 1024 <= most
+/// True if a block has room for A (m,k), or its norm, beside another block.
+fn has_room(p: &GemmParams, chip: &Chip) -> bool {
+    let half = i64::from((chip.shared_bytes + OWN) / 2 - OWN);
+    p.m <= MOST_KEPT && p.k < half && i64::from(product(MOST_KEPT as u32, 16)) + kept(p) <= half
 }

@@ -25,7 +25,9 @@ KERNEL(misaligned_pack, PlantedParams, 64) {
   auto from = reinterpret_cast<const Pack<float> *>(p.x + p.wrong);
   *reinterpret_cast<Pack<float> *>(p.y) = *from;
 }
-KERNEL(misaligned_vector, PlantedParams, 64) {
+KERNEL(misaligned_copy, PlantedParams, 64) {
+  SHARED(uint4, to);
   if (threadIdx.x > 0) return;
-  *reinterpret_cast<uint4 *>(p.y) = ptx::load_once(p.x + p.wrong);
+  ptx::cp_async16(&to, p.x + p.wrong, true);
+  ptx::cp_async_wait<0>();
 }
