@@ -11,8 +11,8 @@ const RESIDENT: u32 = 2;
 /// Of the ring of weights, bytes: `FEW_STAGES` of 32 bytes a thread, for 32 rows of B half as many
 /// of 64.
 const RING: u32 = 6 * 32 * THREADS;
-/// `MOST_KEPT`: rows of A that a block keeps. Their norm is made one after the other: of eight rows that takes
-/// longer than a launch of its own.
+/// `MOST_KEPT`: rows of A that a block keeps. Their norm is made one after the other: of eight rows
+/// that takes longer than a launch of its own.
 const MOST_KEPT: i64 = 2;
 /// What a block takes of shared memory for itself, bytes.
 const OWN: u32 = 1024;

@@ -180,7 +180,7 @@ mod tests {
                 let (variant, [blocks, ..]) = choice(&Chip::A100, m, n, 4096);
                 let (wanted, rows, most) = match m {
                     ..=2 => ("_rows8_kept", 16, 216),
-                    ..=8 => ("_rows8", 16, 216),
+                    3..=8 => ("_rows8", 16, 216),
                     _ => ("_rows16", 32, 216),
                 };
                 assert_eq!((variant, blocks), (wanted, (groups(n, rows) as u32).min(most)), "{m}");
