@@ -7,7 +7,7 @@
  *  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x), 3 SwiGLU: B is n/2 rows of gates, then n/2 of
  *  values; C (m,n/2) = residual + tanh(gate) * silu(A Bgates^T) (A Bvalues^T), on cards, of 16-bit
  *  operands in 16-byte chunks, without bias. `norm` is 0 for A as it is; 1 for the rows that
- *  `rmsnorm` makes of A, or 2 for those of `layernorm`: on cards, of at most 8 rows, 16-bit
+ *  `rmsnorm` makes of A, or 2 for those of `layernorm`: on cards, of at most 2 rows, 16-bit
  *  operands in 16-byte chunks. C may be the residual itself (in place): so are gradients of T
  *  accumulated in f32.
  *
