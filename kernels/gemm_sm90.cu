@@ -20,7 +20,9 @@
  *  Traffic   A (n / BN) times and B (m / BM) times, `_pair` half as often, through L2, which is
  *            what 128x128 and 128x192 wait for (7.8 TB/s on an H200); C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
- *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. */
+ *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. Arrivals
+ *            at the other block of a `_pair` with release for the cluster: a barrier for the
+ *            card's memory in every step, 0.5 us of 0.9 (H200, 128x128). */
 #include "gemm.h"
 #include "lib/epilogue.cuh"
 #include "lib/reduce.cuh"

@@ -241,11 +241,13 @@ __device__ __forceinline__ void cluster_sync() {
                "barrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 }
-/** Arrives at the barrier that block `rank` has where this block has `barrier`. */
+/** Arrives at the barrier that block `rank` has where this block has `barrier`: done with reading.
+ *  What this thread wrote is not there for that block by this: a release for a cluster is a barrier
+ *  for the memory of the card, half a microsecond. */
 __device__ __forceinline__ void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier) {
   asm volatile("{ .reg .b32 there;\n"
                "mapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(
+               "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(
                    shared_address(barrier)),
                "r"(rank)
                : "memory");

@@ -113,6 +113,9 @@ pub fn check(compiled: &[Compiled]) -> Vec<String> {
         if c.registers > budget.registers {
             say(format!("{} registers, at most {}", c.registers, budget.registers));
         }
+        if c.mix.fences_in_loop > 0 {
+            say(format!("{} barriers for the card between products", c.mix.fences_in_loop));
+        }
         // The paths for shapes without tiles, and for one query row a warp.
         if c.entry.contains("_plain") || c.entry.ends_with("_row") {
             continue;
@@ -183,6 +186,8 @@ mod tests {
             ..entry("swiglu_f32", Mix { waits, wide_loads: 1, ..Mix::default() })
         };
         assert_eq!((check(&[hopper(1)]).len(), check(&[hopper(0)]).len()), (0, 1));
+        let fenced = Mix { fences_in_loop: 1, ..Mix::default() };
+        assert_eq!(check(&[entry("swiglu_f32", Mix { wide_loads: 1, ..fenced })]).len(), 1);
         let busy = Mix { hmma: 4, wide_shared: 1, per_hmma: 4.6, ..Mix::default() };
         assert_eq!(check(&[entry("gemm_quantized_bf16_int8_rows8", busy.clone())]), [""; 0]);
         assert_eq!(check(&[entry("gemm_quantized_bf16_int8_tiles", busy)]).len(), 1);

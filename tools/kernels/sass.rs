@@ -33,6 +33,9 @@ pub struct Mix {
     /// Loads from and stores to local memory: spills and indexed arrays.
     pub local: u32,
     pub barriers: u32,
+    /// Barriers of memory for the whole card, half a microsecond each, in the loop with the most
+    /// tensor-core products that have no shorter one around them.
+    pub fences_in_loop: u32,
     /// Waits for the launch before: Hopper's launches may overlap.
     pub waits: u32,
     /// exp2, reciprocals, roots.
@@ -230,8 +233,7 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
             "LDG" | "LD" if is_wide => mix.wide_loads += 1,
             "LDG" | "LD" => {
                 mix.narrow_loads += 1;
-                let inside = |l: &&(u64, u64)| l.0 <= i.address && i.address <= l.1;
-                mix.narrow_loads_in_loops += u32::from(innermost.iter().any(inside));
+                mix.narrow_loads_in_loops += u32::from(innermost.iter().any(|l| within(i, l)));
             }
             "LDL" | "STL" => mix.local += 1,
             "BAR" => mix.barriers += 1,
@@ -241,8 +243,8 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
         }
         mix.all += 1;
     }
-    let hmma_of = |(first, last): &(u64, u64)| {
-        let body = code.iter().filter(|i| (*first..=*last).contains(&i.address));
+    let hmma_of = |l: &(u64, u64)| {
+        let body = code.iter().filter(|i| within(i, l));
         let hmma = body.clone().filter(|i| i.name.starts_with("HMMA")).count();
         (hmma, body.filter(|i| i.name != "NOP").count())
     };
@@ -251,7 +253,30 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
     if let Some((hmma, all)) = innermost.map(|l| hmma_of(l)).max() {
         mix.per_hmma = all as f32 / hmma as f32;
     }
+    mix.fences_in_loop = fences_in_loop(code, &loops);
     mix
+}
+
+fn within(i: &Instruction<'_>, (first, last): &(u64, u64)) -> bool {
+    (*first..=*last).contains(&i.address)
+}
+
+/// See [`Mix::fences_in_loop`].
+fn fences_in_loop(code: &[Instruction<'_>], loops: &[(u64, u64)]) -> u32 {
+    let is_product = |i: &&Instruction<'_>| ["HMMA", "HGMMA"].iter().any(|p| i.name.starts_with(p));
+    // Waits that were moved out of a loop make longer ones of what lies between.
+    let shortest = |i: &Instruction<'_>| {
+        loops.iter().filter(|l| within(i, l)).min_by_key(|(first, last)| last - first)
+    };
+    let mut products = BTreeMap::<_, u32>::new();
+    for around in code.iter().filter(is_product).filter_map(shortest) {
+        *products.entry(around).or_default() += 1;
+    }
+    let Some((most, _)) = products.iter().max_by_key(|(_, count)| **count) else { return 0 };
+    let is_fence = |i: &&Instruction<'_>| {
+        i.name.starts_with("MEMBAR") && !i.name.ends_with("CTA") && within(i, most)
+    };
+    code.iter().filter(is_fence).count() as u32
 }
 
 #[cfg(test)]
@@ -287,8 +312,9 @@ mod tests {
         let found = mixes(include_str!("samples/sass.txt"));
         let of = |arch: &str, entry: &str| &found[&(arch.to_string(), entry.to_string())];
         let mix = of("sm_80", "sum_bf16");
-        assert_eq!((mix.all, mix.wide_loads, mix.narrow_loads), (13, 1, 2));
-        assert_eq!((mix.hmma, mix.per_hmma, mix.wide_shared), (1, 5.0, 1));
+        assert_eq!((mix.all, mix.wide_loads, mix.narrow_loads), (16, 1, 2));
+        assert_eq!((mix.hmma, mix.per_hmma, mix.wide_shared), (1, 7.0, 1));
+        assert_eq!(mix.fences_in_loop, 1, "not that of a block, nor the one after the loop");
         assert_eq!(mix.narrow_loads_in_loops, 1, "the load before the loop does not count");
         assert_eq!((mix.barriers, mix.mufu, mix.local), (1, 1, 0));
         let mix = of("sm_90a", "gemm_bf16_sm90");
