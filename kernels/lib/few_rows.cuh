@@ -110,8 +110,10 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   static constexpr int RUN = Weights::RUN;
   static constexpr int STEP = 4 * RUN; /**< k of a step */
   static constexpr int RUN_BYTES = 16;
-  /** Steps whose A is asked for at once; 0 if it is KEPT, or too much for registers. */
-  static constexpr int AHEAD = KEPT || COLS * RUN > 32 ? 0 : 32 / (COLS * RUN);
+  /** A is asked for ahead, unless it is KEPT, or too much for registers. */
+  static constexpr bool AHEAD = !KEPT && COLS * RUN <= 32;
+  /** Steps whose A and scales are asked for at once, while as many before them are multiplied. */
+  static constexpr int AT_ONCE = AHEAD ? 32 / (COLS * RUN) : Weights::GROUPED && KEPT ? 2 : 1;
   using Shared = FewRowsShared<TILES, KEPT ? MOST_KEPT : COLS * 8, STAGES>;
   using Sums = typename Shared::Sums;
 
@@ -127,13 +129,15 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     int tile, step;
     const unsigned char *b[TILES][2];
   } next;
-  /** The groups of B of the step that is multiplied next. */
+  /** The first groups of this lane's rows of B, in the tile that is multiplied. */
   uint32_t groups[TILES][2];
   const T *rows[COLS]; /**< this lane's rows of A, at its run of k = 0 */
 
-  /** This lane's runs of A in a step. */
-  struct Runs {
-    uint4 of[COLS][RUN / 8];
+  /** What is asked for of a step: this lane's runs of A, if AHEAD, and scales as they are stored:
+   *  widening one would wait for it. */
+  struct Asked {
+    uint4 a[COLS][RUN / 8];
+    bf16 scales[TILES][2];
   };
 
   __device__ __forceinline__ FewRows(const GemmParams &p, Weights w, int64_t ldb)
@@ -169,27 +173,38 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     });
   }
 
-  /** Has this lane read A from `a`, of which there are m rows; those past the end are the last once
-   *  more. */
+  /** Has this lane read A from `from`, of which there are m rows; those past the end are the last
+   *  once more. */
   template <typename Stride>
-  __device__ __forceinline__ void read_from(const T *a, Stride stride, int m) {
+  __device__ __forceinline__ void read_from(const T *from, Stride stride, int m) {
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
-    for (int j = 0; j < COLS; j++) rows[j] = a + min(j * 8 + g, m - 1) * stride + t * RUN;
+    for (int j = 0; j < COLS; j++) rows[j] = from + min(j * 8 + g, m - 1) * stride + t * RUN;
   }
   __device__ __forceinline__ uint4 load(int step, int j, int x) const {
     const uint4 zero = {0, 0, 0, 0};
-    return is_inside(step) ? *reinterpret_cast<const uint4 *>(rows[j] + step * STEP + x * 8) : zero;
+    const T *const from = rows[j] + step * STEP + x * 8;
+    return is_inside(step) ? *reinterpret_cast<const uint4 *>(from) : zero;
   }
-  /** A of the next AHEAD steps of this warp, from `step` on, as far as there are any. */
-  __device__ __forceinline__ void load(Runs (&ahead)[AHEAD ? AHEAD : 1], int step) const {
+  /** Asks for what goes with AT_ONCE steps of this warp, from `step` on, if there are such. */
+  __device__ __forceinline__ void ask(Asked (&asked)[AT_ONCE], int step) const {
 #pragma unroll
-    for (int u = 0; u < AHEAD; u++, step += FEW_WARPS)
+    for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
+      if (step >= steps) break;
+      if constexpr (AHEAD) {
 #pragma unroll
-      for (int j = 0; j < COLS; j++)
+        for (int j = 0; j < COLS; j++)
 #pragma unroll
-        for (int x = 0; x < RUN / 8; x++)
-          if (step < steps) ahead[u].of[j][x] = load(step, j, x);
+          for (int x = 0; x < RUN / 8; x++) asked[u].a[j][x] = load(step, j, x);
+      }
+      if constexpr (Weights::GROUPED) {
+#pragma unroll
+        for (int i = 0; i < TILES; i++)
+#pragma unroll
+          for (int half = 0; half < 2; half++)
+            asked[u].scales[i][half] = w.scales[groups[i][half] + (uint32_t)step];
+      }
+    }
   }
 
   /** False for a lane whose run of a step lies past the end of the row. */
@@ -214,11 +229,11 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     ptx::cp_async_commit();
   }
 
-  /** Begins the sums of a tile. */
+  /** Begins the sums of a tile; past the last, of its last rows again. */
   __device__ __forceinline__ void begin(int tile) {
     if constexpr (Weights::GROUPED)
       each_row(tile, [&](int64_t row, int i, int half) {
-        groups[i][half] = w.first_group(row) + (uint32_t)warp();
+        groups[i][half] = w.first_group(row);
       });
 #pragma unroll
     for (int i = 0; i < TILES; i++)
@@ -228,30 +243,25 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
         for (int x = 0; x < 4; x++) acc[i][j][x] = 0;
   }
 
-  /** Adds the products of a step, whose weights are there; `a` is asked for unless AHEAD. */
-  __device__ __forceinline__ void multiply(const Shared &s, int stage, int step, Runs a,
+  /** Adds the products of a step, whose weights are there. */
+  __device__ __forceinline__ void multiply(const Shared &s, int stage, int step, Asked asked,
                                            const uint32_t (&ones)[4]) {
-    bf16 factors[TILES][2];
     uint4 runs[TILES][2];
     float group[TILES][COLS][4] = {}, offset[COLS][4] = {};
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        runs[i][half] = s.ring[stage][i * 2 + half][threadIdx.x];
-        if constexpr (Weights::GROUPED)
-          factors[i][half] = w.scales[groups[i][half]], groups[i][half] += FEW_WARPS;
-      }
+      for (int half = 0; half < 2; half++) runs[i][half] = s.ring[stage][i * 2 + half][threadIdx.x];
 #pragma unroll
     for (int x = 0; x < RUN / 8; x++) {
       if constexpr (!AHEAD) {
 #pragma unroll
-        for (int j = 0; j < COLS; j++) a.of[j][x] = load(step, j, x);
+        for (int j = 0; j < COLS; j++) asked.a[j][x] = load(step, j, x);
       }
       // The sums of A itself, if weights have an offset to be taken off.
       if constexpr (Weights::OFFSET != 0) {
 #pragma unroll
-        for (int j = 0; j < COLS; j++) multiply(offset[j], ones, ones, a.of[j][x]);
+        for (int j = 0; j < COLS; j++) multiply(offset[j], ones, ones, asked.a[j][x]);
       }
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
@@ -262,7 +272,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
         const uint32_t second[4] = {low[2], high[2], low[3], high[3]};
 #pragma unroll
         for (int j = 0; j < COLS; j++)
-          multiply(Weights::GROUPED ? group[i][j] : acc[i][j], first, second, a.of[j][x]);
+          multiply(Weights::GROUPED ? group[i][j] : acc[i][j], first, second, asked.a[j][x]);
       }
     }
     if constexpr (Weights::GROUPED) {
@@ -273,7 +283,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
 #pragma unroll
           for (int x = 0; x < 4; x++)
             acc[i][j][x] += (group[i][j][x] - Weights::OFFSET * offset[j][x % 2]) *
-                            widen(factors[i][x / 2]);
+                            widen(asked.scales[i][x / 2]);
     }
   }
   /** 32 of k. */
@@ -352,29 +362,31 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   uint32_t ones[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) ones[i] = ptx::opaque(pack2<T>(1, 1));
+  constexpr int AT_ONCE = Part::AT_ONCE;
+  typename Part::Asked asked[AT_ONCE], next[AT_ONCE];
+  part.begin((int)blockIdx.x);
+  part.ask(next, warp());
   int stage = 0, to = STAGES - 1, turn = 0;
   for (int tile = (int)blockIdx.x; tile < part.tiles; tile += (int)gridDim.x, turn++) {
-    part.begin(tile);
-    constexpr int AT_ONCE = Part::AHEAD ? Part::AHEAD : 1;
-    typename Part::Runs a[AT_ONCE], ahead[AT_ONCE];
-    part.load(ahead, warp());
 #pragma unroll 1
     for (int step = warp(); step < part.steps;) {
 #pragma unroll
-      for (int u = 0; u < Part::AHEAD; u++) a[u] = ahead[u];
-      part.load(ahead, step + AT_ONCE * FEW_WARPS);
+      for (int u = 0; u < AT_ONCE; u++) asked[u] = next[u];
+      part.ask(next, step + AT_ONCE * FEW_WARPS);
 #pragma unroll
       for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
         if (step >= part.steps) break;
         ptx::cp_async_wait<STAGES - 2>();
         part.copy(s, to);
-        part.multiply(s, stage, step, a[u], ones);
+        part.multiply(s, stage, step, asked[u], ones);
         stage = stage + 1 < STAGES ? stage + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
       }
     }
     // The sums of the tile before may still be read; those before it no more.
     auto &sums = s.sums[turn % 2];
     part.put(sums, m);
+    part.begin(tile + (int)gridDim.x);
+    part.ask(next, warp());
     __syncthreads();
     // One warp adds them, while the others go on.
     if (warp() == turn % FEW_WARPS) part.store(sums, epilogue, tile, row_of_a, m);
