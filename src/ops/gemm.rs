@@ -340,13 +340,7 @@ pub(super) fn makes_norm(stream: &Stream, a: View<'_>, norm: Norm<'_>, b: View<'
     let vectors = [Some(w), bias];
     let aligned = |x: View<'_>| is_packable(&[x.ptr()], &[a.cols() as i64], x.dtype());
     let Some(chip) = stream.chip() else { return false };
-    let shape = gemm_shape([a.rows(), b.rows(), a.cols()].map(|n| n as i64));
-    let p = GemmParams {
-        norm: 1,
-        norm_weight: w.ptr(),
-        norm_bias: bias.map_or(std::ptr::null(), |b| b.ptr()),
-        ..shape
-    };
+    let p = norm.put(gemm_shape([a.rows(), b.rows(), a.cols()].map(|n| n as i64)));
     makes_swiglu(stream, a, b)
         && vectors.into_iter().flatten().all(aligned)
         && matches!(Rows::of(&p, chip), Some(Rows::Kept))

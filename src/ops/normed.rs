@@ -46,12 +46,18 @@ impl<'a> Norm<'a> {
             check::vector(op, name, &vector, a.cols())?;
             check::dtype(op, name, &vector, a.dtype())?;
         }
+        Ok(self.put(p))
+    }
+
+    /// `p` of the norm of its A, whose vectors nobody has checked.
+    pub(super) fn put(self, p: GemmParams) -> GemmParams {
         let (norm, norm_eps) = match self {
             Norm::Rms { eps, .. } => (1, eps),
             Norm::Layer { eps, .. } => (2, eps),
         };
+        let (w, b) = self.vectors();
         let norm_bias = b.map_or(std::ptr::null(), |b| b.ptr());
-        Ok(GemmParams { norm, norm_eps, norm_weight: w.ptr(), norm_bias, ..p })
+        GemmParams { norm, norm_eps, norm_weight: w.ptr(), norm_bias, ..p }
     }
 }
 

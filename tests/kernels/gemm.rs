@@ -327,9 +327,9 @@ fn check<T: Real>(case: &Case) {
     check_on_cards::<T>(case, &operands, &oracle, USUAL);
 }
 
-/// The real kernels, as an A100 and as an H200 would run them.
 const USUAL: [Chip; 2] = [Chip::A100, Chip::H200];
 
+/// The real kernels, as cards of these chips would run them.
 fn check_on_cards<T: Real>(
     case: &Case,
     operands: &Operands<T>,
