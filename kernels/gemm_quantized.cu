@@ -7,21 +7,27 @@
  *                       the sum of a group, the former by a product with ones
  *              8 bits   f16: the byte as the low bits of 1024 + q + 128; bf16 has 7 of them: they
  *                       make 128 + (q & 127), and the sign makes -128 or -256, to be added
+ *            or (`_rows8_kept`) stay bytes, which the tensor cores multiply with digits of A
+ *            (kept_rows.cuh) and add up exactly: of 4 bits, 16 (u - 8) by one instruction for four.
  *            Scales multiply sums: of a row (8 bits), or of each 128 of k (4 bits).
  *            `_rows8`, `_rows8_kept`, `_rows16`: the loops of gemv.cu. `_tiles`: a ring of
  *            stages of A and of B as it is stored (cp.async); a warp makes T of the 32 rows of B
  *            that are its own, once, and multiplies them with all rows of A in the stage.
- *  Geometry  `_rows8`, `_rows8_kept`, `_rows16`: as in gemv.cu.
+ *  Geometry  `_rows8`, `_rows8_kept`, `_rows16`: as in gemv.cu; three bytes of shared memory an
+ *            element of A that is kept.
  *            `_tiles`: 64 rows of A, 128 of B, 4 warps, 64 KiB in 4 stages of 64 of k or 72 KiB in
  *            3 of 128; grid (tiles, 1, parts of k). `_plain`, and f32: a warp per cell of C, for
  *            what 16-byte loads cannot reach.
  *  Traffic   B as it is stored, from memory once, from L2 once (`_rows`) or m / 64 times
  *            (`_tiles`); A from L2, n / 128 times (`_tiles`).
- *  Rejected  magic numbers left in and taken off the sums of a whole row of 8 bits, or in f16: 128
- *            times and more the sum of A, cancelled. Two chains of sums for one (int4, few rows):
- *            437 tokens/s for 442 (H200). B to a workspace as T and `gemm`: three times the bytes
- *            and a launch more. T of B through shared memory: written and read again, with a
- *            barrier between. */
+ *  Rejected  pairs of T for `_rows8_kept`: 3.5 and 2.3 instructions a weight of 8 and 4 bits in
+ *            the loop where bytes take 1.7 and 1.5, logic and shifts, which go at half speed, a
+ *            third; four digits: half as much again for nothing that shows. Digits without a sign,
+ *            and 2^22 times the sum of the weights taken off: cancelled. Magic numbers left in and
+ *            taken off the sums of a whole row of 8 bits, or in f16: 128 times and more the sum of
+ *            A, cancelled. Two chains of sums for one (int4, few rows): 437 tokens/s for 442
+ *            (H200). B to a workspace as T and `gemm`: three times the bytes and a launch more. T
+ *            of B through shared memory: written and read again, with a barrier between. */
 #include "gemm_quantized.h"
 #include "lib/feed.cuh"
 #include "lib/few_rows.cuh"
@@ -33,6 +39,8 @@ template <typename T> struct Int8Weights {
   static constexpr int RUN = 16;
   static constexpr bool GROUPED = false;
   static constexpr float OFFSET = 0;
+  static constexpr bool ARE_BYTES = true;
+  static constexpr float BYTE = 1; /**< what 1 in a byte is */
   const bf16 *scales;
 
   __device__ __forceinline__ Int8Weights(const GemmQuantizedParams &p)
@@ -45,6 +53,12 @@ template <typename T> struct Int8Weights {
   }
   /** Bytes 2 half and 2 half + 1. */
   static __device__ __forceinline__ uint32_t pair(uint32_t word, int half);
+
+  /** Weights 8 i to 8 i + 8 of a run: byte x of both words is weight `place(x)` of them. */
+  static __device__ __forceinline__ void bytes(uint4 run, int i, uint32_t (&words)[2]) {
+    words[0] = i ? run.z : run.x, words[1] = i ? run.w : run.y;
+  }
+  static __device__ __forceinline__ constexpr int place(int x) { return x; }
 
   __device__ __forceinline__ float row_scale(int64_t row) const { return widen(scales[row]); }
   __device__ __forceinline__ uint32_t first_group(int64_t) const { return 0; }
@@ -65,6 +79,8 @@ template <> __device__ __forceinline__ uint32_t Int8Weights<bf16>::pair(uint32_t
 template <typename T, bool FEW> struct Int4Weights {
   static constexpr int RUN = 32;
   static constexpr bool GROUPED = true;
+  static constexpr bool ARE_BYTES = true;
+  static constexpr float BYTE = 0.0625f; /**< nibbles are in the upper half of theirs */
   /** bf16: 128 + u stays, and 136 times the sum of A is taken off the sums of a group. Of their 24
    *  bits that costs five, where C keeps eight; f16 would lose eight, and keeps eleven. */
   static constexpr float OFFSET = FEW && is_bf16<T> ? 136.0f : 0.0f;
@@ -78,6 +94,16 @@ template <typename T, bool FEW> struct Int4Weights {
     const uint32_t words[4] = {run.x, run.y, run.z, run.w};
 #pragma unroll
     for (int x = 0; x < 4; x++) pairs[x] = pair(words[i] >> 4 * x);
+  }
+  /** As of `Int8Weights`: words of eight have nibbles 0 2 4 6 1 3 5 7. */
+  static __device__ __forceinline__ void bytes(uint4 run, int i, uint32_t (&words)[2]) {
+    const uint32_t word = i < 2 ? (i ? run.y : run.x) : i == 2 ? run.z : run.w;
+    // 16 (u - 8): without its highest bit turned, 16 u is as many more as a byte is less.
+    words[0] = ptx::and_xor(word * 16, 0xf0f0f0f0u, 0x80808080u);
+    words[1] = ptx::and_xor(word, 0xf0f0f0f0u, 0x80808080u);
+  }
+  static __device__ __forceinline__ constexpr int place(int x) {
+    return x % 2 * 4 + x % 4 / 2 + x / 4 * 2;
   }
   /** The lowest nibbles of both halves, less 8, plus OFFSET. */
   static __device__ __forceinline__ uint32_t pair(uint32_t word) {

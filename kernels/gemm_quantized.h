@@ -13,7 +13,9 @@
  *  Limits    as `gemm`; m < 2^16, n < 2^27, k < 2^30, for 4 bits k is a multiple of 128
  *  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;
  *            the epilogue of `gemm`. Of 4 bits, in bf16 and of at most 8 rows, cards sum those of
- *            q + 136 and take 136 times the sum of A off: five of the 24 bits of a sum */
+ *            q + 136 and take 136 times the sum of A off: five of the 24 bits of a sum. Of up to 2
+ *            rows of 16 bits in 16-byte chunks, where a card has the room, A is rounded to 2^-22 of
+ *            its row's largest, and the products of a group, or of an eighth of a row, are exact */
 typedef struct GemmQuantizedParams {
   GemmParams product; /**< b: (n,k) signed bytes or (n,k/2) bytes of two; ldb in bytes */
   const void *scales; /**< (n) or (n,k/128) bf16, whatever T is */

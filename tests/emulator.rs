@@ -102,19 +102,26 @@ fn accesses_beyond_whole_pages() {
 
 #[test]
 fn a_tile_product_is_the_matrix_product() {
+    let values = (0..384).map(|i| ((i * 7 + i / 16) % 13) as f32 - 6.0).collect();
+    multiplies("tile_product", 16, 2, values);
+    let bytes = (0..768).map(|i| ((i * 37 + i / 32) % 256) as f32 - 128.0).collect();
+    multiplies("byte_product", 32, 1, bytes);
+}
+
+/// Y (16,8) = A (16,k) B (8,k)^T of elements of so many bytes; `values` are A's, then B's.
+fn multiplies(entry: &str, k: usize, bytes: usize, values: Vec<f32>) {
     let stream = Stream::host(1);
-    let values: Vec<f32> = (0..384).map(|i| ((i * 7 + i / 16) % 13) as f32 - 6.0).collect();
     let (y, x) = (buffer(&stream, &[0.0; 128]), buffer(&stream, &values));
     let params = Params { y: y.ptr(), x: x.ptr(), wrong: 0, reserved: 0 };
-    let geometry = Geometry { shared: 768, ..Geometry::linear(1, 32) };
+    let geometry = Geometry { shared: (24 * k * bytes) as u32, ..Geometry::linear(1, 32) };
     // SAFETY: the buffers are as long as the kernel expects.
-    unsafe { planted().launch("tile_product", &geometry, &params) }.unwrap();
+    unsafe { planted().launch(entry, &geometry, &params) }.unwrap();
     let bytes = y.read().unwrap();
     let got: &[f32] = bytemuck::cast_slice(&bytes);
     for (i, got) in got.iter().enumerate() {
-        let (a, b) = (&values[i / 8 * 16..][..16], &values[256 + i % 8 * 16..][..16]);
+        let (a, b) = (&values[i / 8 * k..][..k], &values[16 * k + i % 8 * k..][..k]);
         let want: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-        assert_eq!(*got, want, "cell {i}");
+        assert_eq!(*got, want, "{entry} cell {i}");
     }
 }
 

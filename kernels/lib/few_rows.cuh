@@ -10,17 +10,15 @@
  *  nobody waits for anybody before the sums of a tile, and memory is never idle in between.
  *
  *  KEPT, a block has all rows of A in shared memory, copied once while its first weights are on
- *  their way, and makes their norm there if one is asked for. Otherwise lanes ask L1 and L2 for
- *  their stretch of A, some steps at once, while those before are multiplied: of the first tile
- *  every step is a trip to L2. */
+ *  their way, and makes their norm there if one is asked for; for weights of few bits, as digits of
+ *  a byte (`kept_rows.cuh`), so that weights are multiplied as the bytes that they are. Otherwise
+ *  lanes ask L1 and L2 for their stretch of A, some steps at once, while those before are
+ *  multiplied: of the first tile every step is a trip to L2. */
 #pragma once
 #include "epilogue.cuh"
+#include "kept_rows.cuh"
 #include "mma.cuh"
-#include "norm.cuh"
 
-constexpr int FEW_THREADS = 256;
-constexpr int FEW_WARPS = FEW_THREADS / WARP;
-constexpr int MOST_KEPT = 2;  /**< rows of A that a block keeps */
 constexpr int FEW_STAGES = 6; /**< of a ring: 48 KiB a block for 16 rows of B */
 
 /** Weights stored as T: nothing to do. */
@@ -28,6 +26,7 @@ template <typename T> struct DenseWeights {
   static constexpr int RUN = 8;          /**< weights in 16 bytes */
   static constexpr bool GROUPED = false; /**< a scale for each 4 runs of a row, a step */
   static constexpr float OFFSET = 0;     /**< what `eight` gives is more by this */
+  static constexpr bool ARE_BYTES = false; /**< has `bytes` too, and is multiplied so if KEPT */
 
   /** Weights 8 i to 8 i + 8 of a run: w[2 x] in the low half of pair x, w[2 x + 1] in the high. */
   static __device__ __forceinline__ void eight(uint4 run, int, uint32_t (&pairs)[4]) {
@@ -54,55 +53,12 @@ template <int TILES, int ROWS, int STAGES> struct FewRowsShared {
   uint4 ring[STAGES][TILES * 2][FEW_THREADS];
 };
 
-/** Rows of A, or their norm, where a block keeps them: behind `*this` are weight (k) and bias (k)
- *  of the norm, if there are such, and rows (m,k), in T. Threads read and write their own packs
- *  until all of it is there. */
-template <typename Product> struct KeptShared {
-  Product product;
-  alignas(16) NormSums<FEW_THREADS> sums;
-
-  /** Between rows, elements: 16 bytes more than k, so that rows begin in other banks. */
-  static __device__ __forceinline__ int stride(const GemmParams &p) { return (int)p.k + 8; }
-
-  template <typename T> __device__ __forceinline__ T *vectors() {
-    return reinterpret_cast<T *>(this + 1);
-  }
-  template <typename T> __device__ __forceinline__ T *rows(const GemmParams &p) {
-    return vectors<T>() + (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k;
-  }
-
-  /** Asks for weight and bias, which no launch writes: a group of copies. */
-  template <typename T> __device__ __forceinline__ void ask(const GemmParams &p) {
-    const int k = (int)p.k;
-    if (p.norm) Row<T>::ask(vectors<T>(), static_cast<const T *>(p.norm_weight), k);
-    if (p.norm && p.norm_bias)
-      Row<T>::ask(vectors<T>() + k, static_cast<const T *>(p.norm_bias), k);
-    ptx::cp_async_commit();
-  }
-
-  /** Makes the rows; LATER groups of copies were begun after that of `ask`. */
-  template <typename T, int LATER> __device__ __forceinline__ void make(const GemmParams &p) {
-    const int k = (int)p.k, m = (int)p.m;
-    const T *const w = vectors<T>(), *const b = p.norm_bias ? w + k : nullptr;
-    for (int r = 0; r < m; r++)
-      Row<T>::take(rows<T>(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k);
-    if (p.norm) ptx::cp_async_wait<LATER>();
-#pragma unroll 1
-    for (int r = 0; r < m && p.norm; r++) {
-      const Row<T> row = {rows<T>(p) + r * stride(p), k};
-      if (p.norm == 1) {
-        // Sums in turns: those of the row before may still be read.
-        const RmsNorm<T> norm(row, r % 2 ? sums.rest : sums.squares, p.norm_eps);
-        row.map(w, nullptr, [&](float x, float w, float) { return norm(x, w); });
-      } else {
-        row.map(w, b, LayerNorm(row, sums, p.norm_eps));
-      }
-    }
-    __syncthreads();
-  }
-
-private:
-  template <typename T> using Row = SharedRow<T, FEW_THREADS>;
+/** What products of bytes are added up in, and others. */
+template <bool IS_WHOLE> struct SumOf {
+  using Type = float;
+};
+template <> struct SumOf<true> {
+  using Type = int32_t;
 };
 
 /** One warp's part: 16 TILES rows of B against 8 COLS rows of A. */
@@ -110,6 +66,10 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   static constexpr int RUN = Weights::RUN;
   static constexpr int STEP = 4 * RUN; /**< k of a step */
   static constexpr int RUN_BYTES = 16;
+  /** A is there as digits, for every row of it four columns of the tensor cores, of which the
+   *  fourth is nothing; the sums of a group, or of a tile, are whole numbers. */
+  static constexpr bool IS_WHOLE = KEPT && Weights::ARE_BYTES;
+  using Sum = typename SumOf<IS_WHOLE && !Weights::GROUPED>::Type;
   /** A is asked for ahead, unless it is KEPT, or too much for registers. */
   static constexpr bool AHEAD = !KEPT && COLS * RUN <= 32;
   /** Steps whose A and scales are asked for at once, while as many before them are multiplied. */
@@ -122,7 +82,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   const int64_t ldb; /**< bytes */
   const bool is_glu;
   const int tiles, steps; /**< of B, and of k */
-  float acc[TILES][COLS][4];
+  Sum acc[TILES][COLS][4];
 
   /** What is copied next: a tile, a step of this warp in it, and this lane's runs of B there. */
   struct {
@@ -132,6 +92,8 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   /** The first groups of this lane's rows of B, in the tile that is multiplied. */
   uint32_t groups[TILES][2];
   const T *rows[COLS]; /**< this lane's rows of A, at its run of k = 0 */
+  const unsigned char *digits; /**< or its digit, likewise */
+  float unit;                  /**< of the row of which this lane has sums */
 
   /** What is asked for of a step: this lane's runs of A, if AHEAD, and scales as they are stored:
    *  widening one would wait for it. */
@@ -180,6 +142,12 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
     for (int j = 0; j < COLS; j++) rows[j] = from + min(j * 8 + g, m - 1) * stride + t * RUN;
+  }
+  /** Has it read the digits of the rows that are kept. */
+  template <typename Kept> __device__ __forceinline__ void read_digits(Kept &kept) {
+    const int g = lane() / 4, t = lane() % 4, last = (int)p.m - 1;
+    digits = kept.digit(p, min(g / 4, last), min(g % 4, DIGITS - 1)) + t * RUN;
+    unit = kept.units[min(t / 2, last)] * Weights::BYTE;
   }
   __device__ __forceinline__ uint4 load(int step, int j, int x) const {
     const uint4 zero = {0, 0, 0, 0};
@@ -244,14 +212,50 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   }
 
   /** Adds the products of a step, whose weights are there. */
-  __device__ __forceinline__ void multiply(const Shared &s, int stage, int step, Asked asked,
+  __device__ __forceinline__ void multiply(const Shared &s, int stage, int step, const Asked &asked,
                                            const uint32_t (&ones)[4]) {
     uint4 runs[TILES][2];
-    float group[TILES][COLS][4] = {}, offset[COLS][4] = {};
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) runs[i][half] = s.ring[stage][i * 2 + half][threadIdx.x];
+    if constexpr (IS_WHOLE)
+      multiply_bytes(runs[0], step, asked);
+    else
+      multiply_elements(runs, step, asked, ones);
+  }
+  /** As bytes, by the digits of A. */
+  __device__ __forceinline__ void multiply_bytes(const uint4 (&runs)[2], int step,
+                                                 const Asked &asked) {
+    static_assert(TILES == 1 && COLS == 1, "rows of A are columns of four");
+    // Sums of a group begin with 1.5 2^23, as a float: so they are floats too.
+    constexpr uint32_t ZERO = 0x4b400000u;
+    int32_t group[4] = {ZERO, ZERO, ZERO, ZERO};
+#pragma unroll
+    for (int x = 0; x < RUN / 16; x++) {
+      const uint4 a = *reinterpret_cast<const uint4 *>(digits + step * STEP + x * 16);
+#pragma unroll
+      for (int y = 0; y < 2; y++) {
+        uint32_t low[2], high[2];
+        Weights::bytes(runs[0], x * 2 + y, low);
+        Weights::bytes(runs[1], x * 2 + y, high);
+        const uint32_t both[4] = {low[0], high[0], low[1], high[1]};
+        if constexpr (Weights::GROUPED)
+          ptx::mma_s8(group, both, y ? a.z : a.x, y ? a.w : a.y);
+        else
+          ptx::mma_s8(acc[0][0], both, y ? a.z : a.x, y ? a.w : a.y);
+      }
+    }
+    if constexpr (Weights::GROUPED) {
+#pragma unroll
+      for (int x = 0; x < 4; x++)
+        acc[0][0][x] += (__uint_as_float((uint32_t)group[x]) - __uint_as_float(ZERO)) *
+                        widen(asked.scales[0][x / 2]);
+    }
+  }
+  __device__ __forceinline__ void multiply_elements(const uint4 (&runs)[TILES][2], int step,
+                                                    Asked asked, const uint32_t (&ones)[4]) {
+    float group[TILES][COLS][4] = {}, offset[COLS][4] = {};
 #pragma unroll
     for (int x = 0; x < RUN / 8; x++) {
       if constexpr (!AHEAD) {
@@ -295,6 +299,23 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
 
   /** Leaves the sums of rows of A below m. */
   __device__ __forceinline__ void put(Sums &sums, int m) const {
+    if constexpr (IS_WHOLE)
+      put_digits(sums, m);
+    else
+      put_elements(sums, m);
+  }
+  /** This lane has the sums of two digits of row t / 2, and its neighbour that of the third. */
+  __device__ __forceinline__ void put_digits(Sums &sums, int m) const {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float first = (float)acc[0][0][2 * half], second = (float)acc[0][0][2 * half + 1];
+      float sum = t % 2 ? 65536.0f * first : fmaf(256.0f, second, first);
+      sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+      if (t % 2 == 0 && t / 2 < m) sums[warp()][t / 2][half * 8 + g] = sum * unit;
+    }
+  }
+  __device__ __forceinline__ void put_elements(Sums &sums, int m) const {
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
     for (int j = 0; j < COLS; j++)
@@ -342,18 +363,20 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   using Part = FewRows<T, Weights, TILES, COLS, STAGES, KEPT>;
   using Shared = typename Part::Shared;
   SHARED(Shared, s);
-  KeptShared<Shared> &kept = reinterpret_cast<KeptShared<Shared> &>(s);
+  auto &kept = reinterpret_cast<KeptShared<Shared, T, Weights> &>(s);
   const int64_t row_of_a = (int64_t)blockIdx.y * (COLS * 8);
   const int m = min((int)(p.m - row_of_a), COLS * 8);
   Part part(p, w, ldb);
-  if constexpr (KEPT) kept.template ask<T>(p);
+  if constexpr (KEPT) kept.ask(p);
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) part.copy(s, i);
   // Weights are nobody's to write; rows of A are the launch's before this one.
   ptx::wait_for_launch_before();
-  if constexpr (KEPT) {
-    kept.template make<T, STAGES - 1>(p);
-    part.read_from(kept.template rows<T>(p), KeptShared<Shared>::stride(p), (int)p.m);
+  if constexpr (KEPT) kept.template make<STAGES - 1>(p);
+  if constexpr (Part::IS_WHOLE) {
+    part.read_digits(kept);
+  } else if constexpr (KEPT) {
+    part.read_from(kept.rows(p), kept.stride(p), (int)p.m);
   } else {
     part.read_from(static_cast<const T *>(p.a) + row_of_a * p.lda, p.lda, m);
   }

@@ -32,7 +32,7 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result};
 use codes::Codes;
 pub(super) use codes::GROUP;
-pub(super) use few_rows::Rows;
+pub(super) use few_rows::{Rows, Stored};
 pub(super) use geometry::few_bits;
 use inner::Inner;
 pub(super) use table::read_tiles;
@@ -340,10 +340,15 @@ pub(super) fn makes_norm(stream: &Stream, a: View<'_>, norm: Norm<'_>, b: View<'
     let vectors = [Some(w), bias];
     let aligned = |x: View<'_>| is_packable(&[x.ptr()], &[a.cols() as i64], x.dtype());
     let Some(chip) = stream.chip() else { return false };
+    let stored = match b.dtype() {
+        DType::I8 => Stored::Int8,
+        DType::U8 => Stored::Int4,
+        _ => Stored::Elements,
+    };
     let p = norm.put(gemm_shape([a.rows(), b.rows(), a.cols()].map(|n| n as i64)));
     makes_swiglu(stream, a, b)
         && vectors.into_iter().flatten().all(aligned)
-        && matches!(Rows::of(&p, chip), Some(Rows::Kept))
+        && matches!(Rows::of(&p, stored, chip), Some(Rows::Kept))
 }
 
 /// True if the product of `a` and B, of elements or codes, can end in SwiGLU: where its launch is

@@ -2,7 +2,7 @@
 
 use super::check;
 use super::gemm::{
-    Epilogue, GROUP, Rows, cost_with, few_bits, product, quantized_twin, swiglu_product,
+    Epilogue, GROUP, Rows, Stored, cost_with, few_bits, product, quantized_twin, swiglu_product,
 };
 use super::layout::is_packable;
 use super::normed::Norm;
@@ -155,12 +155,12 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
         let grid = [n.div_ceil(8) as u32, m as u32, 1];
         return Geometry { variant, grid, ..Geometry::linear(0, THREADS) };
     }
-    let variants = match is_int8 {
-        true => ["_int8_rows8", "_int8_rows8_kept", "_int8_rows16"],
-        false => ["_int4_rows8", "_int4_rows8_kept", "_int4_rows16"],
+    let (stored, variants) = match is_int8 {
+        true => (Stored::Int8, ["_int8_rows8", "_int8_rows8_kept", "_int8_rows16"]),
+        false => (Stored::Int4, ["_int4_rows8", "_int4_rows8_kept", "_int4_rows16"]),
     };
-    match Rows::of(g, chip) {
-        Some(rows) => rows.geometry(g, variants, chip),
+    match Rows::of(g, stored, chip) {
+        Some(rows) => rows.geometry(g, stored, variants, chip),
         None => few_bits(g, is_int8, chip),
     }
 }

@@ -3,7 +3,7 @@
 use crate::gemm::erf;
 use crate::guarded::Guarded;
 use crate::judge::{cards, for_every_type, judge, message, normals, rounded, streams, tensor};
-use half::bf16;
+use half::{bf16, f16};
 use medflamingo::contracts::{GemmParams, GemmQuantizedParams};
 use medflamingo::device::{Chip, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
@@ -42,6 +42,7 @@ fn cases() -> Vec<Case> {
         case("ragged", 19, 131, 333),
         case("ragged_n", 9, 37, 256),
         case("k_tail_of_16", 5, 33, 272),
+        Case { mean: 30.0, ..case("k_tail_of_16_far_mean", 2, 33, 272) },
         case("width_4096", 1, 34, 4096),
         case("width_11008", 2, 17, 11008),
         case("a_tile_and_a_tail_of_16", 17, 64, 80),
@@ -213,13 +214,52 @@ fn every_number_of_rows_that_is_few() {
     }
 }
 
+/// Up to two rows are multiplied as digits, each row in its own unit: what one row is scaled by,
+/// its sums are, to the bit; of what is not finite nothing finite becomes; no row minds the other.
+#[test]
+fn rows_are_counted_each_in_its_own_unit() {
+    for is_int4 in [false, true] {
+        counted::<bf16>(is_int4, 90);
+        counted::<f16>(is_int4, 6);
+    }
+}
+
+fn counted<T: Real>(is_int4: bool, power: i32) {
+    let k = if is_int4 { 384 } else { 272 };
+    let c = Case { f32_out: true, ..case("counted", 2, 33, k) };
+    let mut o = Operands::new(&c, is_int4);
+    o.a[3] = 300.0; // far from the rest of its row
+    let (want, atol) = oracle::<T>(&c, &o);
+    for stream in cards([Chip::A100, Chip::H200]) {
+        let run = |o: &Operands| product::<T>(&c, o, is_int4, &stream).view().to_f32().unwrap();
+        let found = run(&o);
+        let (first, second) = found.split_at(33);
+        for (found, want) in found.iter().zip(&want) {
+            assert!((f64::from(*found) - want).abs() <= atol, "{found} {want}");
+        }
+        let kept = o.a.clone();
+        for scale in [2f32.powi(-power), 2f32.powi(power), 0.0] {
+            o.a[k..].iter_mut().for_each(|x| *x *= scale);
+            let scaled: Vec<_> = second.iter().map(|x| x * scale).collect();
+            assert_eq!(run(&o), [first, &scaled].concat(), "{scale}");
+            o.a.clone_from(&kept);
+        }
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            o.a[k + 7] = x;
+            let found = run(&o);
+            assert!(found[..33] == *first && found[33..].iter().all(|x| !x.is_finite()), "{x}");
+        }
+        o.a.clone_from(&kept);
+    }
+}
+
 /// The two halves of B in one launch or two, as the stream has it.
 #[test]
 fn swiglu_of_codes() {
     for (m, n, k) in [(1, 34, 256), (7, 200, 128), (12, 34, 128), (33, 300, 384), (70, 66, 1152)] {
         for is_int4 in [false, true] {
             swiglu::<bf16>(&case("swiglu", m, n, k), is_int4);
-            swiglu::<half::f16>(&case("swiglu", m, n, k), is_int4);
+            swiglu::<f16>(&case("swiglu", m, n, k), is_int4);
         }
     }
 }

@@ -121,7 +121,38 @@ template <bool IS_BF16> void product(Lane *const lanes[32], uint32_t) {
   }
 }
 
+void byte_product(Lane *const lanes[32], uint32_t) {
+  int a[16][32], b[32][8];
+  auto byte = [](uint32_t word, int i) { return (int)(int8_t)(word >> 8 * i); };
+  for (int l = 0; l < 32; l++) {
+    auto p = static_cast<const Fragments *>(lanes[l]->in);
+    int g = l / 4, t = l % 4 * 4;
+    for (int i = 0; i < 4; i++) {
+      a[g][t + i] = byte(p->a[0], i), a[g + 8][t + i] = byte(p->a[1], i);
+      a[g][t + 16 + i] = byte(p->a[2], i), a[g + 8][t + 16 + i] = byte(p->a[3], i);
+      b[t + i][g] = byte(p->b0, i), b[t + 16 + i][g] = byte(p->b1, i);
+    }
+  }
+  // Sums that do not fit are cut off, as on cards: no overflow of the host's.
+  uint32_t d[16][8] = {};
+  for (int i = 0; i < 16; i++)
+    for (int k = 0; k < 32; k++)
+      for (int j = 0; j < 8; j++) d[i][j] += (uint32_t)(a[i][k] * b[k][j]);
+  for (int l = 0; l < 32; l++) {
+    auto out = static_cast<int32_t *>(lanes[l]->out);
+    int g = l / 4, t = l % 4 * 2;
+    for (int i = 0; i < 4; i++)
+      out[i] = (int32_t)((uint32_t)out[i] + d[g + i / 2 * 8][t + i % 2]);
+  }
+}
+
 } // namespace
+
+void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Fragments own = {a, b0, b1};
+  Lane lane = {&own, d, 0, 32};
+  simt::meet("mma_s8", 0xffffffffu, byte_product, &lane, SITE);
+}
 
 void mma(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, bool is_bf16) {
   Fragments own = {a, b0, b1};

@@ -45,6 +45,10 @@ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
   return (x & mask) | bits;
 }
 
+__forceinline__ uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t bits) {
+  return (x & mask) ^ bits;
+}
+
 uint32_t dynamic_shared_bytes();
 __forceinline__ uint32_t take_turn(uint32_t *counter) { return atomicAdd(counter, 1u); }
 
@@ -78,6 +82,7 @@ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0
 __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   mma(d, a, b0, b1, false);
 }
+void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 // Hopper. Barriers in shared memory; copies and products that run beside the threads.
 

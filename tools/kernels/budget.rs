@@ -70,13 +70,15 @@ pub static BUDGETS: &[Budget] = &[
 
 /// Instructions for each HMMA of weights of few bits, at most: a product of few rows takes 8
 /// weights a lane, for which an H200 that reads at full speed has 32 instructions in int4 and 62 in
-/// int8; its loop has the way into the next tile too, which is taken once a tile. One of a tile is
-/// worth the issue slots of 5 on Hopper, of 8 on the A100.
+/// int8; one of bytes (`_kept`) takes twice as many; their loops have the way into the next tile
+/// too, which is taken once a tile. One of a tile is worth the issue slots of 5 on Hopper, of 8 on
+/// the A100.
 fn most_per_hmma(entry: &str) -> f32 {
     match entry {
         e if !e.starts_with("gemm_quantized_") => f32::INFINITY,
         e if e.ends_with("_tiles") => 4.5,
         e if e.contains("_int8_rows8") => 48.0,
+        e if e.ends_with("_int4_rows8_kept") => 40.0,
         _ => 32.0,
     }
 }

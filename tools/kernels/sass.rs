@@ -245,7 +245,7 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
     }
     let hmma_of = |l: &(u64, u64)| {
         let body = code.iter().filter(|i| within(i, l));
-        let hmma = body.clone().filter(|i| i.name.starts_with("HMMA")).count();
+        let hmma = body.clone().filter(|i| is_hmma(i)).count();
         (hmma, body.filter(|i| i.name != "NOP").count())
     };
     let busy: Vec<_> = loops.iter().filter(|l| hmma_of(l).0 > 0).collect();
@@ -257,13 +257,18 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
     mix
 }
 
+/// A product of a warp, of elements or of bytes.
+fn is_hmma(i: &Instruction<'_>) -> bool {
+    ["HMMA", "IMMA"].iter().any(|p| i.name.starts_with(p))
+}
+
 fn within(i: &Instruction<'_>, (first, last): &(u64, u64)) -> bool {
     (*first..=*last).contains(&i.address)
 }
 
 /// See [`Mix::fences_in_loop`].
 fn fences_in_loop(code: &[Instruction<'_>], loops: &[(u64, u64)]) -> u32 {
-    let is_product = |i: &&Instruction<'_>| ["HMMA", "HGMMA"].iter().any(|p| i.name.starts_with(p));
+    let is_product = |i: &&Instruction<'_>| is_hmma(i) || i.name.starts_with("HGMMA");
     // Waits that were moved out of a loop make longer ones of what lies between.
     let shortest = |i: &Instruction<'_>| {
         loops.iter().filter(|l| within(i, l)).min_by_key(|(first, last)| last - first)

@@ -17,12 +17,23 @@ const MOST_KEPT: i64 = 2;
 /// What a block takes of shared memory for itself, bytes.
 const OWN: u32 = 1024;
 
+/// `DIGITS`: bytes of an element of A, where it is kept for weights of few bits.
+const DIGITS: i64 = 3;
+
+/// How B is stored.
+#[derive(Clone, Copy, PartialEq)]
+pub(in crate::ops) enum Stored {
+    Elements,
+    Int8,
+    Int4,
+}
+
 /// An entry by the rows of A and of B that its blocks have.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Rows {
     /// 8 of A and 16 of B.
     Eight,
-    /// The same; those of A, or their norm, in shared memory.
+    /// The same; those of A, or their norm, in shared memory: for B of few bits as digits.
     Kept,
     /// 16 of A and 32 of B.
     Sixteen,
@@ -30,11 +41,11 @@ pub(in crate::ops) enum Rows {
 
 impl Rows {
     /// The entry for this product, whose operands 16-byte loads can reach; None if tiles are.
-    pub(in crate::ops) fn of(p: &GemmParams, chip: &Chip) -> Option<Self> {
+    pub(in crate::ops) fn of(p: &GemmParams, b: Stored, chip: &Chip) -> Option<Self> {
         let fits = p.k < 1 << 30 && p.n < 1 << 30;
         match p.m {
             _ if !fits => None,
-            ..=MOST_KEPT if has_room(p, chip) => Some(Rows::Kept),
+            ..=MOST_KEPT if has_room(p, b, chip) => Some(Rows::Kept),
             ..=8 => Some(Rows::Eight),
             9..=16 if p.activation != SWIGLU => Some(Rows::Sixteen),
             _ => None,
@@ -45,6 +56,7 @@ impl Rows {
     pub(in crate::ops) fn geometry(
         self,
         p: &GemmParams,
+        b: Stored,
         variants: [&'static str; 3],
         chip: &Chip,
     ) -> Geometry {
@@ -55,7 +67,7 @@ impl Rows {
         let tiles = (p.n.max(0) as u64).div_ceil(tile) as u32;
         // Blocks share the tiles evenly, so multiprocessors must have as many blocks each: a card
         // sees to that only if they have no room for one more.
-        let (all, needed) = (chip.shared_bytes + OWN, self.shared(p));
+        let (all, needed) = (chip.shared_bytes + OWN, self.shared(p, b));
         let wanted = tiles.div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
         let resident = wanted.min(all / (needed + OWN)).max(1);
         let too_much = (all / (resident + 1) + 1).next_multiple_of(128) - OWN;
@@ -66,10 +78,10 @@ impl Rows {
     }
 
     /// Shared memory that a block needs, bytes.
-    fn shared(self, p: &GemmParams) -> u32 {
+    fn shared(self, p: &GemmParams, b: Stored) -> u32 {
         match self {
             Rows::Eight => product(8, 16),
-            Rows::Kept => product(MOST_KEPT as u32, 16) + kept(p) as u32,
+            Rows::Kept => product(MOST_KEPT as u32, 16) + kept(p, b) as u32,
             Rows::Sixteen => product(16, 32),
         }
     }
@@ -80,15 +92,26 @@ const fn product(rows: u32, cols: u32) -> u32 {
     2 * THREADS / 32 * rows * cols * 4 + RING
 }
 
-/// What `KeptShared` has more, of A (m,k): three sums of every warp, then the vectors of a norm,
-/// then rows.
-fn kept(p: &GemmParams) -> i64 {
+/// What `KeptShared` has more, of A (m,k): three sums of every warp, the largest of two rows and
+/// what they are counted in; then the vectors of a norm, or digits in their place; then rows.
+fn kept(p: &GemmParams, b: Stored) -> i64 {
+    let warps = i64::from(THREADS / 32);
+    let own = (4 * warps * (3 + MOST_KEPT) + 4 * MOST_KEPT) as u64;
     let vectors = [p.norm_weight, p.norm_bias].iter().filter(|v| !v.is_null()).count() as i64;
-    i64::from(3 * THREADS / 32 * 4) + 2 * (vectors * p.k + p.m * (p.k + 8))
+    let (vectors, rows) = (2 * vectors * p.k, 2 * p.m * (p.k + 8));
+    let digits = |away| p.m * DIGITS * ((p.k as u64).next_multiple_of(128) as i64 + away);
+    let behind = match b {
+        Stored::Elements => vectors + rows,
+        Stored::Int8 | Stored::Int4 => {
+            let rows = if p.norm == 0 { 0 } else { rows };
+            vectors.max(digits(if b == Stored::Int8 { 64 } else { 16 })) + rows
+        }
+    };
+    own.next_multiple_of(16) as i64 + behind
 }
 
 /// True if a block has room for A (m,k), or its norm, beside another block.
-fn has_room(p: &GemmParams, chip: &Chip) -> bool {
+fn has_room(p: &GemmParams, b: Stored, chip: &Chip) -> bool {
     let half = i64::from((chip.shared_bytes + OWN) / 2 - OWN);
-    p.m <= MOST_KEPT && p.k < half && i64::from(product(MOST_KEPT as u32, 16)) + kept(p) <= half
+    p.m <= MOST_KEPT && p.k < half && i64::from(product(MOST_KEPT as u32, 16)) + kept(p, b) <= half
 }

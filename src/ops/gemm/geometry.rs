@@ -1,6 +1,6 @@
 //! Which entry a product is launched with, and into how many parts k is split.
 
-use super::few_rows::Rows;
+use super::few_rows::{Rows, Stored};
 use super::table;
 use super::tile::{HOPPER, INT4_TILES, INT8_TILES, PAIRS, PARTS, TILES, Tile};
 use crate::DType;
@@ -19,10 +19,13 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
         return Geometry { grid, shared: 2 * 16 * 64 * 4, ..Geometry::linear(1, 256) };
     }
     if is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype) {
-        match Rows::of(p, chip) {
+        match Rows::of(p, Stored::Elements, chip) {
             // Nine rows and more are faster as tiles where those are Hopper's.
             Some(Rows::Sixteen) if chip.has_wgmma() => (),
-            Some(rows) => return rows.geometry(p, ["_rows8", "_rows8_kept", "_rows16"], chip),
+            Some(rows) => {
+                let variants = ["_rows8", "_rows8_kept", "_rows16"];
+                return rows.geometry(p, Stored::Elements, variants, chip);
+            }
             None => (),
         }
     }

@@ -1,0 +1,166 @@
+/** Rows of A, or their norm, in the shared memory of every block that multiplies few of them: as
+ *  elements, or as digits for weights that are bytes.
+ *
+ *  Digits    x = unit (d0 + 256 d1 + 65536 d2) with whole d of -128 .. 127, and unit the power of
+ *            two in which the row's largest size is 2^21 or more and below 2^22: x is off by 2^-22
+ *            of the largest at most, where bf16 has rounded x itself to 2^-9 and f16 to 2^-12.
+ *            Products with bytes and their sums are whole numbers then, and exact. Digits are what
+ *            the tensor cores multiply beside a row anyway: eight columns at a time. */
+#pragma once
+#include "gemm.h"
+#include "norm.cuh"
+
+constexpr int FEW_THREADS = 256;
+constexpr int FEW_WARPS = FEW_THREADS / WARP;
+constexpr int MOST_KEPT = 2; /**< rows of A that a block keeps */
+constexpr int DIGITS = 3;    /**< of an element */
+
+/** What the elements of a row are counted in. */
+struct DigitUnit {
+  float unit, per_unit; /**< a power of two, NaN of a row that is not finite; 1 / unit */
+
+  /** `most` is the largest size in the row, or NaN. */
+  __device__ __forceinline__ explicit DigitUnit(float most) {
+    const uint32_t exponent = __float_as_uint(most) >> 23;
+    const uint32_t least = max(exponent, 22u); // unit is 2^-126 at least
+    per_unit = __uint_as_float((275 - least) << 23);
+    unit = __uint_as_float(exponent == 255 ? 0x7fffffffu : (least - 21) << 23);
+  }
+
+  /** The digits of x, from the lowest byte on. */
+  __device__ __forceinline__ uint32_t digits(float x) const {
+    // 1.5 2^23 + x / unit, rounded: its low bits are the whole number + 2^22.
+    const uint32_t sum = __float_as_uint(fmaf(x, per_unit, 12582912.0f));
+    // Half a digit added to the lower two makes them signed, and carries into the next.
+    return (sum - 0x400000u + 0x8080u) ^ 0x8080u;
+  }
+};
+
+/** Behind `*this` are weight (k) and bias (k) of the norm, if there are such, and rows (m,k), in T.
+ *  Threads read and write their own packs until all of it is there.
+ *
+ *  If Weights are bytes, digits are where weight and bias have been, one after the other: (DIGITS
+ *  m, k) bytes, k up to whole steps; rows are behind them, and of the norm only. */
+template <typename Product, typename T, typename Weights> struct KeptShared {
+  Product product;
+  alignas(16) NormSums<FEW_THREADS> sums;
+  uint32_t most[MOST_KEPT][FEW_WARPS];
+  float units[MOST_KEPT];
+
+  /** Between rows, elements: 16 bytes more than k, so that rows begin in other banks. */
+  static __device__ __forceinline__ int stride(const GemmParams &p) { return (int)p.k + 8; }
+  /** Between digits, bytes. Eight lanes read four runs of two of them at once: runs of 16 weights
+   *  are side by side, of 32 in every other 16 bytes. */
+  static __device__ __forceinline__ int digit_stride(const GemmParams &p) {
+    return ((int)p.k + 127) / 128 * 128 + (Weights::RUN == 16 ? 64 : 16);
+  }
+
+  __device__ __forceinline__ T *rows(const GemmParams &p) {
+    int before = (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k * (int)sizeof(T);
+    if (Weights::ARE_BYTES) before = max(before, (int)p.m * DIGITS * digit_stride(p));
+    return reinterpret_cast<T *>(behind() + before);
+  }
+  __device__ __forceinline__ unsigned char *digit(const GemmParams &p, int row, int digit) {
+    return behind() + (row * DIGITS + digit) * digit_stride(p);
+  }
+
+  /** Asks for weight and bias, which no launch writes: a group of copies. */
+  __device__ __forceinline__ void ask(const GemmParams &p) {
+    const int k = (int)p.k;
+    if (p.norm) Row::ask(vectors(), static_cast<const T *>(p.norm_weight), k);
+    if (p.norm && p.norm_bias) Row::ask(vectors() + k, static_cast<const T *>(p.norm_bias), k);
+    ptx::cp_async_commit();
+  }
+
+  /** Makes the rows, or their digits; LATER groups of copies were begun after that of `ask`. */
+  template <int LATER> __device__ __forceinline__ void make(const GemmParams &p) {
+    if (!Weights::ARE_BYTES || p.norm) take<LATER>(p);
+    if constexpr (Weights::ARE_BYTES) count(p);
+    __syncthreads();
+  }
+
+private:
+  using Row = SharedRow<T, FEW_THREADS>;
+
+  __device__ __forceinline__ unsigned char *behind() {
+    return reinterpret_cast<unsigned char *>(this + 1);
+  }
+  __device__ __forceinline__ T *vectors() { return reinterpret_cast<T *>(behind()); }
+
+  template <int LATER> __device__ __forceinline__ void take(const GemmParams &p) {
+    const int k = (int)p.k, m = (int)p.m;
+    const T *const w = vectors(), *const b = p.norm_bias ? w + k : nullptr;
+    for (int r = 0; r < m; r++)
+      Row::take(rows(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k);
+    if (p.norm) ptx::cp_async_wait<LATER>();
+#pragma unroll 1
+    for (int r = 0; r < m && p.norm; r++) {
+      const Row row = {rows(p) + r * stride(p), k};
+      if (p.norm == 1) {
+        // Sums in turns: those of the row before may still be read.
+        const RmsNorm<T> norm(row, r % 2 ? sums.rest : sums.squares, p.norm_eps);
+        row.map(w, nullptr, [&](float x, float w, float) { return norm(x, w); });
+      } else {
+        row.map(w, b, LayerNorm(row, sums, p.norm_eps));
+      }
+    }
+  }
+
+  /** Makes digits of the norm's rows, or of A. */
+  __device__ __forceinline__ void count(const GemmParams &p) {
+    const int k = (int)p.k, m = (int)p.m;
+    const T *const from = p.norm ? rows(p) : static_cast<const T *>(p.a);
+    const int64_t apart = p.norm ? stride(p) : p.lda;
+    constexpr int STEP = 4 * Weights::RUN;
+    const int whole = (k + STEP - 1) / STEP * STEP;
+    for (int r = 0; r < m; r++) {
+      uint32_t largest = 0;
+      // Sizes in the upper half.
+      Row::read(from + r * apart, k, k, [&](int, const uint4 &x) {
+        const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          largest = max(largest, max(pairs[i] & 0x7fff0000u, pairs[i] << 16 & 0x7fff0000u));
+      });
+      largest = __reduce_max_sync(ALL_LANES, largest);
+      if (lane() == 0) most[r][warp()] = largest;
+    }
+    // Behind it nobody needs weight and bias.
+    __syncthreads();
+    for (int r = 0; r < m; r++) {
+      uint32_t largest = 0;
+#pragma unroll
+      for (int i = 0; i < FEW_WARPS; i++) largest = max(largest, most[r][i]);
+      const DigitUnit unit(high2<T>(largest));
+      if (threadIdx.x == 0) units[r] = unit.unit;
+      unsigned char *const to = digit(p, r, 0);
+      Row::read(from + r * apart, k, whole,
+                [&](int at, const uint4 &x) { put(to + at, digit_stride(p), x, unit); });
+    }
+  }
+
+  /** Digits of a pack, in the order that weights have as bytes, `apart` bytes from each other. */
+  static __device__ __forceinline__ void put(unsigned char *to, int apart, const uint4 &x,
+                                             const DigitUnit &unit) {
+    const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+    uint32_t words[DIGITS][2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t d[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int at = Weights::place(half * 4 + i);
+        d[i] = unit.digits(at % 2 ? high2<T>(pairs[at / 2]) : low2<T>(pairs[at / 2]));
+      }
+      // Bytes 0 and 1 of two elements, then byte 2.
+      const uint32_t low = __byte_perm(d[0], d[1], 0x5140), high = __byte_perm(d[2], d[3], 0x5140);
+      words[0][half] = __byte_perm(low, high, 0x5410);
+      words[1][half] = __byte_perm(low, high, 0x7632);
+      words[2][half] =
+          __byte_perm(__byte_perm(d[0], d[1], 0x62), __byte_perm(d[2], d[3], 0x62), 0x5410);
+    }
+#pragma unroll
+    for (int i = 0; i < DIGITS; i++)
+      *reinterpret_cast<uint2 *>(to + i * apart) = make_uint2(words[i][0], words[i][1]);
+  }
+};
