@@ -314,7 +314,7 @@ fn entries_text(report: &Report, out: &mut String) {
     let _ = writeln!(
         out,
         "shared: static + dynamic bytes (-: not in the shapes below). warps: resident, of 64. \
-         each: all\ninstructions of the loop with the most HMMA, or IMMA, for each of them. narrow: \
-         global loads below\n16 bytes (in innermost loops). Counts are of the code, not of a run."
+         each: all\ninstructions of the loop with the most HMMA, or IMMA, for each of them. narrow:\
+         \nglobal loads below 16 bytes (in innermost loops). Counts are of the code, not of a run."
     );
 }
