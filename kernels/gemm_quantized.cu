@@ -316,21 +316,20 @@ template <typename T> __device__ __forceinline__ void plain_int4(const GemmQuant
   });
 }
 
-#define ROWS(name, T, bits, variant, blocks, Weights, ...)                                         \
-  KERNEL_EARLY(gemm_quantized_##name##_##bits##_##variant, GemmQuantizedParams, FEW_THREADS,       \
-               blocks) {                                                                           \
+#define ROWS(name, T, bits, variant, Weights, ...)                                                 \
+  KERNEL_EARLY(gemm_quantized_##name##_##bits##_##variant, GemmQuantizedParams, FEW_THREADS, 2) {  \
     few_rows<T, __VA_ARGS__>(p.product, Weights(p), p.product.ldb);                                \
   }
 #define QUANTIZED(name, T)                                                                         \
   using Int8_##name = Int8Weights<T>;                                                              \
   using Int4_##name = Int4Weights<T, true>;                                                        \
   using Int4_16_##name = Int4Weights<T, false>;                                                    \
-  ROWS(name, T, int8, rows8, 3, Int8_##name, 1, 1, FEW_STAGES, false)                              \
-  ROWS(name, T, int8, rows8_kept, 3, Int8_##name, 1, 1, FEW_STAGES, true)                          \
-  ROWS(name, T, int8, rows16, 2, Int8_##name, 2, 2, FEW_STAGES / 2, false)                         \
-  ROWS(name, T, int4, rows8, 2, Int4_##name, 1, 1, FEW_STAGES, false)                              \
-  ROWS(name, T, int4, rows8_kept, 3, Int4_##name, 1, 1, FEW_STAGES, true)                          \
-  ROWS(name, T, int4, rows16, 2, Int4_16_##name, 2, 2, FEW_STAGES / 2, false)                      \
+  ROWS(name, T, int8, rows8, Int8_##name, 1, 1, FEW_STAGES, false)                                 \
+  ROWS(name, T, int8, rows8_kept, Int8_##name, 1, 1, FEW_STAGES, true)                             \
+  ROWS(name, T, int8, rows16, Int8_##name, 2, 2, FEW_STAGES / 2, false)                            \
+  ROWS(name, T, int4, rows8, Int4_##name, 1, 1, FEW_STAGES, false)                                 \
+  ROWS(name, T, int4, rows8_kept, Int4_##name, 1, 1, FEW_STAGES, true)                             \
+  ROWS(name, T, int4, rows16, Int4_16_##name, 2, 2, FEW_STAGES / 2, false)                         \
   KERNEL_EARLY(gemm_quantized_##name##_int8_tiles, GemmQuantizedParams, TILE_THREADS, 3) {         \
     tiles<T>(p.product, Int8Weights<T>(p));                                                        \
   }                                                                                                \

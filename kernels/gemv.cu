@@ -4,6 +4,7 @@
  *              each warp, for its steps of k:  D += B[rows, k] A[:, k]^T   (tensor cores)
  *              C = epilogue(sum of D over the warps, in their order)
  *            B comes through rings in shared memory, copied steps ahead and on into the next tile.
+ *            When nothing is left to copy, a block asks L2 for what the next launch begins with.
  *            Of SwiGLU (`_rows8`, `_rows8_kept`) the 16 rows are eight gates and their values.
  *            `_rows8_kept`, of at most 2 rows of A: while its first weights are on their way, a
  *            block copies A, and makes its norm if one is asked for.
@@ -29,8 +30,8 @@ __device__ __forceinline__ void gemv(const GemmParams &p) {
 }
 
 #define GEMV(name, T)                                                                              \
-  KERNEL_EARLY(gemm_##name##_rows8, GemmParams, FEW_THREADS, 3) { gemv<T, 1, 1, false>(p); }       \
-  KERNEL_EARLY(gemm_##name##_rows8_kept, GemmParams, FEW_THREADS, 3) { gemv<T, 1, 1, true>(p); }   \
+  KERNEL_EARLY(gemm_##name##_rows8, GemmParams, FEW_THREADS, 2) { gemv<T, 1, 1, false>(p); }       \
+  KERNEL_EARLY(gemm_##name##_rows8_kept, GemmParams, FEW_THREADS, 2) { gemv<T, 1, 1, true>(p); }   \
   KERNEL_EARLY(gemm_##name##_rows16, GemmParams, FEW_THREADS, 2) { gemv<T, 2, 2, false>(p); }
 
 GEMV(bf16, bf16)

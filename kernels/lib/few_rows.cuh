@@ -7,7 +7,8 @@
  *  Blocks stay, and take every gridDim.x-th tile of rows of B. Their warps divide k; the sums of a
  *  tile are added in warp order. A thread copies the weights that it will multiply, and nobody
  *  else's, to a ring of its own in shared memory, STAGES - 1 steps ahead and on into the next tile:
- *  nobody waits for anybody before the sums of a tile, and memory is never idle in between.
+ *  nobody waits for anybody before the sums of a tile, and memory is never idle in between. Nor is
+ *  it between launches, if the next is known (`GemmParams::next`): L2 gets what that begins with.
  *
  *  KEPT, a block has all rows of A in shared memory, copied once while its first weights are on
  *  their way, and makes their norm there if one is asked for; for weights of few bits, as digits of
@@ -133,6 +134,20 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
         if (warp() == 0 && at < steps) ptx::prefetch(w.scales + w.first_group(row) + at);
       }
     });
+  }
+
+  /** Asks for what the next launch begins with; each thread rows of its own. */
+  __device__ __forceinline__ void look_ahead() const {
+    const Ahead &a = p.next;
+    if (!a.from) return;
+#pragma unroll 1
+    for (int i = (int)threadIdx.x;; i += FEW_THREADS) {
+      const int tile = (int)blockIdx.x + i / 16 * (int)gridDim.x;
+      if (tile >= (int)a.tiles) break;
+      const int64_t row = tile * a.pitch + i / 8 % 2 * a.away + i % 8;
+      if (row < a.rows)
+        ptx::prefetch(static_cast<const char *>(a.from) + row * a.stride, (uint32_t)a.bytes);
+    }
   }
 
   /** Has this lane read A from `from`, of which there are m rows; those past the end are the last
@@ -386,24 +401,34 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
 #pragma unroll
   for (int i = 0; i < 4; i++) ones[i] = ptx::opaque(pack2<T>(1, 1));
   constexpr int AT_ONCE = Part::AT_ONCE;
+  // More rows of A leave no registers for it.
+  constexpr bool LOOKS_AHEAD = COLS == 1;
   typename Part::Asked asked[AT_ONCE], next[AT_ONCE];
   part.begin((int)blockIdx.x);
   part.ask(next, warp());
   int stage = 0, to = STAGES - 1, turn = 0;
   for (int tile = (int)blockIdx.x; tile < part.tiles; tile += (int)gridDim.x, turn++) {
+    // The last tile in two goes: of the second all has been asked for.
+    const bool is_last = LOOKS_AHEAD && tile + (int)gridDim.x >= part.tiles;
+    int step = warp(), end = is_last ? part.steps - (STAGES - 1) * FEW_WARPS : part.steps;
 #pragma unroll 1
-    for (int step = warp(); step < part.steps;) {
+    for (;; end = part.steps) {
+#pragma unroll 1
+      while (step < end) {
 #pragma unroll
-      for (int u = 0; u < AT_ONCE; u++) asked[u] = next[u];
-      part.ask(next, step + AT_ONCE * FEW_WARPS);
+        for (int u = 0; u < AT_ONCE; u++) asked[u] = next[u];
+        part.ask(next, step + AT_ONCE * FEW_WARPS);
 #pragma unroll
-      for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
-        if (step >= part.steps) break;
-        ptx::cp_async_wait<STAGES - 2>();
-        part.copy(s, to);
-        part.multiply(s, stage, step, asked[u], ones);
-        stage = stage + 1 < STAGES ? stage + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
+        for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
+          if (step >= part.steps) break;
+          ptx::cp_async_wait<STAGES - 2>();
+          part.copy(s, to);
+          part.multiply(s, stage, step, asked[u], ones);
+          stage = stage + 1 < STAGES ? stage + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
+        }
       }
+      if (end == part.steps) break;
+      part.look_ahead();
     }
     // The sums of the tile before may still be read; those before it no more.
     auto &sums = s.sums[turn % 2];

@@ -18,7 +18,7 @@ pub use buffer::Buffer;
 pub(crate) use cuda::Cells;
 pub use cuda::{CudaCard, Nccl, NcclTicket, cuda_cards};
 pub use form::Form;
-pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
+pub use geometry::{Ahead, Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
 pub use observer::{Launched, OpenPhase, Phase, Recording};

@@ -25,7 +25,7 @@ mod tile;
 use super::check;
 use super::layout::is_packable;
 use super::normed::Norm;
-use crate::contracts::{GemmParams, GemmQuantizedParams};
+use crate::contracts::{Ahead, GemmParams, GemmQuantizedParams};
 use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Products, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -98,8 +98,13 @@ pub fn gemm_shape([m, n, k]: [i64; 3]) -> GemmParams {
         norm_bias: std::ptr::null(),
         norm_eps: 0.0,
         norm: 0,
+        next: NOTHING_AHEAD,
     }
 }
+
+/// The next launch is not known.
+const NOTHING_AHEAD: Ahead =
+    Ahead { from: std::ptr::null(), stride: 0, tiles: 0, pitch: 0, away: 0, rows: 0, bytes: 0 };
 
 /// Every way to lay `p` over `chip`, for those who compare them; none for f32, which has one.
 pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {

@@ -36,6 +36,24 @@ impl Step {
         })
     }
 
+    /// The same launches, each of those that look ahead told what the next of them begins with: the
+    /// last the first, since steps repeat.
+    fn looking_ahead(&self) -> Step {
+        let mut step = self.clone();
+        let mut places = Vec::new();
+        let mut begin = 0;
+        for launch in &self.launches {
+            places.extend(launch.geometry.ahead.map(|ahead| (begin + ahead.at, ahead.words)));
+            begin += launch.params;
+        }
+        let after = places.iter().cycle().skip(1);
+        for ((at, _), (_, words)) in places.iter().zip(after) {
+            let to = step.params[*at..].chunks_exact_mut(8);
+            to.zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
+        }
+        step
+    }
+
     pub(super) fn len(&self) -> usize {
         self.launches.len()
     }
@@ -197,6 +215,7 @@ impl Queue {
         // SAFETY: the stream is ours; nothing else is put into it before the capture ends.
         let status = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
         self.settle(state, "capture of a step", status)?;
+        let step = step.looking_ahead();
         let failed = step.iter().find_map(|(launch, params)| {
             let status = launch.run(params, self.stream, self.cublaslt.get());
             (status != CUresult::CUDA_SUCCESS).then_some((launch.key, status))
@@ -218,5 +237,40 @@ impl Queue {
             let _ = unsafe { sys::cuGraphDestroy(graph) };
         }
         made.map(|()| ready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::launch::Key;
+    use super::*;
+    use crate::DType;
+    use crate::device::{Ahead, Geometry};
+
+    #[test]
+    fn launches_are_told_what_the_next_that_looks_ahead_begins_with() {
+        const PARAMS: usize = 16 + 8 * Ahead::WORDS;
+        let mut step = Step::default();
+        let kinds = [Some(1), None, Some(2), Some(3), None];
+        for word in kinds {
+            let ahead = word.map(|word| Ahead { words: [word; Ahead::WORDS], at: 8 });
+            let geometry = Geometry { ahead, ..Geometry::linear(1, 1) };
+            let key = Key { kernel: "", dtype: DType::F32, variant: "" };
+            let function = std::ptr::null_mut();
+            let launch = Launch { key, function, geometry, params: PARAMS, overlaps: false };
+            step.push(launch, &[9; PARAMS], 0);
+        }
+        let told = step.looking_ahead();
+        let nines = u64::from_ne_bytes([9; 8]);
+        let words = told.iter().map(|(_, params)| {
+            let word = |i: usize| u64::from_ne_bytes(params[8 * i..8 * i + 8].try_into().unwrap());
+            let all: Vec<_> = (0..PARAMS / 8).map(word).collect();
+            let own = &all[1..=Ahead::WORDS];
+            assert!(all[0] == nines && all[Ahead::WORDS + 1] == nines && own == [own[0]; 7]);
+            own[0]
+        });
+        // The last is told of the first, which comes after it when the step is repeated.
+        assert_eq!(words.collect::<Vec<_>>(), [2, nines, 3, 1, nines]);
+        assert!(step.iter().all(|(_, params)| params == [9; PARAMS]));
     }
 }

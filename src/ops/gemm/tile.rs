@@ -208,6 +208,7 @@ impl Tile {
             shared: self.shared,
             cluster: self.blocks as u32,
             maps,
+            ahead: None,
         }
     }
 }
