@@ -60,7 +60,8 @@ template <typename T> struct Int8Weights {
   }
   static __device__ __forceinline__ constexpr int place(int x) { return x; }
 
-  __device__ __forceinline__ float row_scale(int64_t row) const { return widen(scales[row]); }
+  using Factor = bf16;
+  __device__ __forceinline__ Factor row_scale(int64_t row) const { return scales[row]; }
   __device__ __forceinline__ uint32_t first_group(int64_t) const { return 0; }
 };
 template <> __device__ __forceinline__ uint32_t Int8Weights<f16>::pair(uint32_t word, int half) {
@@ -113,7 +114,8 @@ template <typename T, bool FEW> struct Int4Weights {
     return ptx::fma_f16x2(magic, 0x3c003c00u, 0xe408e408u); // x - 1032
   }
 
-  __device__ __forceinline__ float row_scale(int64_t) const { return 1.0f; }
+  using Factor = float;
+  __device__ __forceinline__ Factor row_scale(int64_t) const { return 1.0f; }
   /** Of a row, among the scales: 2^32 groups would be more than any card holds. */
   __device__ __forceinline__ uint32_t first_group(int64_t row) const {
     return (uint32_t)row * (uint32_t)groups;
@@ -260,7 +262,7 @@ __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
 
   float scale[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) scale[i] = w.row_scale(column(i));
+  for (int i = 0; i < 4; i++) scale[i] = widen(w.row_scale(column(i)));
   // Everybody has left the stages: their memory takes the sums on their way out.
   __syncthreads();
   const Epilogue<T> epilogue(p);
@@ -302,7 +304,7 @@ __device__ __forceinline__ void plain(const GemmParams &p, Weights w, Q q) {
   }
   sum = warp_sum(sum);
   const Epilogue<T> epilogue(p);
-  if (lane() == 0) epilogue.store(row, col, sum * w.row_scale(col));
+  if (lane() == 0) epilogue.store(row, col, sum * widen(w.row_scale(col)));
 }
 template <typename T> __device__ __forceinline__ void plain_int8(const GemmQuantizedParams &p) {
   plain<T>(p.product, Int8Weights<T>(p), [](const unsigned char *b, int64_t i) {

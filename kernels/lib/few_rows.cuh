@@ -33,8 +33,9 @@ template <typename T> struct DenseWeights {
   static __device__ __forceinline__ void eight(uint4 run, int, uint32_t (&pairs)[4]) {
     pairs[0] = run.x, pairs[1] = run.y, pairs[2] = run.z, pairs[3] = run.w;
   }
-  /** The factor of the sums of a row. */
-  __device__ float row_scale(int64_t) const { return 1.0f; }
+  /** The factor of the sums of a row, as it is stored. */
+  using Factor = float;
+  __device__ Factor row_scale(int64_t) const { return 1.0f; }
 };
 
 /** Where row `half` 8 + g of a block's 16-row tile i of B is, from row_of_b on: of SwiGLU the first
@@ -90,8 +91,9 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     int tile, step;
     const unsigned char *b[TILES][2];
   } next;
-  /** The first groups of this lane's rows of B, in the tile that is multiplied. */
+  /** The first groups, and the factors, of this lane's rows of B in the tile that is multiplied. */
   uint32_t groups[TILES][2];
+  typename Weights::Factor factors[TILES][2];
   const T *rows[COLS]; /**< this lane's rows of A, at its run of k = 0 */
   const unsigned char *digits; /**< or its digit, likewise */
   float unit;                  /**< of the row of which this lane has sums */
@@ -214,10 +216,10 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
 
   /** Begins the sums of a tile; past the last, of its last rows again. */
   __device__ __forceinline__ void begin(int tile) {
-    if constexpr (Weights::GROUPED)
-      each_row(tile, [&](int64_t row, int i, int half) {
-        groups[i][half] = w.first_group(row);
-      });
+    each_row(tile, [&](int64_t row, int i, int half) {
+      if constexpr (Weights::GROUPED) groups[i][half] = w.first_group(row);
+      factors[i][half] = w.row_scale(row);
+    });
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
@@ -327,7 +329,8 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
       const float first = (float)acc[0][0][2 * half], second = (float)acc[0][0][2 * half + 1];
       float sum = t % 2 ? 65536.0f * first : fmaf(256.0f, second, first);
       sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-      if (t % 2 == 0 && t / 2 < m) sums[warp()][t / 2][half * 8 + g] = sum * unit;
+      if (t % 2 == 0 && t / 2 < m)
+        sums[warp()][t / 2][half * 8 + g] = sum * unit * widen(factors[0][half]);
     }
   }
   __device__ __forceinline__ void put_elements(Sums &sums, int m) const {
@@ -340,8 +343,8 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
         if (row >= m) continue;
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
-          sums[warp()][row][i * 16 + g] = acc[i][j][x];
-          sums[warp()][row][i * 16 + g + 8] = acc[i][j][x + 2];
+          sums[warp()][row][i * 16 + g] = acc[i][j][x] * widen(factors[i][0]);
+          sums[warp()][row][i * 16 + g + 8] = acc[i][j][x + 2] * widen(factors[i][1]);
         }
       }
   }
@@ -349,11 +352,11 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   /** C of a tile, whose sums are there, from row_of_a on; by one warp. */
   __device__ __forceinline__ void store(const Sums &sums, const Epilogue<T> &epilogue, int tile,
                                         int64_t row_of_a, int m) const {
-    auto whole = [&](int y, int x, int64_t row) {
+    auto whole = [&](int y, int x) {
       float sum = 0;
 #pragma unroll
       for (int from = 0; from < FEW_WARPS; from++) sum += sums[from][y][x];
-      return sum * w.row_scale(row);
+      return sum;
     };
     const int cols = is_glu ? TILES * 8 : TILES * 16;
     const int64_t col0 = (int64_t)tile * cols;
@@ -362,10 +365,10 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
       const int64_t row = row_of_a + y, col = col0 + x;
       if (col >= epilogue.cols) continue;
       if (!is_glu) {
-        epilogue.store(row, col, whole(y, x, col));
+        epilogue.store(row, col, whole(y, x));
       } else {
         const int at = x / 8 * 16 + x % 8;
-        epilogue.store(row, col, glu(whole(y, at, col), whole(y, at + 8, col + epilogue.cols)));
+        epilogue.store(row, col, glu(whole(y, at), whole(y, at + 8)));
       }
     }
   }
@@ -385,7 +388,11 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   if constexpr (KEPT) kept.ask(p);
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) part.copy(s, i);
-  // Weights are nobody's to write; rows of A are the launch's before this one.
+  constexpr int AT_ONCE = Part::AT_ONCE;
+  typename Part::Asked asked[AT_ONCE], next[AT_ONCE];
+  part.begin((int)blockIdx.x);
+  if constexpr (KEPT) part.ask(next, warp());
+  // Weights and their scales are nobody's to write; rows of A are the launch's before this one.
   ptx::wait_for_launch_before();
   if constexpr (KEPT) kept.template make<STAGES - 1>(p);
   if constexpr (Part::IS_WHOLE) {
@@ -394,18 +401,15 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
     part.read_from(kept.rows(p), kept.stride(p), (int)p.m);
   } else {
     part.read_from(static_cast<const T *>(p.a) + row_of_a * p.lda, p.lda, m);
+    part.ask(next, warp());
   }
   const Epilogue<T> epilogue(p);
   // Each in a register of its own, or four copies are made for every product.
   uint32_t ones[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) ones[i] = ptx::opaque(pack2<T>(1, 1));
-  constexpr int AT_ONCE = Part::AT_ONCE;
   // More rows of A leave no registers for it.
   constexpr bool LOOKS_AHEAD = COLS == 1;
-  typename Part::Asked asked[AT_ONCE], next[AT_ONCE];
-  part.begin((int)blockIdx.x);
-  part.ask(next, warp());
   int stage = 0, to = STAGES - 1, turn = 0;
   for (int tile = (int)blockIdx.x; tile < part.tiles; tile += (int)gridDim.x, turn++) {
     // The last tile in two goes: of the second all has been asked for.
