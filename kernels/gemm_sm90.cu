@@ -16,7 +16,9 @@
  *            KiB; `_sm90_128x192`, `_sm90_128x176`, `_sm90_128x128`: 5, 5 and 6 stages (176: what
  *            256 rows and 22016 columns make of two rounds of 132 blocks). `_sm90_turns_128x128`:
  *            2 warpgroups of 128x128, 6 stages. `_sm90_64x128`: 1 of 64x128, 4 stages, 106 KiB: two
- *            blocks a multiprocessor, one's epilogue beside the other's products.
+ *            blocks a multiprocessor, one's epilogue beside the other's products. `_sm90_64x64`: as
+ *            that, 6 stages: of few rows of A and of B, where 64x128 are 96 or 128 blocks on 132
+ *            multiprocessors, half as much again of B on its way.
  *  Traffic   A (n / BN) times and B (m / BM) times, `_pair` half as often, through L2, which is
  *            what 128x128 and 128x192 wait for (7.8 TB/s on an H200); C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
@@ -285,6 +287,9 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
   GEMM_TILES(name, T, _pair, 2)                                                                    \
   KERNEL_TMA(gemm_##name##_sm90_64x128, GemmParams, 256, 2) {                                      \
     gemm<T, Plan<1, 64, 128, 4>>(p, maps);                                                         \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_64x64, GemmParams, 256, 2) {                                       \
+    gemm<T, Plan<1, 64, 64, 6>>(p, maps);                                                          \
   }
 #define GEMM_TILES(name, T, pair, BLOCKS)                                                          \
   KERNEL_TMA(gemm_##name##_sm90##pair##_128x256, GemmParams, 384, 1) {                             \

@@ -340,10 +340,12 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64
 template <int N>
 __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b);
 
-#define PLACES_64                                                                                  \
+#define PLACES_32                                                                                  \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                         \
-  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                               \
-  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                               \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define PLACES_64                                                                                  \
+  PLACES_32                                                                                        \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                               \
   "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define PLACES_88                                                                                  \
   PLACES_64                                                                                        \
@@ -356,7 +358,8 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
   "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define SUMS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS16(i) SUMS4(i), SUMS4(i + 4), SUMS4(i + 8), SUMS4(i + 12)
-#define SUMS_64 SUMS16(0), SUMS16(16), SUMS16(32), SUMS16(48)
+#define SUMS_32 SUMS16(0), SUMS16(16)
+#define SUMS_64 SUMS_32, SUMS16(32), SUMS16(48)
 #define SUMS_88 SUMS_64, SUMS16(64), SUMS4(80), SUMS4(84)
 #define SUMS_96 SUMS_88, SUMS4(88), SUMS4(92)
 #define SUMS_128 SUMS_96, SUMS16(96), SUMS16(112)
@@ -369,10 +372,12 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
                  : SUMS_##sums                                                                     \
                  : "l"(a), "l"(b));                                                                \
   }
+WGMMA(bf16, 64, 32, "%32", "%33")
 WGMMA(bf16, 128, 64, "%64", "%65")
 WGMMA(bf16, 176, 88, "%88", "%89")
 WGMMA(bf16, 192, 96, "%96", "%97")
 WGMMA(bf16, 256, 128, "%128", "%129")
+WGMMA(f16, 64, 32, "%32", "%33")
 WGMMA(f16, 128, 64, "%64", "%65")
 WGMMA(f16, 176, 88, "%88", "%89")
 WGMMA(f16, 192, 96, "%96", "%97")
@@ -382,12 +387,14 @@ WGMMA(f16, 256, 128, "%128", "%129")
 #undef SUMS_96
 #undef SUMS_88
 #undef SUMS_64
+#undef SUMS_32
 #undef SUMS16
 #undef SUMS4
 #undef PLACES_128
 #undef PLACES_96
 #undef PLACES_88
 #undef PLACES_64
+#undef PLACES_32
 
 /** At most N registers a thread from here on, for the four warps of a warpgroup. */
 template <int N> __device__ __forceinline__ void setmaxnreg_inc() {

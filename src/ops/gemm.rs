@@ -155,6 +155,7 @@ static TILED: [[Kernel<GemmParams>; PARTS.len()]; TILES.len()] = {
         parts!(11),
         parts!(12),
         parts!(13),
+        parts!(14),
     ]
 };
 

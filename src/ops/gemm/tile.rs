@@ -75,7 +75,7 @@ const fn pair(tile: Tile) -> Tile {
 }
 
 /// Hopper's own, of [`TILES`] the first, and those in pairs, which follow.
-pub(super) const HOPPER: usize = 6;
+pub(super) const HOPPER: usize = 7;
 pub(super) const PAIRS: usize = 5;
 /// All of `gemm`.
 pub(super) static TILES: [Tile; HOPPER + PAIRS + 3] = [
@@ -84,6 +84,7 @@ pub(super) static TILES: [Tile; HOPPER + PAIRS + 3] = [
     sm90("_sm90_128x176", 128, 176, 5, 1),
     sm90("_sm90_128x128", 128, 128, 6, 1),
     sm90("_sm90_64x128", 64, 128, 4, 2),
+    sm90("_sm90_64x64", 64, 64, 6, 2),
     sm90_turns("_sm90_turns_128x128"),
     pair(sm90("_sm90_pair_128x256", 128, 256, 4, 1)),
     pair(sm90("_sm90_pair_128x192", 128, 192, 5, 1)),
