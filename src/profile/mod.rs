@@ -49,7 +49,7 @@ pub struct Measured {
 }
 
 /// Times `case`: passes of launches that rotate through copies of the operands, so that each launch
-/// finds its own cold (see [`Effort::ring`]).
+/// finds its own cold (see [`Effort::ring`]). A pass is a [step](Stream::step), as decoding is.
 ///
 /// # Errors
 /// If the device has no room for the operands, or has failed.
