@@ -138,12 +138,13 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     });
   }
 
-  /** Asks for what the next launch begins with; each thread rows of its own. */
+  /** Asks for what the next launch begins with: each thread for rows of its own, of a tile two a
+   *  warp, since lanes ask one after the other. */
   __device__ __forceinline__ void look_ahead() const {
     const Ahead &a = p.next;
     if (!a.from) return;
 #pragma unroll 1
-    for (int i = (int)threadIdx.x;; i += FEW_THREADS) {
+    for (int i = lane() * FEW_WARPS + warp();; i += FEW_THREADS) {
       const int tile = (int)blockIdx.x + i / 16 * (int)gridDim.x;
       if (tile >= (int)a.tiles) break;
       const int64_t row = tile * a.pitch + i / 8 % 2 * a.away + i % 8;
@@ -244,7 +245,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   /** As bytes, by the digits of A. */
   __device__ __forceinline__ void multiply_bytes(const uint4 (&runs)[2], int step,
                                                  const Asked &asked) {
-    static_assert(TILES == 1 && COLS == 1, "rows of A are columns of four");
+    static_assert(TILES == 1 && COLS == 1, "eight columns are two rows of A");
     // Sums of a group begin with 1.5 2^23, as a float: so they are floats too.
     constexpr uint32_t ZERO = 0x4b400000u;
     int32_t group[4] = {ZERO, ZERO, ZERO, ZERO};
