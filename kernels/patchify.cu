@@ -15,14 +15,19 @@
 
 template <typename T> __device__ void patchify(const PatchifyParams &p) {
   // Of 32 bits: a division of 64 takes longer than all else of a cell.
-  const uint32_t side = p.side, patch = p.patch, across = side / patch, cols = 3 * patch * patch;
+  const uint32_t side = p.side, patch = p.patch, across = side / patch, cols = (uint32_t)p.cols;
   for_my_cells(p.images * across * across * cols, 1, [&](int64_t at) {
     const uint32_t row = (uint32_t)at / cols, cell = (uint32_t)at % cols;
+    T &y_at = static_cast<T *>(p.y)[at];
+    if (cell >= 3 * patch * patch) {
+      y_at = narrow<T>(0);
+      return;
+    }
     const uint32_t x = cell % patch, y = cell / patch % patch, channel = cell / patch / patch;
     const uint32_t px = row % across, py = row / across % across, image = row / across / across;
     const uint32_t line = (image * 3 + channel) * side + py * patch + y;
     const uint8_t byte = p.pixels[line * side + px * patch + x];
-    static_cast<T *>(p.y)[at] = narrow<T>(p.levels[channel * 256 + byte]);
+    y_at = narrow<T>(p.levels[channel * 256 + byte]);
   });
 }
 

@@ -3,16 +3,17 @@
 
 /** `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a
  *  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the
- *  image. A byte of channel c becomes levels[c, byte].
+ *  image. A byte of channel c becomes levels[c, byte]. Columns beyond a patch are zeros: rows of
+ *  588, which patches of 14 are, do not begin at multiples of 16 bytes.
  *
  *  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1
  *  Entries   patchify_{f32,bf16,f16}
- *  Limits    side divisible by patch; fewer than 2^31 pixels */
+ *  Limits    side divisible by patch; fewer than 2^31 pixels, and cells of y */
 typedef struct PatchifyParams {
-  void *y;               /**< (images * (side/patch)^2, 3*patch*patch) T */
+  void *y;               /**< (images * (side/patch)^2, cols) T */
   const uint8_t *pixels; /**< (images, 3, side, side) */
   const float *levels;   /**< (3, 256) */
-  int64_t images;
+  int64_t images, cols; /**< cols >= 3*patch*patch */
   int32_t side, patch;
 } PatchifyParams;
 

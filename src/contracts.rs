@@ -1115,23 +1115,26 @@ const _: () = {
     ["Offset of field: NormBackwardParams::reserved"]
         [::core::mem::offset_of!(NormBackwardParams, reserved) - 116usize];
 };
-#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image. A byte of channel c becomes levels\\[c, byte\\].\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}\n  Limits    side divisible by patch; fewer than 2^31 pixels"]
+#[doc = " `patchify`: cuts images into patches, one row each, in the order (channel, y, x) of a\n  convolution weight, so that the patch embedding is a `gemm`. Patches are row-major over the\n  image. A byte of channel c becomes levels\\[c, byte\\]. Columns beyond a patch are zeros: rows of\n  588, which patches of 14 are, do not begin at multiples of 16 bytes.\n\n  Source    arXiv:2010.11929 eq. 1; open_clip VisionTransformer.conv1\n  Entries   patchify_{f32,bf16,f16}\n  Limits    side divisible by patch; fewer than 2^31 pixels, and cells of y"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct PatchifyParams {
-    #[doc = "(images * (side/patch)^2, 3*patch*patch) T"]
+    #[doc = "(images * (side/patch)^2, cols) T"]
     pub y: *mut ::core::ffi::c_void,
     #[doc = "(images, 3, side, side)"]
     pub pixels: *const u8,
     #[doc = "(3, 256)"]
     pub levels: *const f32,
+    #[doc = "cols >= 3*patch*patch"]
     pub images: i64,
+    #[doc = "cols >= 3*patch*patch"]
+    pub cols: i64,
     pub side: i32,
     pub patch: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PatchifyParams"][::core::mem::size_of::<PatchifyParams>() - 40usize];
+    ["Size of PatchifyParams"][::core::mem::size_of::<PatchifyParams>() - 48usize];
     ["Alignment of PatchifyParams"][::core::mem::align_of::<PatchifyParams>() - 8usize];
     ["Offset of field: PatchifyParams::y"][::core::mem::offset_of!(PatchifyParams, y) - 0usize];
     ["Offset of field: PatchifyParams::pixels"]
@@ -1140,10 +1143,12 @@ const _: () = {
         [::core::mem::offset_of!(PatchifyParams, levels) - 16usize];
     ["Offset of field: PatchifyParams::images"]
         [::core::mem::offset_of!(PatchifyParams, images) - 24usize];
+    ["Offset of field: PatchifyParams::cols"]
+        [::core::mem::offset_of!(PatchifyParams, cols) - 32usize];
     ["Offset of field: PatchifyParams::side"]
-        [::core::mem::offset_of!(PatchifyParams, side) - 32usize];
+        [::core::mem::offset_of!(PatchifyParams, side) - 40usize];
     ["Offset of field: PatchifyParams::patch"]
-        [::core::mem::offset_of!(PatchifyParams, patch) - 36usize];
+        [::core::mem::offset_of!(PatchifyParams, patch) - 44usize];
 };
 #[doc = " `vision_tokens`: prepends the class embedding and adds positions:\n  y\\[i,0\\] = cls + pos\\[0\\]; y\\[i,1+p\\] = x\\[i,p\\] + pos\\[1+p\\].\n\n  Source    arXiv:2010.11929 eq. 1\n  Entries   vision_tokens_{f32,bf16,f16}\n  Limits    fewer than 2^31 cells of y"]
 #[repr(C)]

@@ -292,7 +292,13 @@ fn emulated_kernels_give_the_hosts_tokens() {
             let mut engine = Engine::open(&folder, &how).unwrap();
             let few = GenerateOptions { max_new_tokens: 3, ..GenerateOptions::default() };
             let request = model.request(&engine, &case, 0, few);
-            engine.generate(request, &mut |_| Control::Continue).unwrap().token_ids
+            engine.stream().record();
+            let ids = engine.generate(request, &mut |_| Control::Continue).unwrap().token_ids;
+            let launches = engine.stream().recording().unwrap().launches;
+            // Whatever a patch is, its embedding is a product that 16-byte copies can reach.
+            let plain = launches.iter().find(|l| l.entry == "gemm_bf16_plain");
+            assert!(plain.is_none(), "{plain:?}");
+            ids
         });
         assert!(!host.is_empty() && emulated == host, "{dtype}: {emulated:?}, not {host:?}");
     }

@@ -36,6 +36,20 @@ impl Linear {
         Ok(Linear { w, b })
     }
 
+    /// The same layer of `inputs`, on a card of elements in rows that 16-byte copies reach: of more
+    /// inputs, whose weights are zeros. How many it then has.
+    pub fn reachable(self, stream: &Stream, inputs: usize) -> Result<(Self, usize)> {
+        let Matrix::Dense(w) = &self.w else { return Ok((self, inputs)) };
+        let wide = inputs.next_multiple_of(16 / w.dtype().size());
+        if stream.is_host() || wide == inputs {
+            return Ok((self, inputs));
+        }
+        let rows = w.shape().rows();
+        let mut padded = Tensor::zeros(stream, w.dtype(), &[rows, wide])?;
+        padded.view_mut().block(0..rows, 0..inputs)?.copy_from(w.view())?;
+        Ok((Linear { w: Matrix::Dense(padded), b: self.b }, wide))
+    }
+
     /// `y` (rows, outputs) from `x` (rows, inputs), or [a norm](Norm::of) of that; the epilogue's
     /// bias is this layer's own.
     pub fn run<'a>(

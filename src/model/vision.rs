@@ -16,6 +16,8 @@ pub struct Vision {
     /// What bytes stand for, (3, 256) f32.
     levels: Tensor,
     patch_embedding: Linear,
+    /// Its inputs: the pixels of a patch, and zeros.
+    patch_inputs: usize,
     class_embedding: Tensor,
     position_embedding: Tensor,
     ln_pre: Norm,
@@ -57,9 +59,12 @@ impl Vision {
         };
         let pixels = 3 * v.patch_size * v.patch_size;
         let tokens = 1 + config.patches();
+        let patch_embedding = Linear::load(weights, "vision.patch_embedding", d, pixels, false)?;
+        let (patch_embedding, patch_inputs) = patch_embedding.reachable(stream, pixels)?;
         Ok(Vision {
             levels: upload_levels(stream, preprocess)?,
-            patch_embedding: Linear::load(weights, "vision.patch_embedding", d, pixels, false)?,
+            patch_embedding,
+            patch_inputs,
             class_embedding: weights.get("vision.class_embedding", &[d])?,
             position_embedding: weights.get("vision.position_embedding", &[tokens, d])?,
             ln_pre: Norm::layer(weights, "vision.ln_pre", d, true, eps)?,
@@ -85,8 +90,8 @@ impl Vision {
     pub fn scratch(&self, images: usize) -> usize {
         let v = &self.shape;
         let rows = images * (1 + self.patches());
-        let pixels = 3 * v.patch_size * v.patch_size;
-        let columns = [pixels, v.width, v.width, v.width, 3 * v.width, v.width, v.mlp_width];
+        let columns =
+            [self.patch_inputs, v.width, v.width, v.width, 3 * v.width, v.width, v.mlp_width];
         columns.iter().map(|c| Arena::footprint(self.dtype, rows * c)).sum()
     }
 
@@ -102,8 +107,7 @@ impl Vision {
         let (images, patches, d) = (pixels.shape().sizes()[0], self.patches(), v.width);
         let rows = images * (1 + patches);
         let mut x = arena.take(self.dtype, &[rows, d])?;
-        let mut cut =
-            arena.take(self.dtype, &[images * patches, 3 * v.patch_size * v.patch_size])?;
+        let mut cut = arena.take(self.dtype, &[images * patches, self.patch_inputs])?;
         let mut embedded = arena.take(self.dtype, &[images * patches, d])?;
         let mut room = Room {
             normed: arena.take(self.dtype, &[rows, d])?,

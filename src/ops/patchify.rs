@@ -29,8 +29,9 @@ pub static VISION_TOKENS: Kernel<VisionTokensParams> = Kernel {
     accounting: 0,
 };
 
-/// Cuts pixels (images, 3, side, side) u8 into rows y (images*(side/patch)^2, 3*patch*patch) in
-/// the order (channel, y, x); a byte of channel c becomes levels[c, byte] of (3, 256) f32.
+/// Cuts pixels (images, 3, side, side) u8 into rows y (images*(side/patch)^2, cols) in the order
+/// (channel, y, x); a byte of channel c becomes levels[c, byte] of (3, 256) f32. Columns of y
+/// beyond the 3*patch*patch of a patch become zeros.
 ///
 /// # Errors
 /// If pixels or levels are no such tensors, `side` is not a multiple of `patch`, or y does not fit.
@@ -56,13 +57,16 @@ pub fn patchify(
     }
     check::small("patchify", "pixels", shape.elements())?;
     let per_image = (side / patch) * (side / patch);
-    check::matrix("patchify", "y", &y.as_view(), images * per_image, 3 * patch * patch)?;
+    let cols = y.shape().cols().max(3 * patch * patch);
+    check::matrix("patchify", "y", &y.as_view(), images * per_image, cols)?;
     check::dense("patchify", "y", &y.as_view())?;
+    check::small("patchify", "y", y.shape().elements())?;
     let params = PatchifyParams {
         y: y.ptr(),
         pixels: pixels.ptr(),
         levels: levels.ptr(),
         images: images as i64,
+        cols: cols as i64,
         side: check::small("patchify", "side", side)?,
         patch: check::small("patchify", "patch", patch)?,
     };
@@ -111,8 +115,8 @@ pub fn vision_tokens(
 }
 
 fn patchify_geometry(p: &PatchifyParams, _: DType, _: &Chip) -> Geometry {
-    // The same number of cells as there are pixels.
-    layout::cells(3 * p.images * i64::from(p.side) * i64::from(p.side), 1)
+    let across = i64::from(p.side / p.patch.max(1));
+    layout::cells(p.images * across * across * p.cols, 1)
 }
 
 fn vision_tokens_geometry(p: &VisionTokensParams, dtype: DType, _: &Chip) -> Geometry {
@@ -121,8 +125,10 @@ fn vision_tokens_geometry(p: &VisionTokensParams, dtype: DType, _: &Chip) -> Geo
 }
 
 fn patchify_cost(p: &PatchifyParams, dtype: DType) -> Cost {
-    let pixels = p.images as f64 * 3.0 * (p.side as f64).powi(2);
-    Cost { bytes: pixels * (1.0 + dtype.size() as f64) + 3.0 * 256.0 * 4.0, flops: 0.0 }
+    let (images, side) = (p.images as f64, f64::from(p.side));
+    let patches = images * (side / f64::from(p.patch)).powi(2);
+    let y = patches * p.cols as f64 * dtype.size() as f64;
+    Cost { bytes: images * 3.0 * side * side + y + 3.0 * 256.0 * 4.0, flops: 0.0 }
 }
 
 fn vision_tokens_cost(p: &VisionTokensParams, dtype: DType) -> Cost {
@@ -137,14 +143,16 @@ unsafe fn patchify_twin<T: Real>(p: &PatchifyParams, host: &Host) {
     let (side, patch) = (p.side as usize, p.patch as usize);
     let across = side / patch;
     let rows = p.images as usize * across * across;
-    let y = Rows::<T>::dense(p.y, 3 * patch * patch);
+    let (own, cols) = (3 * patch * patch, p.cols as usize);
+    let y = Rows::<T>::dense(p.y, cols);
     let lines = Rows::<u8>::dense(p.pixels.cast(), side);
     let levels = Rows::<f32>::dense(p.levels.cast(), 256);
-    for_row_ranges(host, rows, 3 * patch * patch, |range| {
+    for_row_ranges(host, rows, cols, |range| {
         for r in range {
             let (image, down, right) = (r / (across * across), r / across % across, r % across);
             // SAFETY: each row of y is of one task only.
-            let y = unsafe { y.get_mut(r) };
+            let (y, rest) = unsafe { y.get_mut(r) }.split_at_mut(own);
+            rest.fill(math::narrow(0.0));
             for (piece, y) in y.chunks_exact_mut(patch).enumerate() {
                 let (channel, dy) = (piece / patch, piece % patch);
                 let line = (image * 3 + channel) * side + down * patch + dy;
