@@ -6,11 +6,10 @@
 //! Launches rotate through copies of their operands that are together larger than the caches, so
 //! that each finds its own cold; the figure is the median over passes of a few milliseconds, which
 //! on a card are steps, like those of decoding: launches overlap, and products of few rows ask for
-//! what the next begins with. Bytes
-//! and operations are those of [`medflamingo::device::Cost`]. `of the ceiling` is the least time
-//! they allow at the rates of a copy, of a read-only pass and of a large matrix product, measured
-//! before the cases, over the time taken. Shapes are those of the 9B model on a card and a quarter
-//! of it on a host; `--full` and `--quick` choose.
+//! what the next begins with. Bytes and operations are those of [`medflamingo::device::Cost`]. `of
+//! the ceiling` is the least time they allow at the rates of a copy, of a read-only pass and of a
+//! large matrix product, measured before the cases, over the time taken. Shapes are those of the 9B
+//! model on a card and a quarter of it on a host; `--full` and `--quick` choose.
 
 use medflamingo::device::{Device, Stream};
 use medflamingo::profile::{

@@ -9,7 +9,7 @@ typedef struct Ahead {
   int64_t stride;   /**< between rows, bytes */
   int64_t tiles;
   int64_t pitch;    /**< from the first row of a tile to that of the next */
-  int64_t away;     /**< from the first eight rows of a tile to its second, and */
+  int64_t away;     /**< from the first eight rows of a tile to its second */
   int64_t rows;     /**< all that there are: what is beyond is not asked for */
   int64_t bytes;    /**< a multiple of 16 */
 } Ahead;

@@ -99,7 +99,7 @@ template <typename T, bool FEW> struct Int4Weights {
   /** As of `Int8Weights`: words of eight have nibbles 0 2 4 6 1 3 5 7. */
   static __device__ __forceinline__ void bytes(uint4 run, int i, uint32_t (&words)[2]) {
     const uint32_t word = i < 2 ? (i ? run.y : run.x) : i == 2 ? run.z : run.w;
-    // 16 (u - 8): without its highest bit turned, 16 u is as many more as a byte is less.
+    // 16 u with its highest bit turned is, as a signed byte, 16 (u - 8).
     words[0] = ptx::and_xor(word * 16, 0xf0f0f0f0u, 0x80808080u);
     words[1] = ptx::and_xor(word, 0xf0f0f0f0u, 0x80808080u);
   }

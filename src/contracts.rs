@@ -841,7 +841,7 @@ pub struct Ahead {
     pub tiles: i64,
     #[doc = "from the first row of a tile to that of the next"]
     pub pitch: i64,
-    #[doc = "from the first eight rows of a tile to its second, and"]
+    #[doc = "from the first eight rows of a tile to its second"]
     pub away: i64,
     #[doc = "all that there are: what is beyond is not asked for"]
     pub rows: i64,

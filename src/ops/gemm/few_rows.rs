@@ -80,7 +80,7 @@ impl Rows {
         let shared = needed.max(too_much).min(chip.shared_bytes);
         let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
         let variant = variants[self as usize];
-        let ahead = (tile == 16).then(|| ahead(p, b, i64::from(blocks)));
+        let ahead = (tile == 16).then(|| ahead(p, b, tiles, blocks));
         Geometry { variant, shared, ahead, ..Geometry::linear(blocks, THREADS) }
     }
 
@@ -94,22 +94,21 @@ impl Rows {
     }
 }
 
-/// What these blocks begin with.
-fn ahead(p: &GemmParams, b: Stored, blocks: i64) -> Ahead {
+/// What so many blocks, of all those tiles of 16 rows, begin with.
+fn ahead(p: &GemmParams, b: Stored, tiles: u32, blocks: u32) -> Ahead {
     let (stride, row) = match b {
         Stored::Elements => (2 * p.ldb, 2 * p.k),
         Stored::Int8 => (p.ldb, p.k),
         Stored::Int4 => (p.ldb, p.k / 2),
     };
     let bytes = row.min(AHEAD_OF_ROW);
-    let tiles = (p.n as u64).div_ceil(16) as i64;
     let enough = AHEAD / (16 * bytes.max(1));
     // Of SwiGLU a tile is eight gates and their values.
     let (pitch, away) = if p.activation == SWIGLU { (8, p.n / 2) } else { (16, 8) };
     let words = contracts::Ahead {
         from: p.b,
         stride,
-        tiles: tiles.min(blocks.max(enough)),
+        tiles: i64::from(tiles).min(enough.max(i64::from(blocks))),
         pitch,
         away,
         rows: p.n,
