@@ -156,6 +156,11 @@ static TILED: [[Kernel<GemmParams>; PARTS.len()]; TILES.len()] = {
         parts!(12),
         parts!(13),
         parts!(14),
+        parts!(15),
+        parts!(16),
+        parts!(17),
+        parts!(18),
+        parts!(19),
     ]
 };
 

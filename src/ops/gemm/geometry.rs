@@ -2,7 +2,7 @@
 
 use super::few_rows::{Rows, Stored};
 use super::table;
-use super::tile::{HOPPER, INT4_TILES, INT8_TILES, PAIRS, PARTS, TILES, Tile};
+use super::tile::{CLUSTERS, HOPPER, INT4_TILES, INT8_TILES, PARTS, TILES, Tile};
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry};
@@ -50,10 +50,10 @@ pub(super) fn forced<const TILE: usize, const PART: usize>(
 }
 
 /// What the table knows; else what should be fastest, of Hopper's own tiles where they can be, else
-/// of those of sm_80; else the tile that always can be. Pairs are taken where they were measured to
-/// be faster, and nowhere else.
+/// of those of sm_80; else the tile that always can be. Clusters are taken where they were measured
+/// to be faster, and nowhere else.
 fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> (&'static Tile, i64) {
-    let (hopper, others) = (&TILES[..HOPPER], &TILES[HOPPER + PAIRS..]);
+    let (hopper, others) = (&TILES[..HOPPER], &TILES[HOPPER + CLUSTERS..]);
     let tiles = match hopper[0].takes(p, dtype, chip) {
         true => hopper,
         false if others[0].takes(p, dtype, chip) => &others[..2],

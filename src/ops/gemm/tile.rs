@@ -22,8 +22,9 @@ pub(super) struct Tile {
     pub is_hopper: bool,
     /// A tile's epilogue runs beside the next one's products; its k is not split.
     pub in_turns: bool,
-    /// Blocks of a cluster, with tiles below each other, that share copies of B.
-    pub blocks: i64,
+    /// Blocks of a cluster with tiles below each other, which share copies of B, and beside each
+    /// other, which share those of A.
+    pub cluster: [i64; 2],
 }
 
 /// What a tile is unless it says otherwise.
@@ -37,7 +38,7 @@ const USUAL: Tile = Tile {
     alone: 0.0,
     is_hopper: false,
     in_turns: false,
-    blocks: 1,
+    cluster: [1, 1],
 };
 
 /// `sizeof(GemmShared)`: A and B stages of 32 columns, and a flag in a line of its own.
@@ -71,14 +72,17 @@ const fn sm90_turns(variant: &'static str) -> Tile {
     Tile { in_turns: true, ..sm90(variant, 128, 128, 6, 1) }
 }
 const fn pair(tile: Tile) -> Tile {
-    Tile { blocks: 2, ..tile }
+    Tile { cluster: [2, 1], ..tile }
+}
+const fn quad(tile: Tile) -> Tile {
+    Tile { cluster: [2, 2], ..tile }
 }
 
-/// Hopper's own, of [`TILES`] the first, and those in pairs, which follow.
+/// Hopper's own, of [`TILES`] the first, and those of clusters, which follow.
 pub(super) const HOPPER: usize = 7;
-pub(super) const PAIRS: usize = 5;
+pub(super) const CLUSTERS: usize = 10;
 /// All of `gemm`.
-pub(super) static TILES: [Tile; HOPPER + PAIRS + 3] = [
+pub(super) static TILES: [Tile; HOPPER + CLUSTERS + 3] = [
     sm90("_sm90_128x256", 128, 256, 4, 1),
     sm90("_sm90_128x192", 128, 192, 5, 1),
     sm90("_sm90_128x176", 128, 176, 5, 1),
@@ -91,6 +95,11 @@ pub(super) static TILES: [Tile; HOPPER + PAIRS + 3] = [
     pair(sm90("_sm90_pair_128x176", 128, 176, 5, 1)),
     pair(sm90("_sm90_pair_128x128", 128, 128, 6, 1)),
     pair(sm90_turns("_sm90_pair_turns_128x128")),
+    quad(sm90("_sm90_quad_128x256", 128, 256, 4, 1)),
+    quad(sm90("_sm90_quad_128x192", 128, 192, 5, 1)),
+    quad(sm90("_sm90_quad_128x176", 128, 176, 5, 1)),
+    quad(sm90("_sm90_quad_128x128", 128, 128, 6, 1)),
+    quad(sm90_turns("_sm90_quad_turns_128x128")),
     sm80("_128x128", 128, 4, 2, 0.7),
     sm80("_64x64", 64, 4, 4, 0.4),
     sm80("_plain", 64, 2, 4, 0.2),
@@ -126,9 +135,17 @@ impl Rates {
 }
 
 impl Tile {
-    /// Tiles down and across C, down as many as whole clusters have.
+    /// Tiles down and across C, as many as whole clusters have.
     pub fn tiles(&self, p: &GemmParams) -> (i64, i64) {
-        (groups(p.m, self.rows * self.blocks) * self.blocks, groups(p.n, self.cols))
+        let [down, across] = self.cluster;
+        (groups(p.m, self.rows * down) * down, groups(p.n, self.cols * across) * across)
+    }
+
+    /// Those that have blocks: a cluster lies in one of the chip's parts of 16 or 18, and clusters
+    /// of four leave two of 18 idle.
+    fn multiprocessors(&self, chip: &Chip) -> i64 {
+        let all = i64::from(chip.multiprocessors);
+        if self.cluster == [2, 2] { (all / 16 * 16).max(4) } else { all }
     }
 
     /// True if the entry can compute `p` at all.
@@ -161,11 +178,12 @@ impl Tile {
         const MEET: f64 = 2000.0;
         let rates = Rates::of(chip);
         let (down, across) = self.tiles(p);
-        let multiprocessors = i64::from(chip.multiprocessors);
+        let multiprocessors = self.multiprocessors(chip);
         let blocks = groups(down * across * parts, multiprocessors);
         let rounds = groups(blocks, self.resident) as f64;
         let cells = (self.rows * self.cols) as f64;
-        let bytes = 2.0 * (self.rows as f64 + self.cols as f64 / self.blocks as f64);
+        let [shared_b, shared_a] = self.cluster.map(|blocks| blocks as f64);
+        let bytes = 2.0 * (self.rows as f64 / shared_a + self.cols as f64 / shared_b);
         let product = (cells / rates.products).max(bytes / rates.l2_bytes);
         let part = product * p.k as f64 / parts as f64;
         let merge = match parts {
@@ -176,13 +194,12 @@ impl Tile {
         let starts = if self.in_turns { 1.0 } else { rounds };
         let clocks = blocks as f64 * each + starts * START;
         let once = 2.0 * (p.m * p.k + p.n * p.k + p.m * p.n) as f64;
-        let least = once / rates.memory_bytes / multiprocessors as f64;
+        let least = once / rates.memory_bytes / f64::from(chip.multiprocessors);
         clocks.max(least) / rates.clocks_per_us
     }
 
     pub fn geometry(&self, p: &GemmParams, parts: i64, chip: &Chip) -> Geometry {
         let (down, across) = self.tiles(p);
-        let places = i64::from(chip.multiprocessors) * self.resident;
         let (grid, maps) = if self.is_hopper {
             let map = |address, rows: i64, stride: i64, tile_rows: i64| {
                 Some(TensorMap {
@@ -193,12 +210,15 @@ impl Tile {
                     swizzle: Swizzle::Bytes128,
                 })
             };
-            let a = map(p.a, p.m, p.lda, self.rows);
+            let [_, beside] = self.cluster;
+            let a = map(p.a, p.m, p.lda, self.rows / beside);
             // In two halves, which of SwiGLU lie apart.
             let b = map(p.b, p.n, p.ldb, self.cols / 2);
             // Blocks in whole clusters: as many as there is room for, one at least.
-            let clusters = (places / parts / self.blocks).clamp(1, down * across / self.blocks);
-            ([clusters * self.blocks, 1, parts], [a, b, None, None])
+            let together: i64 = self.cluster.iter().product();
+            let places = self.multiprocessors(chip) * self.resident;
+            let clusters = (places / parts / together).clamp(1, down * across / together);
+            ([clusters * together, 1, parts], [a, b, None, None])
         } else {
             ([down * across, 1, parts], [None; 4])
         };
@@ -207,7 +227,7 @@ impl Tile {
             grid: grid.map(|n| n as u32),
             threads: self.threads,
             shared: self.shared,
-            cluster: self.blocks as u32,
+            cluster: self.cluster.iter().product::<i64>() as u32,
             maps,
             ahead: None,
         }
