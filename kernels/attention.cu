@@ -16,6 +16,8 @@
 /** Every key is seen. */
 struct EveryKey {
   __device__ bool needs(int, int) const { return true; }
+  __device__ bool sees(int, int) const { return true; }
+  __device__ bool is_biased() const { return false; }
   __device__ float score(int, float x) const { return x; }
 };
 

@@ -7,7 +7,7 @@
  *
  *  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention
  *  Entries   attention_{f32,bf16,f16}
- *  Limits    1 <= k0_len + k1_len < 2^31; k1 and v1 are null only if k1_len = 0
+ *  Limits    1 <= k0_len + k1_len < 2^31; k1 and v1 are null only if k1_len = 0; scale > 0
  *  Numerics  one pass with a running maximum and sum in f32 */
 typedef struct AttentionParams {
   void *o;       /**< (batch, q_len, heads*head_dim) T, row stride o_stride */

@@ -4,8 +4,9 @@
  *            image's keys and values stay in shared memory for as many tiles of rows as see it, and
  *            all its 64 latents are one tile of keys. Queries and image of the next step are copied
  *            during this one. Spans follow text time: that is one image, or two where a marker
- *            falls into a tile; a warp whose 16 rows do not see it computes nothing. Rows without
- *            an image become 0 by having no keys.
+ *            falls into a tile; a warp whose 16 rows do not see it computes nothing, and one whose
+ *            rows all do asks of no score whether it counts. Rows without an image become 0 by
+ *            having no keys.
  *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (runs of rows, heads), 4 warps, 48
  *            or 96 KiB. Few rows are one run a multiprocessor, down to a row a block: sequences
  *            that are decoded look at images of their own. Many are whole tiles, three blocks a
@@ -14,8 +15,9 @@
  *            the launch that makes q has ended.
  *  Rejected  a work list of rows by image: it must be made anew for every step, by one more launch.
  *            One image at a time in shared memory: a trip to L2 for each of many that are seen.
- *            Not measured: folding the norm and the projection of q into this kernel. It would read
- *            that weight once per run of rows instead of once. */
+ *            Four blocks a multiprocessor: of 128 registers 5 to 14 are missing. Not measured:
+ *            folding the norm and the projection of q into this kernel. It would read that weight
+ *            once per run of rows instead of once. */
 #include "cross_attention.h"
 #include "lib/attend.cuh"
 
@@ -31,19 +33,17 @@ struct Latents {
 /** A run of rows of one head. */
 template <typename T, int D> struct CrossRun {
   const CrossAttentionParams &p;
-  int64_t end; /**< row after the last */
+  int end;         /**< row after the last */
   int head, tiles; /**< of latents in an image */
 
   /** Rows of the run from row0 on, at most 64. */
-  __device__ int count(int64_t row0) const {
-    return (int)max(min(end - row0, (int64_t)TILE_ROWS), (int64_t)0);
-  }
+  __device__ int count(int row0) const { return max(min(end - row0, TILE_ROWS), 0); }
   /** What row r of those from row0 on sees: nothing beyond the run. */
-  __device__ MediaSpan span(int64_t row0, int r) const {
+  __device__ MediaSpan span(int row0, int r) const {
     return r < count(row0) ? p.spans[row0 + r] : MediaSpan{0, 0, 0};
   }
   /** What 64 rows see between them; if nothing, what stands in shared memory already. */
-  __device__ Latents seen(int64_t row0, int held) const {
+  __device__ Latents seen(int row0, int held) const {
     unsigned begin = 0x7fffffffu, after = 0;
 #pragma unroll
     for (int r = lane(); r < TILE_ROWS; r += WARP) {
@@ -58,12 +58,12 @@ template <typename T, int D> struct CrossRun {
     return {(int)begin * tiles, (int)after * tiles - 1};
   }
   /** 64 rows of q or o. */
-  template <typename X> __device__ HeadRows<X> rows_of(X *x, int64_t row0) const {
+  template <typename X> __device__ HeadRows<X> rows_of(X *x, int row0) const {
     const int64_t stride = (int64_t)p.heads * p.head_dim;
     const int64_t at = row0 * stride + (int64_t)head * p.head_dim;
     return {x + at, stride, count(row0)};
   }
-  __device__ void load_queries(Tile<T, D> &q, int64_t row0) const {
+  __device__ void load_queries(Tile<T, D> &q, int row0) const {
     load_rows(q, p.head_dim, rows_of(static_cast<const T *>(p.q), row0));
   }
   __device__ void load_latents(Tile<T, D> &k, Tile<T, D> &v, int tile) const {
@@ -82,10 +82,10 @@ template <typename T, int D> struct CrossRun {
 template <typename T, int D> __device__ void cross_attention_tiles(const CrossAttentionParams &p) {
   using Shared = CrossShared<T, D>;
   SHARED(Shared, s);
-  int64_t run = (p.rows + gridDim.x - 1) / gridDim.x;
+  int run = (int)(((uint32_t)p.rows + gridDim.x - 1) / gridDim.x);
   if (run > TILE_ROWS) run = (run + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-  int64_t row0 = blockIdx.x * run;
-  const CrossRun<T, D> rows{p, min(row0 + run, p.rows), (int)blockIdx.y,
+  int row0 = (int)blockIdx.x * run;
+  const CrossRun<T, D> rows{p, min(row0 + run, (int)p.rows), (int)blockIdx.y,
                             max((p.latents + TILE_KEYS - 1) / TILE_KEYS, 1)};
   if (row0 >= rows.end) return;
   const int first = warp() * WARP_ROWS, l = lane();
@@ -113,13 +113,16 @@ template <typename T, int D> __device__ void cross_attention_tiles(const CrossAt
       const int image = rows.image_of(tile);
       const int latents = p.latents - (tile - image * rows.tiles) * TILE_KEYS;
       auto sees = [&](const MediaSpan &span) { return span.begin <= image && image < span.end; };
-      if (__any_sync(ALL_LANES, sees(own))) {
+      const float unit = p.scale * LOG2_E;
+      const bool is_plain = sees(own) && !own.uniform && latents >= TILE_KEYS;
+      if (__all_sync(ALL_LANES, is_plain)) {
+        mine.take(s.q[turn], s.k[stage], s.v[stage], unit, EveryScore());
+      } else if (__any_sync(ALL_LANES, sees(own))) {
         const bool visible[2] = {sees(spans[0]), sees(spans[1])};
-        mine.take(s.q[turn], s.k[stage], s.v[stage], p.scale * LOG2_E,
-                  [&](int half, int j, float x) {
-                    if (!visible[half] || j >= latents) return -INFINITY;
-                    return spans[half].uniform ? 0.0f : x;
-                  });
+        mine.take(s.q[turn], s.k[stage], s.v[stage], unit, [&](int half, int j, float x) {
+          if (!visible[half] || j >= latents) return -INFINITY;
+          return spans[half].uniform ? 0.0f : x;
+        });
       }
       if (after != tile) stage ^= 1;
     }

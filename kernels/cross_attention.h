@@ -17,7 +17,7 @@ typedef struct MediaSpan {
  *
  *  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention
  *  Entries   cross_attention_{f32,bf16,f16}
- *  Limits    spans inside the table
+ *  Limits    spans inside the table; rows < 2^31; scale > 0
  *  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image */
 typedef struct CrossAttentionParams {
   void *o;                /**< (rows, heads*head_dim) T */

@@ -10,7 +10,7 @@
  *
  *  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180
  *  Entries   self_attention_{f32,bf16,f16}; prefill and decode
- *  Limits    kv_len[s] >= its query rows; page layout as in `kv_append`
+ *  Limits    kv_len[s] >= its query rows; page layout as in `kv_append`; scale > 0
  *  Numerics  maxima and sums in f32, merged in the order of the keys: on a card the same bits of a
  *            row whatever else is in the batch, its own prefix or others */
 typedef struct SelfAttentionParams {

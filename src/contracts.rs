@@ -244,7 +244,7 @@ const _: () = {
     ["Offset of field: Adamw8Params::eps"][::core::mem::offset_of!(Adamw8Params, eps) - 112usize];
     ["Offset of field: Adamw8Params::keep"][::core::mem::offset_of!(Adamw8Params, keep) - 116usize];
 };
-#[doc = " `attention`: O = softmax(scale * Q K^T) V per batch entry and head, every query sees every key.\n  Keys and values may come in two segments that are never concatenated in memory: the Perceiver's\n  \\[media | latents\\]; the vision tower uses the first only (k1_len = 0).\n\n  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention\n  Entries   attention_{f32,bf16,f16}\n  Limits    1 <= k0_len + k1_len < 2^31; k1 and v1 are null only if k1_len = 0\n  Numerics  one pass with a running maximum and sum in f32"]
+#[doc = " `attention`: O = softmax(scale * Q K^T) V per batch entry and head, every query sees every key.\n  Keys and values may come in two segments that are never concatenated in memory: the Perceiver's\n  \\[media | latents\\]; the vision tower uses the first only (k1_len = 0).\n\n  Source    arXiv:1706.03762 eq. 1; open_flamingo/src/helpers.py PerceiverAttention\n  Entries   attention_{f32,bf16,f16}\n  Limits    1 <= k0_len + k1_len < 2^31; k1 and v1 are null only if k1_len = 0; scale > 0\n  Numerics  one pass with a running maximum and sum in f32"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionParams {
@@ -332,7 +332,7 @@ const _: () = {
     ["Offset of field: MediaSpan::end"][::core::mem::offset_of!(MediaSpan, end) - 4usize];
     ["Offset of field: MediaSpan::uniform"][::core::mem::offset_of!(MediaSpan, uniform) - 8usize];
 };
-#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
+#[doc = " `cross_attention`: O = softmax(scale * Q K^T) V per row and head, over the latents of the images\n  in the row's span.\n\n  Keys and values of image j are the halves of rows of kv\\[j\\] (latents, 2*heads*head_dim): keys,\n  values. Nothing is computed for 16 consecutive rows of which none sees the image.\n\n  Source    arXiv:2204.14198 sec. 2.3; open_flamingo/src/helpers.py MaskedCrossAttention\n  Entries   cross_attention_{f32,bf16,f16}\n  Limits    spans inside the table; rows < 2^31; scale > 0\n  Numerics  one pass with a running maximum and sum in f32; 0 for rows without an image"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct CrossAttentionParams {
@@ -1483,7 +1483,7 @@ const _: () = {
     ["Offset of field: SamplingParams::row_stride"]
         [::core::mem::offset_of!(SamplingParams, row_stride) - 56usize];
 };
-#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys,\n  the rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled\n  score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`\n  Numerics  maxima and sums in f32, merged in the order of the keys: on a card the same bits of a\n            row whatever else is in the batch, its own prefix or others"]
+#[doc = " `self_attention`: causal attention of a ragged batch over paged keys and values.\n\n  Sequence s owns query rows q_begin\\[s\\] .. q_begin\\[s+1\\]; they are its last tokens, and its keys,\n  the rows' own included, are the first kv_len\\[s\\] slots of its page table. Query i of n sees keys\n  0 ..= kv_len - n + i. With ALiBi, slopes\\[h\\] * (key - query position) is added to the scaled\n  score.\n\n  Source    arXiv:1706.03762 eq. 1; ALiBi arXiv:2108.12409 sec. 3; pages arXiv:2309.06180\n  Entries   self_attention_{f32,bf16,f16}; prefill and decode\n  Limits    kv_len\\[s\\] >= its query rows; page layout as in `kv_append`; scale > 0\n  Numerics  maxima and sums in f32, merged in the order of the keys: on a card the same bits of a\n            row whatever else is in the batch, its own prefix or others"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SelfAttentionParams {

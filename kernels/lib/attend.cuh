@@ -2,8 +2,8 @@
  *
  *  `Keys` says what the rows are attended to: `count`; `k(j)` and `v(j)`, where key j's features
  *  begin, and `both(j, k, v)`, which finds them once; and `row(r)`, what row r sees of them:
- *  `needs(begin, end)`, false if none of those, and `score(j, x)`, the scaled score x in units of
- *  log 2 after bias and mask. */
+ *  `needs(begin, end)`, false if none of those, `sees(begin, end)`, true if all of those,
+ *  `is_biased()`, and `score(j, x)`, the scaled score x in units of log 2 after bias and mask. */
 #pragma once
 #include "mma.cuh"
 #include "reduce.cuh"
@@ -57,21 +57,32 @@ __device__ __forceinline__ void load_rows(SwizzledTile<T, ROWS, D> &tile, int he
     ptx::cp_async16(to + i * D, from + i * rows.stride, r + i < rows.count && chunk * 8 < head_dim);
 }
 
-/** A warp's sixteen rows of sums, times `factor` of this lane's two, go to `output(r)` where that
- *  is not null, 16 bytes a lane, by way of the warp's rows of a tile that nobody else reads. */
-template <typename T, int D, typename Output>
-__device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D / 8][4],
-                                           const float (&factor)[2], int head_dim, Output output) {
-  const int l = lane(), first = warp() * WARP_ROWS;
+/** A warp's sixteen rows of sums, times `factor` of this lane's two, go to its rows of a tile that
+ *  nobody else reads. */
+template <typename T, int D>
+__device__ __forceinline__ void put_rows(Tile<T, D> &tile, const float (&o)[D / 8][4],
+                                         const float (&factor)[2]) {
+  const int l = lane(), row = warp() * WARP_ROWS + l / 4;
   // What stands there was read by other lanes.
   __syncwarp();
 #pragma unroll
-  for (int half = 0; half < 2; half++)
+  for (int i = 0; i < D / 8; i++) {
+    // Rows that are eight apart are permuted alike.
+    T *to = tile.chunk(row, i) + l % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < D / 8; i++)
-      *reinterpret_cast<uint32_t *>(tile.chunk(first + l / 4 + half * 8, i) + l % 4 * 2) =
+    for (int half = 0; half < 2; half++)
+      *reinterpret_cast<uint32_t *>(to + half * 8 * D) =
           pack2<T>(o[i][half * 2] * factor[half], o[i][half * 2 + 1] * factor[half]);
+  }
   __syncwarp();
+}
+
+/** The same, and by way of it to `output(r)` where that is not null, 16 bytes a lane. */
+template <typename T, int D, typename Output>
+__device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D / 8][4],
+                                           const float (&factor)[2], int head_dim, Output output) {
+  put_rows(tile, o, factor);
+  const int l = lane(), first = warp() * WARP_ROWS;
 #pragma unroll
   for (int i = l; i < WARP_ROWS * D / 8; i += WARP) {
     const int r = first + i / (D / 8), chunk = i % (D / 8);
@@ -82,10 +93,26 @@ __device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D 
   }
 }
 
-/** x (16, 8 N) += the products of the warp's sixteen rows with the first 8 N of other ones. */
+/** To rows of a head: a lane's are a fixed distance apart. */
+template <typename T, int D>
+__device__ __forceinline__ void store_rows(Tile<T, D> &tile, const float (&o)[D / 8][4],
+                                           const float (&factor)[2], int head_dim,
+                                           const HeadRows<T> &output) {
+  constexpr int CHUNKS = D / 8, STEP = WARP / CHUNKS;
+  put_rows(tile, o, factor);
+  const int r = warp() * WARP_ROWS + lane() / CHUNKS, chunk = lane() % CHUNKS;
+  T *to = output.first + r * output.stride + chunk * 8;
+#pragma unroll
+  for (int i = 0; i < WARP_ROWS; i += STEP)
+    if (r + i < output.count && chunk * 8 < head_dim)
+      *reinterpret_cast<Pack<T> *>(to + i * output.stride) =
+          *reinterpret_cast<const Pack<T> *>(tile.chunk(r + i, chunk));
+}
+
+/** x (16, 8 N) += the products of the warp's sixteen rows with 8 N other ones, from `at` on. */
 template <typename T, int N, int ROWS, int D>
 __device__ __forceinline__ void products(float (&x)[N][4], Tile<T, D> &own,
-                                         SwizzledTile<T, ROWS, D> &other) {
+                                         SwizzledTile<T, ROWS, D> &other, int at = 0) {
   const int l = lane(), first = warp() * WARP_ROWS;
 #pragma unroll
   for (int c = 0; c < D / 8; c += 2) {
@@ -94,7 +121,7 @@ __device__ __forceinline__ void products(float (&x)[N][4], Tile<T, D> &own,
 #pragma unroll
     for (int j = 0; j < N / 2; j++) {
       uint32_t b[4];
-      other.load_b(b, j * 16, c, l);
+      other.load_b(b, at + j * 16, c, l);
       mma<T>(x[2 * j], a, b[0], b[1]);
       mma<T>(x[2 * j + 1], a, b[2], b[3]);
     }
@@ -121,10 +148,10 @@ template <typename T> struct TwoWeights {
   }
 };
 
-/** sums (16, D) += w (16, 8 N) times the first rows of `other`. */
+/** sums (16, D) += w (16, 8 N) times rows of `other`, from `at` on. */
 template <typename T, int N, int ROWS, int D>
 __device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&w)[N][4],
-                                         SwizzledTile<T, ROWS, D> &other) {
+                                         SwizzledTile<T, ROWS, D> &other, int at = 0) {
 #pragma unroll
   for (int j = 0; j < N / 2; j++) {
     TwoWeights<T> weights;
@@ -132,48 +159,54 @@ __device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&
 #pragma unroll
     for (int c = 0; c < D / 8; c += 2) {
       uint32_t b[4];
-      other.load_b_trans(b, j * 16, c, lane());
+      other.load_b_trans(b, at + j * 16, c, lane());
       weights.multiply(sums[c], b[0], b[1]);
       weights.multiply(sums[c + 1], b[2], b[3]);
     }
   }
 }
 
+/** Nothing is masked, and nothing added to a score. */
+struct EveryScore {
+  __device__ __forceinline__ float operator()(int, int, float x) const { return x; }
+};
+
 /** Sixteen rows of a warp on their way through the keys. */
 template <typename T, int D> struct WarpRows {
   RunningSoftmax running[2]; /**< of rows lane / 4 and lane / 4 + 8 */
   float o[D / 8][4] = {};
 
-  /** Takes the first KEYS keys of a tile and their values; `score(half, j, x)` is that of key j for
-   *  this lane's row `half`. */
+  /** Takes KEYS keys of a tile, from `at` on, and their values; `score(half, j, x)` is that of key
+   *  j for this lane's row `half`, whose product is x. It is `unit` times log 2: what it is
+   *  multiplied by only where its exponential is taken, in one instruction. */
   template <int KEYS = TILE_KEYS, typename Score>
-  __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float to_log2,
-                                       Score score) {
+  __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float unit,
+                                       Score score, int at = 0) {
     float p[KEYS / 8][4] = {}, most[2];
-    scores(p, most, q, k, to_log2, score);
+    scores(p, most, q, k, score, at);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const float factor = running[half].raise(most[half]);
-      running[half].sum += weigh(p, half, running[half].base());
+      const float factor = running[half].raise(most[half] * unit);
+      running[half].sum += weigh(p, half, unit, running[half].base());
 #pragma unroll
       for (int i = 0; i < D / 8; i++) o[i][half * 2] *= factor, o[i][half * 2 + 1] *= factor;
     }
-    add_rows(o, p, v);
+    add_rows(o, p, v, at);
   }
 
-  /** As `take`, but as if others had taken the tile and then been merged, to the bit: for keys that
-   *  blocks may share. It takes more registers. */
+  /** As `take` of the first, but as if others had taken the tile and then been merged, to the bit:
+   *  for keys that blocks may share. It takes more registers. */
   template <int KEYS = TILE_KEYS, typename Score>
   __device__ __forceinline__ void take_apart(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v,
-                                             float to_log2, Score score) {
+                                             float unit, Score score) {
     float p[KEYS / 8][4] = {}, most[2];
-    scores(p, most, q, k, to_log2, score);
+    scores(p, most, q, k, score);
     MergeFactors factors[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       RunningSoftmax tile;
-      tile.raise(most[half]);
-      tile.sum = weigh(p, half, tile.base());
+      tile.raise(most[half] * unit);
+      tile.sum = weigh(p, half, unit, tile.base());
       factors[half] = running[half].merge(tile.max, tile.sum);
     }
     TwoWeights<T> weights[KEYS / 16];
@@ -226,8 +259,8 @@ private:
   /** x (16, KEYS): scores, and the largest one of each of this lane's rows. */
   template <int N, typename Score>
   __device__ __forceinline__ void scores(float (&x)[N][4], float (&most)[2], Tile<T, D> &q,
-                                         Tile<T, D> &k, float to_log2, Score score) const {
-    products(x, q, k);
+                                         Tile<T, D> &k, Score score, int at = 0) const {
+    products(x, q, k, at);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       most[half] = -INFINITY;
@@ -235,7 +268,7 @@ private:
       for (int j = 0; j < N; j++)
 #pragma unroll
         for (int e = half * 2; e < half * 2 + 2; e++) {
-          x[j][e] = score(half, j * 8 + lane() % 4 * 2 + e % 2, x[j][e] * to_log2);
+          x[j][e] = score(half, at + j * 8 + lane() % 4 * 2 + e % 2, x[j][e]);
           most[half] = fmaxf(most[half], x[j][e]);
         }
       most[half] = fmaxf(most[half], __shfl_xor_sync(ALL_LANES, most[half], 1));
@@ -244,13 +277,14 @@ private:
   }
   /** The scores of a row become weights; this lane's sum of them. */
   template <int N>
-  static __device__ __forceinline__ float weigh(float (&x)[N][4], int half, float base) {
+  static __device__ __forceinline__ float weigh(float (&x)[N][4], int half, float unit,
+                                                float base) {
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < N; j++)
 #pragma unroll
       for (int e = half * 2; e < half * 2 + 2; e++) {
-        x[j][e] = ptx::exp2(x[j][e] - base);
+        x[j][e] = ptx::exp2(fmaf(x[j][e], unit, -base));
         sum += x[j][e];
       }
     return sum;
@@ -302,7 +336,7 @@ template <typename T, int D, typename Keys> struct KeyCopies {
 };
 
 /** Takes 64 rows by 4 warps through key tiles begin .. end, the next one copied while this one is
- *  used; APART as `WarpRows::take_apart`. */
+ *  used; APART as `WarpRows::take_apart`, else all rows see the same keys. */
 template <bool APART, typename T, int D, typename Keys>
 __device__ __forceinline__ void attend_tiles(WarpRows<T, D> &mine, AttendShared<T, D> &s,
                                              const Keys &keys, int head_dim, float scale,
@@ -322,6 +356,8 @@ __device__ __forceinline__ void attend_tiles(WarpRows<T, D> &mine, AttendShared<
   load(begin);
   const auto own = keys.row(first + l % WARP_ROWS);
   const decltype(own) rows[2] = {keys.row(first + l / 4), keys.row(first + l / 4 + 8)};
+  const float to_log2 = scale * LOG2_E, unit = own.is_biased() ? 1.0f : to_log2;
+  const float in_unit = own.is_biased() ? to_log2 : 1.0f;
   for (int tile = begin; tile < end; tile++) {
     ptx::cp_async_wait<0>();
     __syncthreads();
@@ -330,20 +366,26 @@ __device__ __forceinline__ void attend_tiles(WarpRows<T, D> &mine, AttendShared<
     // Not computed if no row of this warp sees any of it.
     if (first >= queries.count || !__any_sync(ALL_LANES, own.needs(key0, key1))) continue;
     auto score = [&](int half, int j, float x) {
-      return key0 + j < keys.count ? rows[half].score(key0 + j, x) : -INFINITY;
+      return key0 + j < keys.count ? rows[half].score(key0 + j, x * in_unit) : -INFINITY;
     };
     auto &k = s.k[tile % 2], &v = s.v[tile % 2];
-    const float to_log2 = scale * LOG2_E;
-    // The 257th key of an image would cost as much as 64.
-    const bool is_nearly_empty = key1 - key0 <= FEW_KEYS;
-    if (APART && is_nearly_empty)
-      mine.template take_apart<FEW_KEYS>(s.q, k, v, to_log2, score);
-    else if (APART)
-      mine.take_apart(s.q, k, v, to_log2, score);
-    else if (is_nearly_empty)
-      mine.template take<FEW_KEYS>(s.q, k, v, to_log2, score);
-    else
-      mine.take(s.q, k, v, to_log2, score);
+    const bool is_whole = key1 - key0 == TILE_KEYS && own.sees(key0, key1) && !own.is_biased();
+    const bool is_plain = __all_sync(ALL_LANES, is_whole);
+    // Few keys, as the 257th of an image, would cost as much as 64.
+    if constexpr (!APART) {
+      if (is_plain)
+        mine.take(s.q, k, v, unit, EveryScore());
+      else
+#pragma unroll 1
+        for (int at = 0; at < key1 - key0; at += FEW_KEYS)
+          mine.template take<FEW_KEYS>(s.q, k, v, unit, score, at);
+    } else if (is_plain) {
+      mine.take_apart(s.q, k, v, unit, EveryScore());
+    } else if (key1 - key0 <= FEW_KEYS) {
+      mine.template take_apart<FEW_KEYS>(s.q, k, v, unit, score);
+    } else {
+      mine.take_apart(s.q, k, v, unit, score);
+    }
   }
 }
 

@@ -8,6 +8,8 @@ struct CausalRow {
   float slope; /**< in units of log 2 */
 
   __device__ bool needs(int begin, int) const { return begin <= position; }
+  __device__ bool sees(int, int end) const { return end - 1 <= position; }
+  __device__ bool is_biased() const { return slope != 0.0f; }
   __device__ float score(int j, float x) const {
     return j <= position ? x + slope * (float)(j - position) : -INFINITY;
   }

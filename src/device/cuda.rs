@@ -42,13 +42,13 @@ impl CudaCard {
     /// # Errors
     /// What is missing, in words.
     pub fn kernels(&self) -> std::result::Result<&'static str, String> {
-        match self.capability {
-            (major, _) if major < 8 => Err("needs compute capability 8.0 or newer".into()),
-            _ if !images::are_here() => Err(images::NONE.into()),
-            (9, 0) => Ok("sm_90a"),
-            (8, _) => Ok("sm_80"),
-            _ => Ok("PTX"),
-        }
+        let code = match self.capability {
+            (major, _) if major < 8 => return Err("needs compute capability 8.0 or newer".into()),
+            (9, 0) => "sm_90a",
+            (8, _) => "sm_80",
+            _ => "PTX",
+        };
+        images::find().map(|()| code)
     }
 }
 

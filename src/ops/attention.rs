@@ -64,7 +64,7 @@ pub fn attention(
         kv1_stride: second.map_or(0, |(k, _)| k.stride()) as i64,
         heads: check::small(op, "heads", heads)?,
         head_dim: check::small(op, "head_dim", head_dim)?,
-        scale,
+        scale: check::scale(op, scale)?,
         reserved: 0,
     };
     // SAFETY: shapes, strides and dtypes were checked; o is borrowed exclusively.

@@ -87,6 +87,14 @@ pub(super) fn width(op: &str, parts: usize, heads: usize, head_dim: usize) -> Re
     }
 }
 
+/// What scores are multiplied by: the largest stays the largest.
+pub(super) fn scale(op: &str, value: f32) -> Result<f32> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(value);
+    }
+    Err(Error::invalid(format!("{op}: scale"), "a number above 0", value))
+}
+
 /// The width of one of `heads` heads of `cols` features together.
 pub(super) fn head_dim(op: &str, name: &str, cols: usize, heads: usize) -> Result<usize> {
     if heads > 0 && cols > 0 && cols.is_multiple_of(heads) {

@@ -56,12 +56,12 @@ pub fn cross_attention(
         q: q.ptr(),
         kv: media.table(),
         spans: spans.spans(),
-        rows: q.rows() as i64,
+        rows: check::small(op, "rows", q.rows())?.into(),
         images: media.images() as i64,
         latents: check::small(op, "latents", media.latents())?,
         heads: check::small(op, "heads", heads)?,
         head_dim: check::small(op, "head_dim", head_dim)?,
-        scale,
+        scale: check::scale(op, scale)?,
         visible: spans.visible() as i64,
     };
     // SAFETY: shapes, strides and dtypes were checked, spans and media when they were made.

@@ -74,7 +74,7 @@ pub fn self_attention(
         first_head: 0,
         some_heads: check::small(op, "heads", heads)?,
         parts: 1,
-        scale,
+        scale: check::scale(op, scale)?,
         reserved: 0,
         pairs: batch.pairs() as i64,
         keys: batch.keys() as i64,

@@ -312,8 +312,9 @@ fn attentions(s: &Sizes, add: Add<'_>) {
         add("rope", format!("lm_{rows}"), work);
         add("kv_append", format!("lm_{rows}"), work);
     }
-    // A token, a prompt, and a batch in training.
-    for rows in [1, s.prompt, 32 * s.prompt.next_power_of_two()] {
+    // A token, a prompt, and batches in training.
+    let prompt = s.prompt.next_power_of_two();
+    for rows in [1, s.prompt, 32 * prompt, 64 * prompt] {
         add("cross_attention", format!("gated_{rows}"), Work::Cross { rows, images: s.images });
     }
     let (rows, images) = (s.prompt, s.images);

@@ -151,6 +151,10 @@ fn folders_of_fatbins_are_checked() {
     let contracts = scratch.path().join("contracts");
     std::fs::write(&contracts, "1 2\n").unwrap();
     refused(&at(scratch.path()), 2, &["kernels for contracts", "found 1 2", "kernels/build"]);
+    let out = run(&["devices"], "", &[("MEDFLAMINGO_KERNELS", path(scratch.path()))]);
+    let said = text(&out.stdout);
+    assert!(said.contains("not usable: ") && said.contains("found 1 2"), "{said}");
+    assert!(said.contains("auto is cpu"), "{said}");
     std::fs::remove_file(&contracts).unwrap();
     refused(&at(scratch.path()), 2, &["the sum of their contracts"]);
     std::fs::copy(fatbins.join("contracts"), &contracts).unwrap();

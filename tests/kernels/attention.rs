@@ -189,4 +189,6 @@ fn wrong_arguments_are_named() {
         let e = message(result);
         assert!(e.starts_with(expected), "{e}");
     }
+    let e = message(ops::attention(&stream, o.view_mut(), q.view(), &[(k, k)], 2, 2, -1.0));
+    assert_eq!(e, "attention: scale: expected a number above 0, found -1");
 }

@@ -147,6 +147,25 @@ fn images_stay_for_as_many_tiles_of_rows_as_see_them() {
     }
 }
 
+/// Sixteen rows that see all of an image are computed without masks; with one among them that does
+/// not see it, with masks: the same bits.
+#[test]
+fn rows_do_not_depend_on_who_else_sees_the_image() {
+    let seen = |last| {
+        let spans = (0..16).map(|row| if row == 15 { last } else { (0, 1, 0) }).collect();
+        let c = Case { spans, ..cases().into_iter().find(|c| c.why == "no_image").unwrap() };
+        Case { images: 1, ..c }
+    };
+    let cases = [(0, 1, 0), (0, 0, 0), (0, 1, 1)].map(seen);
+    // On one multiprocessor all rows are one block's.
+    let stream = Stream::emulated(Chip { multiprocessors: 1, ..Chip::H200 }).unwrap();
+    let [plain, none, uniform] = cases.each_ref().map(|c| {
+        let o = run::<half::bf16>(&stream, c, &inputs(c)).view().to_f32().unwrap();
+        o[..15 * c.heads * c.head_dim].to_vec()
+    });
+    assert!(plain == none && plain == uniform);
+}
+
 #[test]
 fn unseen_images_are_never_touched() {
     let mut c = cases().into_iter().find(|c| c.why == "no_image").unwrap();
@@ -213,5 +232,10 @@ fn wrong_arguments_are_named() {
             ops::cross_attention(&stream, o.view_mut(), q.view(), media, spans, heads, 1.0);
         let e = message(result);
         assert!(e.starts_with(expected), "{e}");
+    }
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let result = ops::cross_attention(&stream, o.view_mut(), q.view(), &one, &good, 2, bad);
+        let e = message(result);
+        assert!(e.starts_with("cross_attention: scale: expected a number above 0"), "{e}");
     }
 }

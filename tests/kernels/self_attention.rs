@@ -294,4 +294,17 @@ fn wrong_arguments_are_named() {
         ));
         assert!(e.starts_with(expected), "{e}");
     }
+    let (mut o, q) = (f32s(&[1, 16]), f32s(&[1, 16]));
+    let e = message(ops::self_attention(
+        &stream,
+        o.view_mut(),
+        q.view(),
+        pages.view(),
+        &batch,
+        None,
+        2,
+        8,
+        0.0,
+    ));
+    assert_eq!(e, "self_attention: scale: expected a number above 0, found 0");
 }

@@ -8,7 +8,7 @@ use std::ffi::{CString, OsStr};
 use std::path::{Path, PathBuf};
 
 /// Why there is nothing to launch.
-pub(super) const NONE: &str = "this build has no GPU kernels; build where nvcc is \
+const NONE: &str = "this build has no GPU kernels; build where nvcc is \
      (tools/cuda-toolkit installs it), or set MEDFLAMINGO_KERNELS to a folder that \
      kernels/build has filled";
 /// The folder's variable.
@@ -17,9 +17,21 @@ const FOLDER: &str = "MEDFLAMINGO_KERNELS";
 const MAGIC: [u8; 4] = [0x50, 0xed, 0x55, 0xba];
 const HEADER: u64 = 16;
 
-/// True if there are kernels in this binary or a folder is named.
-pub(super) fn are_here() -> bool {
-    !MODULES.is_empty() || std::env::var_os(FOLDER).is_some()
+/// The files of the folder that is named, if one is.
+///
+/// # Errors
+/// If it is not whole, or not of this build's contracts.
+pub(super) fn named() -> Result<Option<Vec<PathBuf>>> {
+    std::env::var_os(FOLDER).map(|folder| files(Path::new(&folder))).transpose()
+}
+
+/// What is to be loaded, in words if it cannot be: the folder's files or those of this binary.
+pub(super) fn find() -> std::result::Result<(), String> {
+    match named() {
+        Ok(None) if MODULES.is_empty() => Err(NONE.into()),
+        Ok(_) => Ok(()),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// A loaded file of kernels.
@@ -49,7 +61,7 @@ impl Image {
 /// # Errors
 /// Names the file that is damaged or not for this card; `images` then has those before it.
 pub(super) fn load(device: &str, card: &str, images: &mut Vec<Image>) -> Result<()> {
-    let Some(folder) = std::env::var_os(FOLDER) else {
+    let Some(paths) = named()? else {
         if MODULES.is_empty() {
             return Err(Error::device(device, NONE));
         }
@@ -58,7 +70,7 @@ pub(super) fn load(device: &str, card: &str, images: &mut Vec<Image>) -> Result<
         }
         return Ok(());
     };
-    for path in files(Path::new(&folder))? {
+    for path in paths {
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
         // The driver wants the image aligned.
         let mut aligned = vec![0u64; bytes.len().div_ceil(8)];

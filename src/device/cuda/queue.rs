@@ -103,6 +103,7 @@ impl Queue {
             return Err(Error::device(name, message));
         }
         let (device, card) = describe(ordinal)?;
+        images::named()?;
         card.kernels().map_err(|why| Error::device(&name, format!("{}: {why}", card.name)))?;
         let mut context = std::ptr::null_mut();
         // SAFETY: writes the handle it is given.
