@@ -2,8 +2,9 @@
 #include <stdint.h>
 
 /** Weights that a launch begins with: `tiles` tiles of two times eight rows, the first `bytes` of
- *  each row. Products of few rows ask L2 for those of the next such launch when they have no more
- *  of their own to ask for, so that memory is not idle while one ends and the other begins. */
+ *  each row. Products of few rows, and of Hopper's tiles, ask L2 for those of the next such launch
+ *  when they have no more of their own to ask for, so that memory is not idle while one ends and
+ *  the other begins. */
 typedef struct Ahead {
   const void *from; /**< row 0; null: of nothing */
   int64_t stride;   /**< between rows, bytes */
@@ -46,5 +47,5 @@ typedef struct GemmParams {
   const void *norm_bias;   /**< (k) T or null, of `layernorm` */
   float norm_eps;
   int32_t norm;
-  Ahead next; /**< what the next launch begins with; of products of few rows */
+  Ahead next; /**< what the next launch begins with */
 } GemmParams;

@@ -830,7 +830,7 @@ const _: () = {
     ["Offset of field: GateBackwardParams::part_cells"]
         [::core::mem::offset_of!(GateBackwardParams, part_cells) - 48usize];
 };
-#[doc = " Weights that a launch begins with: `tiles` tiles of two times eight rows, the first `bytes` of\n  each row. Products of few rows ask L2 for those of the next such launch when they have no more\n  of their own to ask for, so that memory is not idle while one ends and the other begins."]
+#[doc = " Weights that a launch begins with: `tiles` tiles of two times eight rows, the first `bytes` of\n  each row. Products of few rows, and of Hopper's tiles, ask L2 for those of the next such launch\n  when they have no more of their own to ask for, so that memory is not idle while one ends and\n  the other begins."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Ahead {
@@ -895,7 +895,7 @@ pub struct GemmParams {
     pub norm_bias: *const ::core::ffi::c_void,
     pub norm_eps: f32,
     pub norm: i32,
-    #[doc = "what the next launch begins with; of products of few rows"]
+    #[doc = "what the next launch begins with"]
     pub next: Ahead,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]

@@ -374,10 +374,10 @@ impl Stream {
     /// Those of `body`.
     pub fn overlapping<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let Backend::Cuda(queue) = &self.backend else { return body() };
-        queue.set_overlapping(true);
+        queue.begin_overlapping();
         let result = body();
-        queue.set_overlapping(false);
-        result
+        let ended = queue.end_overlapping();
+        result.and_then(|value| ended.map(|()| value))
     }
 
     /// Graphs that were made of steps, and steps that ran as one made before.

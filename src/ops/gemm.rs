@@ -5,6 +5,7 @@
 //! storage type, and no other copy of them is kept. Whatever the number of threads, a given shape
 //! is summed in the same order and gives the same bits.
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -415,13 +415,13 @@ fn passes(mut command: Command, test: &str) -> String {
 }
 
 #[test]
-fn pairs_of_blocks_run_together() {
-    passes(with_driver(std::env::current_exe().unwrap(), ""), "products_in_pairs");
+fn blocks_of_a_cluster_run_together() {
+    passes(with_driver(std::env::current_exe().unwrap(), ""), "products_in_clusters");
 }
 
 #[test]
-#[ignore = "needs the driver of tests/driver; run by pairs_of_blocks_run_together"]
-fn products_in_pairs() {
+#[ignore = "needs the driver of tests/driver; run by blocks_of_a_cluster_run_together"]
+fn products_in_clusters() {
     let [card, host] = [Device::Cuda(0).open(1).unwrap(), Stream::host(1)];
     let values = |n: usize, seed: usize| -> Vec<bf16> {
         (0..n).map(|i| bf16::from_f32(((i * 7 + seed) % 23) as f32 / 16.0 - 0.6)).collect()
@@ -429,8 +429,8 @@ fn products_in_pairs() {
     let [m, n, k] = [130, 24, 72];
     let shape = gemm_shape([m, n, k].map(|n| n as i64));
     let mut tilings = gemm_tilings(&shape, DType::BF16, card.chip().unwrap());
-    tilings.retain(|t| t.variant.contains("_pair_"));
-    assert_eq!(tilings.len(), 5);
+    tilings.retain(|t| t.variant.contains("_pair_") || t.variant.contains("_quad_"));
+    assert_eq!(tilings.len(), 10);
     let result = |stream: &Stream, kernel: &Kernel<GemmParams>| -> Vec<f32> {
         let upload = |rows, seed| Tensor::upload(stream, &values(rows * k, seed), &[rows, k]);
         let (a, b) = (upload(m, 1).unwrap(), upload(n, 5).unwrap());

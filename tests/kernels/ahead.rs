@@ -1,4 +1,4 @@
-//! Products of few rows ask for what the next launch begins with: all of that, and nothing beyond.
+//! Products ask for what the next launch begins with: all of that, and nothing beyond.
 
 use crate::judge::{cards, normals, tensor};
 use half::bf16;
@@ -33,21 +33,32 @@ fn product(stream: &Stream, m: usize, next: Ahead) -> Result<Vec<f32>> {
     c.view().to_f32()
 }
 
-/// What a product with W, all rows of a tensor, would begin with.
-fn begins_with(w: &Tensor, activation: i32, chip: &Chip) -> Ahead {
+/// What a product of m rows with W, all rows of a tensor, would begin with.
+fn begins_with(m: i64, w: &Tensor, activation: i32, chip: &Chip) -> Ahead {
     let (n, k) = (w.view().rows() as i64, w.view().cols() as i64);
-    let params = GemmParams { b: w.view().ptr(), activation, ..gemm_shape([1, n, k]) };
+    let a = std::ptr::without_provenance(64);
+    let params = GemmParams { a, b: w.view().ptr(), activation, ..gemm_shape([m, n, k]) };
     let found = (GEMM.geometry)(&params, DType::BF16, chip).ahead.unwrap();
     assert_eq!(found.at, std::mem::offset_of!(GemmParams, next));
     let [_, stride, tiles, pitch, away, rows, bytes] = found.words.map(|word| word as i64);
     Ahead { from: w.view().ptr(), stride, tiles, pitch, away, rows, bytes }
 }
 
+/// Rows of A of products that look ahead, and of the products that they look ahead to: of few rows,
+/// and on Hopper of more.
+fn pairs(chip: &Chip) -> &'static [(usize, i64)] {
+    match chip.has_wgmma() {
+        true => &[(1, 1), (8, 1), (40, 40), (1, 40), (40, 1)],
+        false => &[(1, 1), (8, 1)],
+    }
+}
+
 #[test]
 fn what_the_next_begins_with_is_asked_for() {
     for (stream, chip) in cards(CHIPS).iter().zip(CHIPS) {
-        for m in [1, 8] {
-            let nothing = Ahead { from: std::ptr::null(), ..begins(stream, (16, 8), 0, &chip).1 };
+        for &(m, later) in pairs(&chip) {
+            let nothing =
+                Ahead { from: std::ptr::null(), ..begins(stream, later, (16, 8), 0, &chip).1 };
             let alone = product(stream, m, nothing).unwrap();
             // Short rows and long; the last tile whole and not; more tiles than blocks here.
             for (shape, activation) in [
@@ -57,7 +68,7 @@ fn what_the_next_begins_with_is_asked_for() {
                 ((48, 32), SWIGLU),
                 ((54, 48), SWIGLU),
             ] {
-                let (_w, next) = begins(stream, shape, activation, &chip);
+                let (_w, next) = begins(stream, later, shape, activation, &chip);
                 assert_eq!(product(stream, m, next).unwrap(), alone, "{m} {next:?}");
             }
         }
@@ -66,12 +77,13 @@ fn what_the_next_begins_with_is_asked_for() {
 
 fn begins(
     stream: &Stream,
+    m: i64,
     (n, k): (usize, usize),
     activation: i32,
     chip: &Chip,
 ) -> (Tensor, Ahead) {
     let w = Tensor::zeros(stream, DType::BF16, &[n, k]).unwrap();
-    let next = begins_with(&w, activation, chip);
+    let next = begins_with(m, &w, activation, chip);
     (w, next)
 }
 
@@ -79,11 +91,14 @@ fn begins(
 #[test]
 fn all_of_it_is_and_nothing_beyond() {
     for chip in CHIPS {
-        for (shape, activation) in [((53, 32), 0), ((48, 32), SWIGLU)] {
+        let shapes = [((53, 32), 0), ((48, 32), SWIGLU)];
+        for ((shape, activation), &(m, later)) in
+            shapes.into_iter().flat_map(|shape| pairs(&chip).iter().map(move |pair| (shape, pair)))
+        {
             let fails = |wrong: fn(Ahead) -> Ahead| {
                 let stream = Stream::emulated(chip).unwrap();
-                let (_w, next) = begins(&stream, shape, activation, &chip);
-                product(&stream, 1, wrong(next)).map_or_else(|e| e.to_string(), |_| String::new())
+                let (_w, next) = begins(&stream, later, shape, activation, &chip);
+                product(&stream, m, wrong(next)).map_or_else(|e| e.to_string(), |_| String::new())
             };
             assert_eq!(fails(|next| next), "");
             for wrong in [
@@ -102,13 +117,19 @@ fn all_of_it_is_and_nothing_beyond() {
 /// As much as memory delivers while nothing else is asked for: more tiles of shorter rows.
 #[test]
 fn it_is_as_much_as_the_pause_between_launches_takes() {
-    let of = |n, k| {
-        let params = gemm_shape([1, n, k]);
-        let found = (GEMM.geometry)(&params, DType::BF16, &Chip::H200).ahead.unwrap();
+    let of = |m, n, k| {
+        let params = gemm_shape([m, n, k]);
+        let found = (GEMM.geometry)(&params, DType::BF16, &Chip::H200).ahead?;
         let [.., tiles, _, _, _, bytes] = found.words;
-        (tiles, bytes)
+        Some((tiles, bytes))
     };
-    assert_eq!(of(22016, 4096), (264, 4096));
-    assert_eq!(of(22016, 1024), (512, 2048));
-    assert_eq!(of(4096, 11008), (256, 4096));
+    assert_eq!(of(1, 22016, 4096), Some((264, 4096)));
+    assert_eq!(of(1, 22016, 1024), Some((512, 2048)));
+    assert_eq!(of(1, 4096, 11008), Some((256, 4096)));
+    // Blocks of tiles begin with all rows at once.
+    assert_eq!(of(35, 22016, 4096), Some((1376, 640)));
+    assert_eq!(of(250, 4096, 11008), Some((256, 4096)));
+    assert_eq!(of(250, 512, 1024), Some((32, 2048)));
+    // More rows of A take longer than their weights.
+    assert_eq!(of(257, 4096, 11008), None);
 }

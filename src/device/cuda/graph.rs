@@ -4,7 +4,7 @@
 use super::launch::Launch;
 use super::queue::{Mode, Queue, State};
 use crate::Result;
-use crate::device::Form;
+use crate::device::{Ahead, Form};
 use cudarc::driver::sys::{self, CUresult};
 
 /// Steps remembered: one per number of sequences and capacity of the page tables.
@@ -36,6 +36,13 @@ impl Step {
         })
     }
 
+    /// The first launch, if it looks ahead, is told what a later one begins with.
+    fn tell_first(&mut self, words: [u64; Ahead::WORDS]) {
+        if let Some(ahead) = self.launches.first().and_then(|first| first.geometry.ahead) {
+            put(&mut self.params[ahead.at..], words);
+        }
+    }
+
     /// The same launches, each of those that look ahead told what the next of them begins with: the
     /// last the first, since steps repeat.
     fn looking_ahead(&self) -> Step {
@@ -48,8 +55,7 @@ impl Step {
         }
         let after = places.iter().cycle().skip(1);
         for ((at, _), (_, words)) in places.iter().zip(after) {
-            let to = step.params[*at..].chunks_exact_mut(8);
-            to.zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
+            put(&mut step.params[*at..], *words);
         }
         step
     }
@@ -62,6 +68,11 @@ impl Step {
         self.launches.clear();
         self.params.clear();
     }
+}
+
+fn put(to: &mut [u8], words: [u64; Ahead::WORDS]) {
+    let to = to.chunks_exact_mut(8);
+    to.zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
 }
 
 /// A step and the graph that was made of it.
@@ -132,9 +143,34 @@ impl Queue {
         Ok(())
     }
 
-    /// Launches from here on overlap, or no more.
-    pub(crate) fn set_overlapping(&self, overlaps: bool) {
-        self.state().mode = if overlaps { Mode::Overlapping } else { Mode::Apart };
+    /// Launches from here on overlap.
+    pub(crate) fn begin_overlapping(&self) {
+        self.state().mode = Mode::Overlapping;
+    }
+
+    /// They do no more; those that wait run.
+    pub(crate) fn end_overlapping(&self) -> Result<()> {
+        self.state().mode = Mode::Apart;
+        let mut state = self.enter()?;
+        self.flush(&mut state)
+    }
+
+    /// Runs a launch of those that overlap. One that looks ahead waits until the next of its kind
+    /// has come, of which it is told, or something else that those before must have run for.
+    pub(super) fn run_or_wait(
+        &self,
+        state: &mut State,
+        launch: Launch,
+        params: &[u8],
+    ) -> Result<()> {
+        if let Some(ahead) = launch.geometry.ahead {
+            state.step.tell_first(ahead.words);
+            self.flush(state)?;
+        } else if state.step.len() == 0 {
+            return self.run(state, &launch, params);
+        }
+        state.step.push(launch, params, 0);
+        Ok(())
     }
 
     /// Runs what was collected: as a graph, made now or before.
@@ -245,7 +281,7 @@ mod tests {
     use super::super::launch::Key;
     use super::*;
     use crate::DType;
-    use crate::device::{Ahead, Geometry};
+    use crate::device::Geometry;
 
     #[test]
     fn launches_are_told_what_the_next_that_looks_ahead_begins_with() {
@@ -272,5 +308,8 @@ mod tests {
         // The last is told of the first, which comes after it when the step is repeated.
         assert_eq!(words.collect::<Vec<_>>(), [2, nines, 3, 1, nines]);
         assert!(step.iter().all(|(_, params)| params == [9; PARAMS]));
+        step.tell_first([7; Ahead::WORDS]);
+        let first = step.iter().map(|(_, params)| params[8..16] == 7u64.to_ne_bytes());
+        assert_eq!(first.collect::<Vec<_>>(), [true, false, false, false, false]);
     }
 }

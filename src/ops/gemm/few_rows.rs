@@ -1,9 +1,8 @@
 //! How products of few rows are laid over a card: blocks that stay, and take rows of B in turns.
 
-use super::SWIGLU;
-use crate::contracts::{self, GemmParams, GemmQuantizedParams};
-use crate::device::{Ahead, Chip, Geometry};
-use std::mem::offset_of;
+use super::{SWIGLU, ahead};
+use crate::contracts::GemmParams;
+use crate::device::{Chip, Geometry};
 
 /// Threads of a block: 8 warps, which divide k.
 const THREADS: u32 = 256;
@@ -20,11 +19,6 @@ const OWN: u32 = 1024;
 
 /// `DIGITS`: bytes of an element of A, where it is kept for weights of few bits.
 const DIGITS: i64 = 3;
-
-/// What the launch before asks L2 for, bytes: what an H200 reads in the 4 us in which one launch
-/// ends and the next has its rows of A. Of a row, as much at once.
-const AHEAD: i64 = 16 << 20;
-const AHEAD_OF_ROW: i64 = 4096;
 
 /// How B is stored.
 #[derive(Clone, Copy, PartialEq)]
@@ -80,7 +74,7 @@ impl Rows {
         let shared = needed.max(too_much).min(chip.shared_bytes);
         let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
         let variant = variants[self as usize];
-        let ahead = (tile == 16).then(|| ahead(p, b, tiles, blocks));
+        let ahead = (tile == 16).then(|| ahead::of_few_rows(p, b, tiles, blocks));
         Geometry { variant, shared, ahead, ..Geometry::linear(blocks, THREADS) }
     }
 
@@ -92,39 +86,6 @@ impl Rows {
             Rows::Sixteen => product(16, 32),
         }
     }
-}
-
-/// What so many blocks, of all those tiles of 16 rows, begin with.
-fn ahead(p: &GemmParams, b: Stored, tiles: u32, blocks: u32) -> Ahead {
-    let (stride, row) = match b {
-        Stored::Elements => (2 * p.ldb, 2 * p.k),
-        Stored::Int8 => (p.ldb, p.k),
-        Stored::Int4 => (p.ldb, p.k / 2),
-    };
-    let bytes = row.min(AHEAD_OF_ROW);
-    let enough = AHEAD / (16 * bytes.max(1));
-    // Of SwiGLU a tile is eight gates and their values.
-    let (pitch, away) = if p.activation == SWIGLU { (8, p.n / 2) } else { (16, 8) };
-    let words = contracts::Ahead {
-        from: p.b,
-        stride,
-        tiles: i64::from(tiles).min(enough.max(i64::from(blocks))),
-        pitch,
-        away,
-        rows: p.n,
-        bytes,
-    };
-    Ahead { words: words_of(&words), at: offset_of!(GemmParams, next) }
-}
-
-const _: () = assert!(offset_of!(GemmQuantizedParams, product) == 0, "`next` is where it is");
-
-/// In the order of the contract.
-fn words_of(a: &contracts::Ahead) -> [u64; Ahead::WORDS] {
-    let numbers = [a.stride, a.tiles, a.pitch, a.away, a.rows, a.bytes];
-    let mut words = [a.from.addr() as u64; Ahead::WORDS];
-    words[1..].iter_mut().zip(numbers).for_each(|(word, n)| *word = n as u64);
-    words
 }
 
 /// `sizeof(FewRowsShared)`: a float for every warp and cell of two tiles, and the ring.

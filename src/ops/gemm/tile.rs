@@ -1,6 +1,6 @@
 //! The tensor-core entries of `gemm`: how each is laid over a card, and what it should take.
 
-use super::SWIGLU;
+use super::{SWIGLU, ahead};
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry, Stream, Swizzle, TensorMap};
@@ -229,7 +229,7 @@ impl Tile {
             shared: self.shared,
             cluster: self.cluster.iter().product::<i64>() as u32,
             maps,
-            ahead: None,
+            ahead: if self.is_hopper { ahead::of_all_rows(p) } else { None },
         }
     }
 }
