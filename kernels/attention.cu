@@ -3,10 +3,11 @@
  *  Idea      a block takes 64 queries of a head through all keys, in tiles of 64
  *            (`lib/attend.cuh`); key j is in the first segment if j < k0_len, else in the second:
  *            nothing is concatenated.
- *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (query tiles, heads, batch),
- *            4 warps, 40 or 80 KiB; of `_64` four blocks a multiprocessor, so that those of seven
- *            images of 257 tokens are on an H200 at once. `_row`: a warp per query, 4 a block, for
- *            f32 and heads of odd widths.
+ *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (heads, batch, query tiles), 4
+ *            warps, 40 or 80 KiB; of `_64` four blocks a multiprocessor. Blocks begin in the order
+ *            of their numbers, and the last query tile has the fewest rows: of seven images of 257
+ *            tokens an H200 has room for 528 of 560 blocks, and the rest are of one row. `_row`: a
+ *            warp per query, 4 a block, for f32 and heads of odd widths.
  *  Traffic   q and o once; keys and values once per 64 queries, from L2.
  *  Rejected  rounding the weights once: cells near 0 then miss twice the rounding of o. Tiles of
  *            128 keys: of 257 a third of the work would be on keys that are not there. */
@@ -51,8 +52,8 @@ template <typename T> struct SegmentKeys {
 template <typename T, int D> __device__ void attention_tiles(const AttentionParams &p) {
   using Shared = AttendShared<T, D>;
   SHARED(Shared, s);
-  const int64_t row0 = (int64_t)blockIdx.x * TILE_ROWS, batch = blockIdx.z;
-  const int head = (int)blockIdx.y;
+  const int64_t row0 = (int64_t)blockIdx.z * TILE_ROWS, batch = blockIdx.y;
+  const int head = (int)blockIdx.x;
   auto offset = [&](int64_t stride) {
     return (batch * p.q_len + row0) * stride + (int64_t)head * p.head_dim;
   };

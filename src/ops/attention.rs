@@ -105,7 +105,12 @@ fn geometry(p: &AttentionParams, dtype: DType, _: &Chip) -> Geometry {
         // Queries, and two stages of keys and of values.
         tiles: 5,
     };
-    layout::attend(&attend, dtype, layout::is_packable(&addresses, &distances, dtype))
+    let packable = layout::is_packable(&addresses, &distances, dtype);
+    let geometry = layout::attend(&attend, dtype, packable);
+    let [tiles, heads, batch] = geometry.grid;
+    // The tiles with the fewest rows begin last.
+    let grid = if geometry.variant == "_row" { geometry.grid } else { [heads, batch, tiles] };
+    Geometry { grid, ..geometry }
 }
 
 fn cost(p: &AttentionParams, dtype: DType) -> Cost {

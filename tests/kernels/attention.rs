@@ -1,7 +1,7 @@
 use crate::judge::{for_every_type, judge, message, normals, rounded, scaled, streams, tensor};
 use crate::oracle::attend;
 use medflamingo::DType;
-use medflamingo::device::Stream;
+use medflamingo::device::{Chip, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::ops;
 use medflamingo::tensor::Tensor;
@@ -161,6 +161,17 @@ fn nan_reaches_exactly_the_rows_that_see_it() {
             assert!(row.iter().all(|o| o.is_nan() == (r == 3)), "query {r}");
         }
     }
+}
+
+/// Seven images of 257 tokens: the blocks with one row are the last of 560.
+#[test]
+fn tiles_of_few_rows_begin_last() {
+    let stream = Stream::planning(Chip::H200);
+    let zeros = || Tensor::zeros(&stream, DType::BF16, &[7 * 257, 1024]).unwrap();
+    let (mut o, q) = (zeros(), zeros());
+    ops::attention(&stream, o.view_mut(), q.view(), &[(q.view(), q.view())], 7, 16, 0.125).unwrap();
+    let launch = stream.recording().unwrap().launches.pop().unwrap();
+    assert_eq!(launch.grid, [16, 7, 5]);
 }
 
 #[test]
