@@ -213,6 +213,16 @@ impl Stream {
         Ok(Stream::on(Backend::Simt(simt::Queue { simt: Simt::kernels()?, chip })))
     }
 
+    /// Another stream of this card's queue, for tests of many cases: opening the card once more
+    /// would load all kernels once more. None if this is no card's.
+    #[cfg(feature = "simt")]
+    pub fn beside(&self) -> Option<Self> {
+        match &self.backend {
+            Backend::Cuda(queue) => Some(Stream::on(Backend::Cuda(queue.clone()))),
+            _ => None,
+        }
+    }
+
     /// A stream that runs nothing but records, laid out as for `chip`: its [`Stream::recording`]
     /// says what would be launched. Memory is the host's and stays as it is.
     pub fn planning(chip: Chip) -> Self {

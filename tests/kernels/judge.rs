@@ -4,6 +4,7 @@
 use medflamingo::device::{Chip, Device, Host, Isa, Pool, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::tensor::{Tensor, View};
+use std::cell::OnceCell;
 
 /// Streams in pairs that must agree with each other: two numbers of threads of one instruction
 /// set, and the real kernels: as two cards run them, under the emulator, or on the card that
@@ -18,11 +19,19 @@ pub fn streams() -> Vec<Stream> {
         .collect()
 }
 
+thread_local! {
+    /// The card, opened once for all cases of a test.
+    static CARD: OnceCell<Stream> = const { OnceCell::new() };
+}
+
 /// Two streams that run the real kernels: on the card that `MEDFLAMINGO_TEST_DEVICE` names, else
 /// as `chips` under the emulator.
 pub fn cards(chips: [Chip; 2]) -> [Stream; 2] {
     match std::env::var("MEDFLAMINGO_TEST_DEVICE") {
-        Ok(card) => chips.map(|_| card.parse::<Device>().unwrap().open(1).unwrap()),
+        Ok(card) => CARD.with(|opened| {
+            let opened = opened.get_or_init(|| card.parse::<Device>().unwrap().open(1).unwrap());
+            chips.map(|_| opened.beside().expect("a card"))
+        }),
         Err(_) => chips.map(|chip| Stream::emulated(chip).unwrap()),
     }
 }
