@@ -24,7 +24,7 @@
  *            multiprocessors, half as much again of B on its way.
  *  Traffic   A (n / BN) times and B (m / BM) times through L2; `_pair` B half as often, `_quad`
  *            both. An H200's L2 gives a multiprocessor 34 bytes a clock (7.8 TB/s); the products of
- *            128x128 want 64, of 128x192 53, of 128x256 47, `_quad` half. C and residual once.
+ *            128x128 want 64, of 128x192 53, of 128x256 48, `_quad` half. C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
  *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. Arrivals
  *            at the other block of a `_pair` with release for the cluster: a barrier for the
