@@ -3,16 +3,18 @@
  *  Idea      a block takes 64 query rows of one sequence and head through the keys before them,
  *            page by page through the table, 64 keys at a time (`lib/attend.cuh`); tiles beyond the
  *            last query are not visited, and a warp skips those beyond its own 16 rows. Where rows
- *            are too few to fill the card, a block has one tile of the keys, and the one that comes
- *            last merges what all have left in the workspace, in order. A block that walks merges
- *            its tiles in the same way: the bits do not depend on the choice.
+ *            are too few to fill the card, keys are in parts of a tile. A block leaves those of its
+ *            own in the workspace, each by itself, and the one that comes last merges all of them,
+ *            in order. A block that walks merges its tiles in the same way: the bits do not depend
+ *            on the choice.
  *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (row tiles, heads, parts of the
- *            keys), 4 warps, 40 or 80 KiB; as many row tiles and parts as there can be, whatever
- *            the sequences are: the launch does not depend on what is in device memory. 35 rows of
- *            300 keys are 160 blocks of a tile, not 32 of five. `_row`: a warp per row, 4 a block,
- *            for f32 and odd widths. (Steps of one row a sequence are `attention_decode`.)
+ *            keys by those of a block), 4 warps, 40 or 80 KiB; as many row tiles and parts as there
+ *            can be, whatever the sequences are: the launch does not depend on what is in device
+ *            memory. 35 rows of 300 keys are 160 blocks of a tile, not 32 of five; 250 rows 192 of
+ *            at most two: 320 of one would be two rounds. `_row`: a warp per row, 4 a block, for
+ *            f32 and odd widths. (Steps of one row a sequence are `attention_decode`.)
  *  Traffic   q and o once; keys and values of a sequence once per 64 rows, from L2. In parts q once
- *            a part, and f32 sums of 16 rows for every part that they see, both ways through L2.
+ *            a block, and f32 sums of 16 rows for every part that they see, both ways through L2.
  *  Rejected  a tile list made by the host: one more upload per step. Parts of several tiles: for
  *            the same bits a block that walks would need sums of a part beside its rows'. */
 #include "lib/attend.cuh"
@@ -68,27 +70,33 @@ template <typename T, int D> __device__ void self_attention_tiles(const SelfAtte
   if (sequence == p.sequences) return;
   const int row0 = tile * TILE_ROWS, here = min(rows - row0, TILE_ROWS);
   const int position = p.kv_len[sequence] - rows + row0, head = p.first_head + (int)blockIdx.y;
-  const int tiles = key_tiles(position + here), part = (int)blockIdx.z;
-  if (part >= tiles) return;
+  const int tiles = key_tiles(position + here);
+  const int each = (p.parts + (int)gridDim.z - 1) / (int)gridDim.z;
+  const bool is_split = p.parts > 1 && tiles > 1;
+  const int begin = (int)blockIdx.z * each, end = is_split ? min(begin + each, tiles) : tiles;
+  if (begin >= tiles) return;
   const int first = p.q_begin[sequence] + row0;
   const T *q = static_cast<const T *>(p.q) + first * p.q_stride + (int64_t)head * p.head_dim;
   const PagedKeys<T, SelfAttentionParams> keys(p, sequence, position, position + here, head);
   // What is above came with the step; queries and new keys are the launch's before this one.
   ptx::wait_for_launch_before();
   WarpRows<T, D> mine;
-  attend_tiles<true>(mine, s, keys, p.head_dim, p.scale, HeadRows<const T>{q, p.q_stride, here},
-                     part, p.parts == 1 ? tiles : part + 1);
+  const HeadRows<const T> queries = {q, p.q_stride, here};
+  const int64_t place = (int64_t)blockIdx.x * gridDim.y + blockIdx.y;
+  const Parts<T, D> parts(p, place);
+  // Called of the tiles that this warp's rows see, and no others.
+  attend_tiles<true>(mine, s, keys, p.head_dim, p.scale, queries, begin, end, [&](int tile) {
+    if (!is_split) return;
+    parts.leave(tile, mine);
+    mine = WarpRows<T, D>();
+  });
 
-  if (p.parts > 1 && tiles > 1) {
-    const int64_t place = (int64_t)blockIdx.x * gridDim.y + blockIdx.y;
-    const Parts<T, D> parts(p, place);
-    // Parts that a warp's rows see: the others are neither left nor looked for.
+  if (is_split) {
     const int row = warp() * WARP_ROWS, last = min(row + WARP_ROWS, here) - 1;
     const int seen = row < here ? key_tiles(position + last + 1) : 0;
-    if (part < seen) parts.leave(part, mine);
     uint32_t *counter = static_cast<uint32_t *>(p.workspace) + place;
-    if (!comes_last(counter, tiles, is_last[0], [] { __syncthreads(); })) return;
-    mine = WarpRows<T, D>();
+    const unsigned blocks = (unsigned)((tiles + each - 1) / each);
+    if (!comes_last(counter, blocks, is_last[0], [] { __syncthreads(); })) return;
     WarpRows<T, D> next;
     if (seen > 0) parts.find(0, next);
     for (int i = 0; i < seen; i++) {

@@ -336,12 +336,13 @@ template <typename T, int D, typename Keys> struct KeyCopies {
 };
 
 /** Takes 64 rows by 4 warps through key tiles begin .. end, the next one copied while this one is
- *  used; APART as `WarpRows::take_apart`, else all rows see the same keys. */
-template <bool APART, typename T, int D, typename Keys>
+ *  used; APART as `WarpRows::take_apart`, else all rows see the same keys. `after(tile)` follows
+ *  each tile that rows of the warp see. */
+template <bool APART, typename T, int D, typename Keys, typename After>
 __device__ __forceinline__ void attend_tiles(WarpRows<T, D> &mine, AttendShared<T, D> &s,
                                              const Keys &keys, int head_dim, float scale,
-                                             const HeadRows<const T> &queries, int begin,
-                                             int end) {
+                                             const HeadRows<const T> &queries, int begin, int end,
+                                             After after) {
   const int l = lane(), first = warp() * WARP_ROWS;
   const KeyCopies<T, D, Keys> copies{keys, head_dim};
   load_rows(s.q, head_dim, queries);
@@ -386,6 +387,7 @@ __device__ __forceinline__ void attend_tiles(WarpRows<T, D> &mine, AttendShared<
     } else {
       mine.take_apart(s.q, k, v, unit, score);
     }
+    after(tile);
   }
 }
 
@@ -395,7 +397,8 @@ __device__ __forceinline__ void attend_tile(AttendShared<T, D> &s, const Keys &k
                                             float scale, const HeadRows<const T> &queries,
                                             const HeadRows<T> &outputs) {
   WarpRows<T, D> mine;
-  attend_tiles<false>(mine, s, keys, head_dim, scale, queries, 0, key_tiles(keys.count));
+  attend_tiles<false>(mine, s, keys, head_dim, scale, queries, 0, key_tiles(keys.count),
+                      [](int) {});
   mine.store(s.q, head_dim, outputs);
 }
 

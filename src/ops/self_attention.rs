@@ -122,13 +122,20 @@ pub(super) fn check_slopes(op: &str, slopes: Option<&View<'_>>, heads: usize) ->
     check::dtype(op, "slopes", slopes, DType::F32)
 }
 
-fn geometry(p: &SelfAttentionParams, dtype: DType, _: &Chip) -> Geometry {
+/// Parts of a block, so that a multiprocessor's two blocks are all that it gets: a second round
+/// would take as long again. A bound: which parts there are is in device memory.
+fn parts_of_a_block(p: &SelfAttentionParams, chip: &Chip) -> i64 {
+    let blocks = 2 * i64::from(chip.multiprocessors) / (row_tiles(p) * i64::from(p.some_heads));
+    layout::groups(p.parts.into(), blocks.max(1))
+}
+
+fn geometry(p: &SelfAttentionParams, dtype: DType, chip: &Chip) -> Geometry {
     let addresses = [p.o.cast_const(), p.q, p.pages];
     let distances = [i64::from(p.head_dim), p.q_stride, p.page_stride];
     let attend = Attend {
         blocks: row_tiles(p),
         rows: p.rows,
-        batch: i64::from(p.parts),
+        batch: layout::groups(p.parts.into(), parts_of_a_block(p, chip)),
         heads: p.some_heads,
         head_dim: p.head_dim,
         // Queries, and two stages of keys and of values.
@@ -320,9 +327,13 @@ mod tests {
             for (parts, some_heads) in found.into_iter().flatten() {
                 let some = SelfAttentionParams { parts, some_heads, ..p };
                 let g = geometry(&some, DType::BF16, &Chip::H200);
-                let blocks = [row_tiles(&p) as u32, some_heads as u32, parts as u32];
-                assert_eq!((g.variant, g.grid), ("_128", blocks));
-                let floats = blocks.map(|n| n as usize).iter().product::<usize>() * 68 * 128;
+                let [tiles, heads, blocks] = g.grid;
+                assert_eq!((g.variant, tiles), ("_128", row_tiles(&p) as u32));
+                // Two blocks a multiprocessor, and no round more; every part is somebody's.
+                assert!(heads == some_heads as u32 && tiles * heads * blocks <= 264, "{g:?}");
+                let each = parts_of_a_block(&some, &Chip::H200) as u32;
+                assert!(each * blocks >= parts as u32 && each * (blocks - 1) < parts as u32);
+                let floats = (tiles * heads) as usize * parts as usize * 68 * 128;
                 assert!((floats + 16384) * 4 <= Stream::WORKSPACE);
             }
         }

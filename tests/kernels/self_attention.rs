@@ -186,30 +186,39 @@ fn agrees_with_the_oracle() {
     }
 }
 
-/// By blocks that share its keys or one that walks through them, with its prefix in the pages or in
-/// the batch, and beside another sequence.
+/// By blocks that share its keys, one part or more each, or one that walks through them, with its
+/// prefix in the pages or in the batch, and beside another sequence; with a bias, and without,
+/// where tiles that all rows see are computed without masks.
 #[test]
 fn a_row_is_the_same_bits_however_it_is_computed() {
-    let case = |sequences| {
-        let (page_tokens, heads, head_dim) = (16, 2, 80);
-        Case { sequences, page_tokens, heads, head_dim, is_alibi: true, ..cases().remove(0) }
-    };
-    let (width, rows, first) = (160, 35, 115);
-    let last = inputs(&case(vec![(150, 150)])).qkv.split_off(first * 3 * width);
-    let mut found = Vec::new();
-    for chip in [Chip::H200, Chip { multiprocessors: 1, ..Chip::A100 }] {
-        let stream = Stream::emulated(chip).unwrap();
-        for sequences in [vec![(150, 150)], vec![(150, rows)], vec![(150, rows), (90, 70)]] {
-            let c = case(sequences);
-            let mut i = inputs(&c);
-            let skip = if c.sequences[0].1 == rows { 0 } else { first };
-            i.qkv[skip * 3 * width..][..last.len()].copy_from_slice(&last);
-            let o = run::<half::bf16>(&stream, &c, &i);
-            let own = o.view().block(skip..skip + rows, 0..width).unwrap().to_f32().unwrap();
-            found.push(own.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+    let (width, rows, all) = (160, 35, 250);
+    let first = all - rows;
+    for is_alibi in [true, false] {
+        let case = |sequences| {
+            let (page_tokens, heads, head_dim) = (16, 2, 80);
+            Case { sequences, page_tokens, heads, head_dim, is_alibi, ..cases().remove(0) }
+        };
+        let last = inputs(&case(vec![(all, all)])).qkv.split_off(first * 3 * width);
+        let (mut found, mut grids) = (Vec::new(), Vec::new());
+        for multiprocessors in [132, 3, 1] {
+            let stream = Stream::emulated(Chip { multiprocessors, ..Chip::H200 }).unwrap();
+            stream.record();
+            for sequences in [vec![(all, all)], vec![(all, rows)], vec![(all, rows), (90, 70)]] {
+                let c = case(sequences);
+                let mut i = inputs(&c);
+                let skip = if c.sequences[0].1 == rows { 0 } else { first };
+                i.qkv[skip * 3 * width..][..last.len()].copy_from_slice(&last);
+                let o = run::<half::bf16>(&stream, &c, &i);
+                let own = o.view().block(skip..skip + rows, 0..width).unwrap().to_f32().unwrap();
+                found.push(own.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+            }
+            let launches = stream.recording().unwrap().launches;
+            grids.extend(launches.iter().map(|launch| launch.grid[2]));
         }
+        assert!(found.iter().all(|bits| *bits == found[0]), "{is_alibi}");
+        // Four parts in four blocks, in two, and in none.
+        assert_eq!(grids, [4, 4, 4, 1, 2, 1, 1, 1, 1], "{is_alibi}");
     }
-    assert!(found.iter().all(|bits| *bits == found[0]));
 }
 
 /// The workspace holds the parts of 30 heads.
@@ -225,7 +234,8 @@ fn heads_whose_parts_have_no_room_are_launched_apart() {
         c.atol,
     );
     let launches = stream.recording().unwrap().launches;
-    assert!(launches.iter().map(|l| l.grid).eq([[1, 16, 32]; 2]));
+    // Two parts a block.
+    assert!(launches.iter().map(|l| l.grid).eq([[1, 16, 16]; 2]));
 }
 
 #[test]
