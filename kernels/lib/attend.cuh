@@ -177,8 +177,8 @@ template <typename T, int D> struct WarpRows {
   float o[D / 8][4] = {};
 
   /** Takes KEYS keys of a tile, from `at` on, and their values; `score(half, j, x)` is that of key
-   *  j for this lane's row `half`, whose product is x. It is `unit` times log 2: what it is
-   *  multiplied by only where its exponential is taken, in one instruction. */
+   *  j for this lane's row `half`, whose product is x. Scores times `unit` are in units of log 2:
+   *  they are multiplied where their exponential is taken, in the same instruction. */
   template <int KEYS = TILE_KEYS, typename Score>
   __device__ __forceinline__ void take(Tile<T, D> &q, Tile<T, D> &k, Tile<T, D> &v, float unit,
                                        Score score, int at = 0) {
