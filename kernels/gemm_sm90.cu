@@ -30,6 +30,7 @@
  *            at the other block of a `_pair` with release for the cluster: a barrier for the
  *            card's memory in every step, 0.5 us of 0.9 (H200, 128x128). */
 #include "gemm.h"
+#include "lib/ahead.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/reduce.cuh"
 #include "lib/split.cuh"
@@ -151,11 +152,7 @@ template <typename T, typename P> struct Share {
     const int blocks = (int)(gridDim.x * gridDim.z), rows = (int)a.tiles * 16;
     int i = ((int)(blockIdx.z * gridDim.x + blockIdx.x)) * WARP + lane();
 #pragma unroll 1
-    for (; i < rows; i += blocks * WARP) {
-      const int row = i / 16 * (int)a.pitch + i / 8 % 2 * (int)a.away + i % 8;
-      if (row < (int)a.rows)
-        ptx::prefetch(static_cast<const char *>(a.from) + row * a.stride, (uint32_t)a.bytes);
-    }
+    for (; i < rows; i += blocks * WARP) ask_ahead(a, i / 16, i % 16);
   }
 
   /** By one thread. */

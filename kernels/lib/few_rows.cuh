@@ -16,6 +16,7 @@
  *  lanes ask L1 and L2 for their stretch of A, some steps at once, while those before are
  *  multiplied: of the first tile every step is a trip to L2. */
 #pragma once
+#include "ahead.cuh"
 #include "epilogue.cuh"
 #include "kept_rows.cuh"
 #include "mma.cuh"
@@ -147,9 +148,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     for (int i = lane() * FEW_WARPS + warp();; i += FEW_THREADS) {
       const int tile = (int)blockIdx.x + i / 16 * (int)gridDim.x;
       if (tile >= (int)a.tiles) break;
-      const int64_t row = tile * a.pitch + i / 8 % 2 * a.away + i % 8;
-      if (row < a.rows)
-        ptx::prefetch(static_cast<const char *>(a.from) + row * a.stride, (uint32_t)a.bytes);
+      ask_ahead(a, tile, i % 16);
     }
   }
 

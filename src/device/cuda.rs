@@ -42,13 +42,18 @@ impl CudaCard {
     /// # Errors
     /// What is missing, in words.
     pub fn kernels(&self) -> std::result::Result<&'static str, String> {
-        let code = match self.capability {
-            (major, _) if major < 8 => return Err("needs compute capability 8.0 or newer".into()),
-            (9, 0) => "sm_90a",
-            (8, _) => "sm_80",
-            _ => "PTX",
-        };
+        let code = self.code()?;
         images::find().map(|()| code)
+    }
+
+    /// The code that it would run.
+    fn code(&self) -> std::result::Result<&'static str, String> {
+        match self.capability {
+            (major, _) if major < 8 => Err("needs compute capability 8.0 or newer".into()),
+            (9, 0) => Ok("sm_90a"),
+            (8, _) => Ok("sm_80"),
+            _ => Ok("PTX"),
+        }
     }
 }
 

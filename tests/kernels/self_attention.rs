@@ -271,6 +271,11 @@ fn wrong_arguments_are_named() {
     let batch = Ragged::new(&mut arena, &[one], 4, 3).unwrap();
     let zeros = |dtype, shape: &[usize]| Tensor::zeros(&stream, dtype, shape).unwrap();
     let f32s = |shape: &[usize]| zeros(DType::F32, shape);
+    let say = |q: &Tensor, pages: &Tensor, slopes: &Tensor, scale| {
+        let (mut o, slopes) = (f32s(&[1, 16]), Some(slopes.view()));
+        let (o, q, pages) = (o.view_mut(), q.view(), pages.view());
+        message(ops::self_attention(&stream, o, q, pages, &batch, slopes, 2, 8, scale))
+    };
     let (pages, slopes) = (f32s(&[3, 128]), f32s(&[2]));
     for (q, pages, slopes, expected) in [
         (f32s(&[2, 16]), &pages, &slopes, "self_attention: q: expected (1, 16), found (2, 16)"),
@@ -290,31 +295,9 @@ fn wrong_arguments_are_named() {
             "self_attention: pages: expected f32, found bf16",
         ),
     ] {
-        let mut o = f32s(&[1, 16]);
-        let e = message(ops::self_attention(
-            &stream,
-            o.view_mut(),
-            q.view(),
-            pages.view(),
-            &batch,
-            Some(slopes.view()),
-            2,
-            8,
-            1.0,
-        ));
+        let e = say(&q, pages, slopes, 1.0);
         assert!(e.starts_with(expected), "{e}");
     }
-    let (mut o, q) = (f32s(&[1, 16]), f32s(&[1, 16]));
-    let e = message(ops::self_attention(
-        &stream,
-        o.view_mut(),
-        q.view(),
-        pages.view(),
-        &batch,
-        None,
-        2,
-        8,
-        0.0,
-    ));
+    let e = say(&f32s(&[1, 16]), &pages, &slopes, 0.0);
     assert_eq!(e, "self_attention: scale: expected a number above 0, found 0");
 }

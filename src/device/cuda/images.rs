@@ -56,14 +56,19 @@ impl Image {
     }
 }
 
-/// Loads every file of kernels into the current context.
+/// Loads every file of kernels into the current context: `named`, or those of this binary.
 ///
 /// # Errors
 /// Names the file that is damaged or not for this card; `images` then has those before it.
-pub(super) fn load(device: &str, card: &str, images: &mut Vec<Image>) -> Result<()> {
-    let Some(paths) = named()? else {
+pub(super) fn load(
+    device: &str,
+    card: &str,
+    named: Option<Vec<PathBuf>>,
+    images: &mut Vec<Image>,
+) -> Result<()> {
+    let Some(paths) = named else {
         if MODULES.is_empty() {
-            return Err(Error::device(device, NONE));
+            return Err(Error::device(device, format!("{card}: {NONE}")));
         }
         for (stem, bytes) in MODULES {
             images.push(image(device, card, &format!("kernel {stem}"), bytes)?);

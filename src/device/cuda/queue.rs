@@ -11,6 +11,7 @@ use crate::device::{Chip, Form, Geometry};
 use crate::{DType, Error, Result};
 use cudarc::driver::sys::{self, CUresult};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Page-locked bytes that writes wait in, and that reads arrive in.
@@ -104,8 +105,8 @@ impl Queue {
             return Err(Error::device(name, message));
         }
         let (device, card) = describe(ordinal)?;
-        images::named()?;
-        card.kernels().map_err(|why| Error::device(&name, format!("{}: {why}", card.name)))?;
+        let kernels = images::named()?;
+        card.code().map_err(|why| Error::device(&name, format!("{}: {why}", card.name)))?;
         let mut context = std::ptr::null_mut();
         // SAFETY: writes the handle it is given.
         let status = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
@@ -141,11 +142,11 @@ impl Queue {
                 timing: None,
             }),
         };
-        queue.prepare()?;
+        queue.prepare(kernels)?;
         Ok(Arc::new(queue))
     }
 
-    fn prepare(&mut self) -> Result<()> {
+    fn prepare(&mut self, kernels: Option<Vec<PathBuf>>) -> Result<()> {
         let name = &self.name;
         // SAFETY: the context was retained for this queue.
         check(name, "open", unsafe { sys::cuCtxSetCurrent(self.context) })?;
@@ -157,7 +158,7 @@ impl Queue {
         keep_memory(name, self.device)?;
         let (major, minor) = self.card.capability;
         let card = format!("{}, sm_{major}{minor}", self.card.name);
-        images::load(name, &card, &mut self.images)
+        images::load(name, &card, kernels, &mut self.images)
     }
 
     /// What changes, whatever has happened.

@@ -141,11 +141,16 @@ impl Tile {
         (groups(p.m, self.rows * down) * down, groups(p.n, self.cols * across) * across)
     }
 
+    /// Blocks of a cluster.
+    fn together(&self) -> i64 {
+        self.cluster[0] * self.cluster[1]
+    }
+
     /// Those that have blocks: a cluster lies in one of the chip's parts of 16 or 18, and clusters
     /// of four leave two of 18 idle.
     fn multiprocessors(&self, chip: &Chip) -> i64 {
         let all = i64::from(chip.multiprocessors);
-        if self.cluster == [2, 2] { (all / 16 * 16).max(4) } else { all }
+        if self.together() == 4 { (all / 16 * 16).max(4) } else { all }
     }
 
     /// True if the entry can compute `p` at all.
@@ -215,7 +220,7 @@ impl Tile {
             // In two halves, which of SwiGLU lie apart.
             let b = map(p.b, p.n, p.ldb, self.cols / 2);
             // Blocks in whole clusters: as many as there is room for, one at least.
-            let together: i64 = self.cluster.iter().product();
+            let together = self.together();
             let places = self.multiprocessors(chip) * self.resident;
             let clusters = (places / parts / together).clamp(1, down * across / together);
             ([clusters * together, 1, parts], [a, b, None, None])
@@ -227,7 +232,7 @@ impl Tile {
             grid: grid.map(|n| n as u32),
             threads: self.threads,
             shared: self.shared,
-            cluster: self.cluster.iter().product::<i64>() as u32,
+            cluster: self.together() as u32,
             maps,
             ahead: if self.is_hopper { ahead::of_all_rows(p) } else { None },
         }
