@@ -131,9 +131,10 @@ __device__ __forceinline__ void gemm(const GemmParams &p) {
         for (int j = 0; j < NI / 2; j++)
 #pragma unroll
           for (int x = 0; x < 4; x++)
-            acc[i][j][x] = glu(acc[i][j / 2 * 4 + j % 2][x], acc[i][j / 2 * 4 + 2 + j % 2][x]);
+            acc[i][j][x] = rounded::glu(acc[i][j / 2 * 4 + j % 2][x],
+                                         acc[i][j / 2 * 4 + 2 + j % 2][x]);
     }
-    epilogue.template store_staged<WN, MI>(
+    epilogue.template store_tile<WN, MI>(
         stage, row0 + wm, is_glu ? (col0 + wn) / 2 : col0 + wn, {16, is_glu ? WN / 2 : WN},
         reinterpret_cast<const float(&)[MI][WN / 2]>(acc));
   }

@@ -282,7 +282,7 @@ __device__ __forceinline__ void tiles(const GemmParams &p, Weights w) {
               const float *sums = acc[i][part * 2 + j];
               const float low = sums[e] * scale[i * 2], high = sums[2 + e] * scale[i * 2 + 1];
               if (is_glu)
-                to[i * 8 + g] = glu(low, high);
+                to[i * 8 + g] = rounded::glu(low, high);
               else
                 to[i * 16 + g] = low, to[i * 16 + 8 + g] = high;
             }

@@ -217,11 +217,12 @@ template <typename T, typename P> struct Share {
 #pragma unroll
         for (int h = 0; h < HALVES; h++)
 #pragma unroll
-          for (int e = 0; e < BN / 4; e++) acc[h][e] = glu(acc[h][e], acc[h][e + BN / 4]);
+          for (int e = 0; e < BN / 4; e++)
+            acc[h][e] = rounded::glu(acc[h][e], acc[h][e + BN / 4]);
       }
       place(tile, row, col);
       const int width = is_glu ? BN / 2 : BN;
-      epilogue.template store_staged<BN, HALVES>(s.out[warp()],
+      epilogue.template store_tile<BN, HALVES>(s.out[warp()],
                                                  (int64_t)row * BM + own + warp() % 4 * 16,
                                                  (int64_t)col * width, {64, width}, acc);
     }

@@ -2,6 +2,7 @@
  *  C = residual + tanh(gate) * f(sum + bias), in f32, rounded once. */
 #pragma once
 #include "../gemm.h"
+#include "ptx.cuh"
 #include "types.cuh"
 
 __device__ __forceinline__ float activate(float x, int activation) {
@@ -10,19 +11,49 @@ __device__ __forceinline__ float activate(float x, int activation) {
   return x;
 }
 
-/** `activate` for what will be rounded to 16 bits: QuickGELU by the card's own exponential and
- *  division, which are good to 20. */
-__device__ __forceinline__ float activate_rounded(float x, int activation) {
-  if (activation == 2) return __fdividef(x, 1.0f + __expf(-1.702f * x));
-  return activate(x, activation);
-}
-
 constexpr int SWIGLU = 3; /**< what `activate` leaves to who has both sums */
 
-/** SwiGLU of the sums of a gate and of a value, to be rounded to 16 bits. */
-__device__ __forceinline__ float glu(float gate, float value) {
-  return __fdividef(gate, 1.0f + __expf(-gate)) * value;
+/** Activations of what will be rounded to 16 bits: good to 20, and without a branch, so that one
+ *  need not wait for another. */
+namespace rounded {
+
+/** x * sigmoid(-1.702 x), its factor a power of 2. */
+__device__ __forceinline__ float quick_gelu(float x) {
+  return x * ptx::reciprocal(1.0f + ptx::exp2(x * -2.4554669596f));
 }
+
+/** x Phi(x). Phi(-|x|) = exp(-x^2 / 2) Q(1 / (1 + 0.36 |x|)); Q, without a constant, was fitted by
+ *  Lawson's iterations to erfc on 0 <= |x| <= 14: relative errors up to 2^-20. */
+__device__ __forceinline__ float gelu(float x) {
+  const float u = ptx::reciprocal(fmaf(0.36f, fabsf(x), 1.0f));
+  float q = fmaf(0.0470562405f, u, -0.1797645376f);
+  q = fmaf(q, u, 0.1809538071f);
+  q = fmaf(q, u, 0.0265494642f);
+  q = fmaf(q, u, 0.1397192159f);
+  q = fmaf(q, u, 0.1417724616f);
+  q = fmaf(q, u, 0.1437130450f);
+  const float below = q * u * ptx::exp2(x * x * -0.7213475204f);
+  return x * (x > 0.0f ? 1.0f - below : below);
+}
+
+/** SwiGLU of the sums of a gate and of a value. */
+__device__ __forceinline__ float glu(float gate, float value) {
+  return gate * ptx::reciprocal(1.0f + ptx::exp2(gate * -1.4426950409f)) * value;
+}
+
+/** `activate`, of all. */
+template <int COUNT>
+__device__ __forceinline__ void activate(float (&x)[COUNT], int activation) {
+  if (activation == 1) {
+#pragma unroll
+    for (float &own : x) own = gelu(own);
+  } else if (activation == 2) {
+#pragma unroll
+    for (float &own : x) own = quick_gelu(own);
+  }
+}
+
+} // namespace rounded
 
 /** The derivative of `activate` at x. */
 __device__ __forceinline__ float activation_slope(float x, int activation) {
@@ -85,6 +116,123 @@ template <typename T> struct Epilogue {
    *  lane's cell e % 4 of columns 8 (e / 4) .. of line i, as in `store_fragments`. By whole warps,
    *  each with a stage. */
   template <int N, int LINES>
+  __device__ __forceinline__ void store_tile(Stage &stage, int64_t row0, int64_t col0, Parts parts,
+                                             const float (&sums)[LINES][N / 2]) const {
+    if (in_eights() && !p.c_is_f32 && cols % 8 == 0 && parts.width % 8 == 0)
+      store_turned<N, LINES>(row0, col0, parts, sums);
+    else
+      store_staged<N, LINES>(stage, row0, col0, parts, sums);
+  }
+
+  /** COUNT stages of 16 rows by 32 columns, ACROSS of them beside each other, the first at
+   *  (row0, col0); `put(part)` writes the warp's sums of one to the stage. One loop: as much code
+   *  as there are sums would not stay in the instruction cache. */
+  template <int COUNT, int ACROSS, typename Put>
+  __device__ __forceinline__ void store_parts(Stage &stage, int64_t row0, int64_t col0, Parts parts,
+                                              Put put) const {
+    if (p.c_is_f32)
+      store_parts_as<float, COUNT, ACROSS>(stage, row0, col0, parts, put);
+    else
+      store_parts_as<T, COUNT, ACROSS>(stage, row0, col0, parts, put);
+  }
+
+private:
+  /** Words of a quad, turned: word j of lane t becomes word t of lane j. */
+  static __device__ __forceinline__ void turn(uint32_t (&x)[4]) {
+#pragma unroll
+    for (int by = 1; by < 4; by *= 2) {
+      const bool is_upper = threadIdx.x & by;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (i & by) continue;
+        uint32_t &low = x[i], &high = x[i | by];
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, is_upper ? low : high, by);
+        if (is_upper)
+          low = got;
+        else
+          high = got;
+      }
+    }
+  }
+  static __device__ __forceinline__ void words(uint32_t (&x)[4], uint4 eight) {
+    x[0] = eight.x, x[1] = eight.y, x[2] = eight.z, x[3] = eight.w;
+  }
+
+  /** Straight from registers: pairs of a quad's lanes, from four times 8 columns, become 8 columns
+   *  of a row in each. Rows of C and of the residual are whole packs of eight. */
+  template <int N, int LINES>
+  __device__ __forceinline__ void store_turned(int64_t row0, int64_t col0, Parts parts,
+                                               const float (&sums)[LINES][N / 2]) const {
+    constexpr int COLS = Stage::COLS, ACROSS = (N + COLS - 1) / COLS;
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    auto is_inside = [&](int part) {
+      return part * COLS + t * 8 < parts.width && col0 + part * COLS + t * 8 < cols;
+    };
+    const T *bias = static_cast<const T *>(p.bias) + col0 + t * 8;
+#pragma unroll
+    for (int line = 0; line < LINES; line++) {
+      const int64_t row = row0 + line * parts.rows + g, at = row * p.ldc + col0 + t * 8;
+      const bool is_row[2] = {row < p.m, row + 8 < p.m};
+      // C may be the residual: all of it first, so that no load waits for a store.
+      uint4 residual[ACROSS][2] = {};
+      if (p.residual) {
+        const T *from = static_cast<const T *>(p.residual) + at;
+#pragma unroll
+        for (int part = 0; part < ACROSS; part++)
+#pragma unroll
+          for (int half = 0; half < 2; half++)
+            if (is_row[half] && is_inside(part))
+              residual[part][half] =
+                  *reinterpret_cast<const uint4 *>(from + half * 8 * p.ldc + part * COLS);
+      }
+#pragma unroll
+      for (int part = 0; part < ACROSS; part++) {
+        if (part * COLS >= parts.width) break;
+        float x[16];
+#pragma unroll
+        for (int e = 0; e < 16; e++)
+          x[e] = part * 16 + e < N / 2 ? sums[line][part * 16 + e] : 0.0f;
+        if (p.bias) {
+          uint32_t pairs[4];
+          words(pairs, is_inside(part) ? __ldg(reinterpret_cast<const uint4 *>(bias + part * COLS))
+                                       : uint4{});
+          turn(pairs);
+#pragma unroll
+          for (int e = 0; e < 16; e++)
+            x[e] += e % 2 ? high2<T>(pairs[e / 4]) : low2<T>(pairs[e / 4]);
+        }
+        rounded::activate(x, p.activation);
+        if (p.gate || p.residual) {
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            uint32_t pairs[4];
+            words(pairs, residual[part][half]);
+            turn(pairs);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+              float &low = x[j * 4 + half * 2], &high = x[j * 4 + half * 2 + 1];
+              low = factor * low + low2<T>(pairs[j]), high = factor * high + high2<T>(pairs[j]);
+            }
+          }
+        }
+        T *to = static_cast<T *>(p.c) + at + part * COLS;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          uint32_t pairs[4];
+#pragma unroll
+          for (int j = 0; j < 4; j++)
+            pairs[j] = pack2<T>(x[j * 4 + half * 2], x[j * 4 + half * 2 + 1]);
+          turn(pairs);
+          if (is_row[half] && is_inside(part))
+            *reinterpret_cast<uint4 *>(to + half * 8 * p.ldc) =
+                uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+        }
+      }
+    }
+  }
+
+  /** Through a stage, 16 rows by 32 columns at a time. */
+  template <int N, int LINES>
   __device__ __forceinline__ void store_staged(Stage &stage, int64_t row0, int64_t col0,
                                                Parts parts,
                                                const float (&sums)[LINES][N / 2]) const {
@@ -103,19 +251,12 @@ template <typename T> struct Epilogue {
     });
   }
 
-  /** COUNT stages of 16 rows by 32 columns, ACROSS of them beside each other, the first at
-   *  (row0, col0); `put(part)` writes the warp's sums of one to the stage. One loop: as much code
-   *  as there are sums would not stay in the instruction cache. */
-  template <int COUNT, int ACROSS, typename Put>
-  __device__ __forceinline__ void store_parts(Stage &stage, int64_t row0, int64_t col0, Parts parts,
-                                              Put put) const {
-    if (p.c_is_f32)
-      store_parts_as<float, COUNT, ACROSS>(stage, row0, col0, parts, put);
-    else
-      store_parts_as<T, COUNT, ACROSS>(stage, row0, col0, parts, put);
+  /** Rows of C, of bias and of residual begin where 16-byte accesses may. */
+  __device__ __forceinline__ bool in_eights() const {
+    return sizeof(T) == 2 && p.ldc % 8 == 0 &&
+           ((uintptr_t)p.c | (uintptr_t)p.residual | (uintptr_t)p.bias) % 16 == 0;
   }
 
-private:
   /** Eight neighbours of C. */
   template <typename C> struct alignas(16) Eight {
     C x[8];
@@ -125,15 +266,14 @@ private:
   __device__ __forceinline__ void store_parts_as(Stage &stage, int64_t row0, int64_t col0,
                                                  Parts parts, Put put) const {
     const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
-    const bool in_eights = sizeof(T) == 2 && p.ldc % 8 == 0 &&
-                           ((uintptr_t)p.c | (uintptr_t)p.residual | (uintptr_t)p.bias) % 16 == 0;
+    const bool is_even = in_eights();
 #pragma unroll 1
     for (int part = 0; part < COUNT; part++) {
       if (part % ACROSS * Stage::COLS >= parts.width) continue;
       const int64_t first = row0 + part / ACROSS * parts.rows;
       const int in_width = part % ACROSS * Stage::COLS + t * 8;
       const int64_t col = col0 + in_width;
-      const bool is_inside = in_eights && col + 8 <= cols && in_width < parts.width;
+      const bool is_inside = is_even && col + 8 <= cols && in_width < parts.width;
       // Asked for before the sums move.
       Eight<C> residual[2] = {};
 #pragma unroll
@@ -176,10 +316,11 @@ private:
 #pragma unroll
       for (int i = 0; i < 8; i++) x[i] += widen(bias.x[i]);
     }
-    if (p.activation) {
+    if constexpr (sizeof(C) == 2) {
+      rounded::activate(x, p.activation);
+    } else {
 #pragma unroll
-      for (int i = 0; i < 8; i++)
-        x[i] = sizeof(C) == 2 ? activate_rounded(x[i], p.activation) : activate(x[i], p.activation);
+      for (int i = 0; i < 8; i++) x[i] = activate(x[i], p.activation);
     }
     Eight<C> y;
 #pragma unroll

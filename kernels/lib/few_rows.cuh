@@ -368,7 +368,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
         epilogue.store(row, col, whole(y, x));
       } else {
         const int at = x / 8 * 16 + x % 8;
-        epilogue.store(row, col, glu(whole(y, at), whole(y, at + 8)));
+        epilogue.store(row, col, rounded::glu(whole(y, at), whole(y, at + 8)));
       }
     }
   }
