@@ -1,20 +1,6 @@
 #pragma once
 #include <stdint.h>
 
-/** Weights that a launch begins with: `tiles` tiles of two times eight rows, the first `bytes` of
- *  each row. Products of few rows, and of Hopper's tiles, ask L2 for those of the next such launch
- *  when they have no more of their own to ask for, so that memory is not idle while one ends and
- *  the other begins. */
-typedef struct Ahead {
-  const void *from; /**< row 0; null: of nothing */
-  int64_t stride;   /**< between rows, bytes */
-  int64_t tiles;
-  int64_t pitch;    /**< from the first row of a tile to that of the next */
-  int64_t away;     /**< from the first eight rows of a tile to its second */
-  int64_t rows;     /**< all that there are: what is beyond is not asked for */
-  int64_t bytes;    /**< a multiple of 16 */
-} Ahead;
-
 /** `gemm`: C = residual + tanh(gate) * f(norm(A) B^T + bias), with C (m,n), A (m,k), B (n,k).
  *
  *  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,
@@ -47,5 +33,4 @@ typedef struct GemmParams {
   const void *norm_bias;   /**< (k) T or null, of `layernorm` */
   float norm_eps;
   int32_t norm;
-  Ahead next; /**< what the next launch begins with */
 } GemmParams;

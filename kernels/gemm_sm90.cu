@@ -12,8 +12,6 @@
  *            without. `_pair`: two blocks of a cluster have tiles below each other, and each copies
  *            one half of B for both; `_quad`: two and two, and each copies one half of A for the
  *            block beside it too; a stage is empty when all have used it that it is copied for.
- *            When a block has no more to copy, it asks L2 for what the next launch begins with, if
- *            that is known (`GemmParams::next`).
  *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
  *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 211
  *            KiB; `_sm90_128x192`, `_sm90_128x176`, `_sm90_128x128`: 5, 5 and 6 stages (176: what
@@ -30,7 +28,6 @@
  *            at the other block of a `_pair` with release for the cluster: a barrier for the
  *            card's memory in every step, 0.5 us of 0.9 (H200, 128x128). */
 #include "gemm.h"
-#include "lib/ahead.cuh"
 #include "lib/epilogue.cuh"
 #include "lib/reduce.cuh"
 #include "lib/split.cuh"
@@ -143,16 +140,6 @@ template <typename T, typename P> struct Share {
       ptx::cluster_sync();
     else
       __syncthreads();
-  }
-
-  /** By one warp, when it has no more to copy: asks L2 for what the next launch begins with. */
-  __device__ __forceinline__ void look_ahead() const {
-    const Ahead &a = p.next;
-    if (!a.from) return;
-    const int blocks = (int)(gridDim.x * gridDim.z), rows = (int)a.tiles * 16;
-    int i = ((int)(blockIdx.z * gridDim.x + blockIdx.x)) * WARP + lane();
-#pragma unroll 1
-    for (; i < rows; i += blocks * WARP) ask_ahead(a, i / 16, i % 16);
   }
 
   /** By one thread. */
@@ -311,8 +298,6 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
     ptx::setmaxnreg_dec<24>();
     if (threadIdx.x < P::THREADS + WARP) {
       if (lane() == 0) share.copy(maps);
-      __syncwarp();
-      share.look_ahead();
     }
   } else {
     ptx::setmaxnreg_inc<P::REGISTERS>();

@@ -830,36 +830,6 @@ const _: () = {
     ["Offset of field: GateBackwardParams::part_cells"]
         [::core::mem::offset_of!(GateBackwardParams, part_cells) - 48usize];
 };
-#[doc = " Weights that a launch begins with: `tiles` tiles of two times eight rows, the first `bytes` of\n  each row. Products of few rows, and of Hopper's tiles, ask L2 for those of the next such launch\n  when they have no more of their own to ask for, so that memory is not idle while one ends and\n  the other begins."]
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct Ahead {
-    #[doc = "row 0; null: of nothing"]
-    pub from: *const ::core::ffi::c_void,
-    #[doc = "between rows, bytes"]
-    pub stride: i64,
-    pub tiles: i64,
-    #[doc = "from the first row of a tile to that of the next"]
-    pub pitch: i64,
-    #[doc = "from the first eight rows of a tile to its second"]
-    pub away: i64,
-    #[doc = "all that there are: what is beyond is not asked for"]
-    pub rows: i64,
-    #[doc = "a multiple of 16"]
-    pub bytes: i64,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of Ahead"][::core::mem::size_of::<Ahead>() - 56usize];
-    ["Alignment of Ahead"][::core::mem::align_of::<Ahead>() - 8usize];
-    ["Offset of field: Ahead::from"][::core::mem::offset_of!(Ahead, from) - 0usize];
-    ["Offset of field: Ahead::stride"][::core::mem::offset_of!(Ahead, stride) - 8usize];
-    ["Offset of field: Ahead::tiles"][::core::mem::offset_of!(Ahead, tiles) - 16usize];
-    ["Offset of field: Ahead::pitch"][::core::mem::offset_of!(Ahead, pitch) - 24usize];
-    ["Offset of field: Ahead::away"][::core::mem::offset_of!(Ahead, away) - 32usize];
-    ["Offset of field: Ahead::rows"][::core::mem::offset_of!(Ahead, rows) - 40usize];
-    ["Offset of field: Ahead::bytes"][::core::mem::offset_of!(Ahead, bytes) - 48usize];
-};
 #[doc = " `gemm`: C = residual + tanh(gate) * f(norm(A) B^T + bias), with C (m,n), A (m,k), B (n,k).\n\n  Absent parts are null: no bias, no residual, gate factor 1. `activation` is f: 0 identity,\n  1 GELU (erf), 2 QuickGELU x*sigmoid(1.702 x), 3 SwiGLU: B is n/2 rows of gates, then n/2 of\n  values; C (m,n/2) = residual + tanh(gate) * silu(A Bgates^T) (A Bvalues^T), on cards, of 16-bit\n  operands in 16-byte chunks, without bias. `norm` is 0 for A as it is; 1 for the rows that\n  `rmsnorm` makes of A, or 2 for those of `layernorm`: on cards, of at most 2 rows, 16-bit\n  operands in 16-byte chunks. C may be the residual itself (in place): so are gradients of T\n  accumulated in f32.\n\n  Source    arXiv:2204.14198 eq. 2 (tanh gate);\n            open_flamingo/src/helpers.py GatedCrossAttentionBlock; arXiv:2002.05202 eq. 6 (SwiGLU)\n  Entries   gemm_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    m,n,k >= 0; lda >= k, ldb >= k, ldc >= columns of C\n  Numerics  a norm as its own kernel has it, rounded to T; products of T summed in f32; epilogue\n            in f32; one rounding to C's type"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -895,12 +865,10 @@ pub struct GemmParams {
     pub norm_bias: *const ::core::ffi::c_void,
     pub norm_eps: f32,
     pub norm: i32,
-    #[doc = "what the next launch begins with"]
-    pub next: Ahead,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmParams"][::core::mem::size_of::<GemmParams>() - 192usize];
+    ["Size of GemmParams"][::core::mem::size_of::<GemmParams>() - 136usize];
     ["Alignment of GemmParams"][::core::mem::align_of::<GemmParams>() - 8usize];
     ["Offset of field: GemmParams::c"][::core::mem::offset_of!(GemmParams, c) - 0usize];
     ["Offset of field: GemmParams::a"][::core::mem::offset_of!(GemmParams, a) - 8usize];
@@ -928,7 +896,6 @@ const _: () = {
     ["Offset of field: GemmParams::norm_eps"]
         [::core::mem::offset_of!(GemmParams, norm_eps) - 128usize];
     ["Offset of field: GemmParams::norm"][::core::mem::offset_of!(GemmParams, norm) - 132usize];
-    ["Offset of field: GemmParams::next"][::core::mem::offset_of!(GemmParams, next) - 136usize];
 };
 #[doc = " `gemm_quantized`: `gemm` with weights of few bits, B\\[j\\]\\[i\\] = scales\\[j\\]\\[i / group\\] * q\\[j\\]\\[i\\].\n\n  8 bits: q are signed bytes, a group is a whole row. 4 bits: q + 8 are nibbles, a group is 128;\n  eight consecutive weights w0.. are a little-endian 32-bit word whose nibbles, from the lowest,\n  are w0 w2 w4 w6 w1 w3 w5 w7: (word >> 4 i) & 0x000f000f is the pair w\\[2i\\], w\\[2i+1\\].\n\n  Source    arXiv:2208.07339 sec. 2 (a scale per output channel); arXiv:2210.17323 sec. 3\n            (groups); arXiv:2408.11743 (order of the nibbles)\n  Entries   gemm_quantized_{f32,bf16,f16}; C is T, or f32 when `c_is_f32`\n  Limits    as `gemm`; m < 2^16, n < 2^27, k < 2^30, for 4 bits k is a multiple of 128\n  Numerics  q is exact in T; the products of a group are summed in f32, scaled, and summed in f32;\n            the epilogue of `gemm`. Of 4 bits, in bf16 and of at most 8 rows, cards sum those of\n            q + 136 and take 136 times the sum of A off: five of the 24 bits of a sum. Of up to 2\n            rows of 16 bits in 16-byte chunks, where a card has the room, A is rounded to 2^-22 of\n            its row's largest, and the products of a group, or of an eighth of a row, are exact"]
 #[repr(C)]
@@ -943,14 +910,14 @@ pub struct GemmQuantizedParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmQuantizedParams"][::core::mem::size_of::<GemmQuantizedParams>() - 208usize];
+    ["Size of GemmQuantizedParams"][::core::mem::size_of::<GemmQuantizedParams>() - 152usize];
     ["Alignment of GemmQuantizedParams"][::core::mem::align_of::<GemmQuantizedParams>() - 8usize];
     ["Offset of field: GemmQuantizedParams::product"]
         [::core::mem::offset_of!(GemmQuantizedParams, product) - 0usize];
     ["Offset of field: GemmQuantizedParams::scales"]
-        [::core::mem::offset_of!(GemmQuantizedParams, scales) - 192usize];
+        [::core::mem::offset_of!(GemmQuantizedParams, scales) - 136usize];
     ["Offset of field: GemmQuantizedParams::bits"]
-        [::core::mem::offset_of!(GemmQuantizedParams, bits) - 200usize];
+        [::core::mem::offset_of!(GemmQuantizedParams, bits) - 144usize];
 };
 #[doc = " `kv_append`: copies the key and value parts of \\[q | k | v\\] rows into the pages of a KV pool. If\n  `rotary` is not 0, queries are turned in place and keys on their way, as by `rope`.\n\n  Page layout (2, heads, page_tokens, head_dim) T: keys, then values, each head contiguous.\n  Row r goes to slot `slots\\[r\\]` = page * page_tokens + offset.\n\n  Source    paging after arXiv:2309.06180; arXiv:2104.09864 eq. 34\n  Entries   kv_append_{f32,bf16,f16}\n  Limits    slots are distinct and inside the pool, which has fewer than 2^31; rotary even, at\n            most head_dim and 4096; if it is not 0, k of qkv is unspecified afterwards\n  Numerics  as `rope`; turned queries and keys are rounded to T once"]
 #[repr(C)]

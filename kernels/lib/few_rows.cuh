@@ -7,8 +7,7 @@
  *  Blocks stay, and take every gridDim.x-th tile of rows of B. Their warps divide k; the sums of a
  *  tile are added in warp order. A thread copies the weights that it will multiply, and nobody
  *  else's, to a ring of its own in shared memory, STAGES - 1 steps ahead and on into the next tile:
- *  nobody waits for anybody before the sums of a tile, and memory is never idle in between. Nor is
- *  it between launches, if the next is known (`GemmParams::next`): L2 gets what that begins with.
+ *  nobody waits for anybody before the sums of a tile, and memory is never idle in between.
  *
  *  KEPT, a block has all rows of A in shared memory, copied once while its first weights are on
  *  their way, and makes their norm there if one is asked for; for weights of few bits, as digits of
@@ -16,7 +15,6 @@
  *  lanes ask L1 and L2 for their stretch of A, some steps at once, while those before are
  *  multiplied: of the first tile every step is a trip to L2. */
 #pragma once
-#include "ahead.cuh"
 #include "epilogue.cuh"
 #include "kept_rows.cuh"
 #include "mma.cuh"
@@ -137,19 +135,6 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
         if (warp() == 0 && at < steps) ptx::prefetch(w.scales + w.first_group(row) + at);
       }
     });
-  }
-
-  /** Asks for what the next launch begins with: each thread for rows of its own, of a tile two a
-   *  warp, since lanes ask one after the other. */
-  __device__ __forceinline__ void look_ahead() const {
-    const Ahead &a = p.next;
-    if (!a.from) return;
-#pragma unroll 1
-    for (int i = lane() * FEW_WARPS + warp();; i += FEW_THREADS) {
-      const int tile = (int)blockIdx.x + i / 16 * (int)gridDim.x;
-      if (tile >= (int)a.tiles) break;
-      ask_ahead(a, tile, i % 16);
-    }
   }
 
   /** Has this lane read A from `from`, of which there are m rows; those past the end are the last
@@ -408,31 +393,22 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   uint32_t ones[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) ones[i] = ptx::opaque(pack2<T>(1, 1));
-  // More rows of A leave no registers for it.
-  constexpr bool LOOKS_AHEAD = COLS == 1;
   int stage = 0, to = STAGES - 1, turn = 0;
   for (int tile = (int)blockIdx.x; tile < part.tiles; tile += (int)gridDim.x, turn++) {
-    // The last tile in two goes: of the second all has been asked for.
-    const bool is_last = LOOKS_AHEAD && tile + (int)gridDim.x >= part.tiles;
-    int step = warp(), end = is_last ? part.steps - (STAGES - 1) * FEW_WARPS : part.steps;
+    int step = warp();
 #pragma unroll 1
-    for (;; end = part.steps) {
-#pragma unroll 1
-      while (step < end) {
+    while (step < part.steps) {
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; u++) asked[u] = next[u];
-        part.ask(next, step + AT_ONCE * FEW_WARPS);
+      for (int u = 0; u < AT_ONCE; u++) asked[u] = next[u];
+      part.ask(next, step + AT_ONCE * FEW_WARPS);
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
-          if (step >= part.steps) break;
-          ptx::cp_async_wait<STAGES - 2>();
-          part.copy(s, to);
-          part.multiply(s, stage, step, asked[u], ones);
-          stage = stage + 1 < STAGES ? stage + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
-        }
+      for (int u = 0; u < AT_ONCE; u++, step += FEW_WARPS) {
+        if (step >= part.steps) break;
+        ptx::cp_async_wait<STAGES - 2>();
+        part.copy(s, to);
+        part.multiply(s, stage, step, asked[u], ones);
+        stage = stage + 1 < STAGES ? stage + 1 : 0, to = to + 1 < STAGES ? to + 1 : 0;
       }
-      if (end == part.steps) break;
-      part.look_ahead();
     }
     // The sums of the tile before may still be read; those before it no more.
     auto &sums = s.sums[turn % 2];

@@ -127,17 +127,6 @@ __device__ __forceinline__ void prefetch(const void *p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
-/** Asks for `bytes` from `p` on, both multiples of 16, to L2. */
-__device__ __forceinline__ void prefetch(const void *p, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(p)),
-               "r"(bytes)
-               : "memory");
-#else
-  for (uint32_t at = 0; at < bytes; at += 128) prefetch(static_cast<const char *>(p) + at);
-#endif
-}
-
 // Global to shared memory without registers (sm_80).
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) {

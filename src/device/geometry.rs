@@ -64,23 +64,6 @@ pub struct Geometry {
     pub cluster: u32,
     /// For entries written with `KERNEL_TMA`.
     pub maps: [Option<TensorMap>; 4],
-    /// For entries that look ahead.
-    pub ahead: Option<Ahead>,
-}
-
-/// Weights that a launch begins with, and where its params have those of the next one that has
-/// such: `Ahead` of `kernels/gemm.h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ahead {
-    /// As in the contract, word by word.
-    pub words: [u64; Ahead::WORDS],
-    /// In the params, bytes.
-    pub at: usize,
-}
-
-impl Ahead {
-    /// Of 8 bytes.
-    pub const WORDS: usize = 7;
 }
 
 impl Geometry {
@@ -90,7 +73,7 @@ impl Geometry {
     /// `blocks` in x of `threads`, without shared memory.
     pub const fn linear(blocks: u32, threads: u32) -> Self {
         let grid = [blocks, 1, 1];
-        Geometry { variant: "", grid, threads, shared: 0, cluster: 1, maps: [None; 4], ahead: None }
+        Geometry { variant: "", grid, threads, shared: 0, cluster: 1, maps: [None; 4] }
     }
 
     /// The name of the entry that is launched.

@@ -18,7 +18,7 @@ pub use buffer::Buffer;
 pub(crate) use cuda::Cells;
 pub use cuda::{CudaCard, Nccl, NcclTicket, cuda_cards};
 pub use form::Form;
-pub use geometry::{Ahead, Chip, Geometry, Swizzle, TensorMap};
+pub use geometry::{Chip, Geometry, Swizzle, TensorMap};
 pub use host::{Host, Isa};
 pub use modules::{MODULES, TOOLKIT};
 pub use observer::{Launched, OpenPhase, Phase, Recording};
@@ -384,10 +384,10 @@ impl Stream {
     /// Those of `body`.
     pub fn overlapping<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let Backend::Cuda(queue) = &self.backend else { return body() };
-        queue.begin_overlapping();
+        queue.set_overlapping(true);
         let result = body();
-        let ended = queue.end_overlapping();
-        result.and_then(|value| ended.map(|()| value))
+        queue.set_overlapping(false);
+        result
     }
 
     /// Graphs that were made of steps, and steps that ran as one made before.

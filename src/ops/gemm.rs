@@ -5,7 +5,6 @@
 //! storage type, and no other copy of them is kept. Whatever the number of threads, a given shape
 //! is summed in the same order and gives the same bits.
 
-mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -26,7 +25,7 @@ mod tile;
 use super::check;
 use super::layout::is_packable;
 use super::normed::Norm;
-use crate::contracts::{Ahead, GemmParams, GemmQuantizedParams};
+use crate::contracts::{GemmParams, GemmQuantizedParams};
 use crate::device::{Chip, Cost, Geometry, Host, Isa, Kernel, Products, Stream};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
@@ -99,13 +98,8 @@ pub fn gemm_shape([m, n, k]: [i64; 3]) -> GemmParams {
         norm_bias: std::ptr::null(),
         norm_eps: 0.0,
         norm: 0,
-        next: NOTHING_AHEAD,
     }
 }
-
-/// The next launch is not known.
-const NOTHING_AHEAD: Ahead =
-    Ahead { from: std::ptr::null(), stride: 0, tiles: 0, pitch: 0, away: 0, rows: 0, bytes: 0 };
 
 /// Every way to lay `p` over `chip`, for those who compare them; none for f32, which has one.
 pub fn gemm_tilings(p: &GemmParams, dtype: DType, chip: &Chip) -> Vec<Tiling> {

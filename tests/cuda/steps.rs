@@ -1,13 +1,11 @@
 //! Steps that are known by their form: what runs is what would have been collected.
 
 use super::{child, folder, models, passes, with_driver};
-use half::bf16;
 use medflamingo::DType;
 use medflamingo::device::{Device, Form, Products, Stream};
 use medflamingo::engine::{Answer, Control, Engine, EngineOptions, GenerateOptions, Request, Work};
-use medflamingo::ops::{Epilogue, gemm, swiglu};
+use medflamingo::ops::swiglu;
 use medflamingo::tensor::Tensor;
-use serde_json::Value;
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -51,52 +49,6 @@ fn what_is_collected() {
     assert_eq!(step(&stream, &theirs, 2, false), 0);
     stream.choose_products(Products::Own).unwrap();
     assert_eq!(step(&stream, &theirs, 2, false), 1, "products may be others");
-}
-
-/// A product waits for the next one, to be told what that begins with; not past a write, and not
-/// past the end. What has come in between runs after it.
-#[test]
-fn products_of_a_prompt_are_told_of_the_next() {
-    let scratch = tempfile::tempdir().unwrap();
-    let report = scratch.path().join("report.json");
-    let mut command = with_driver(std::env::current_exe().unwrap(), "");
-    command.env("DRIVER_REPORT", &report);
-    passes(command, "steps::what_waits_is_told");
-    let counted: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
-    assert_eq!((&counted["told"], &counted["overlapping"]), (&1.into(), &4.into()));
-}
-
-#[test]
-#[ignore = "needs the driver of tests/driver; run by products_of_a_prompt_are_told_of_the_next"]
-fn what_waits_is_told() {
-    let [card, host] = [Device::Cuda(0).open(1).unwrap(), Stream::host(1)];
-    let said = |stream: &Stream| {
-        let matrix = |rows: usize, seed: usize| {
-            let at = |i: usize| bf16::from_f32(((i * 7 + seed) % 23) as f32 / 32.0 - 0.3);
-            Tensor::upload(stream, &(0..rows * 64).map(at).collect::<Vec<_>>(), &[rows, 64])
-        };
-        let [mut x, mut y, mut z] = [1, 2, 3].map(|seed| matrix(40, seed).unwrap());
-        let (first, second) = (matrix(64, 4).unwrap(), matrix(64, 5).unwrap());
-        let mut bent = Tensor::zeros(stream, DType::BF16, &[40, 32]).unwrap();
-        let ones = vec![bf16::ONE; 40 * 64];
-        let product = |y: &mut Tensor, x: &Tensor, w: &Tensor| {
-            gemm(stream, y.view_mut(), x.view(), w.view(), Epilogue::default())
-        };
-        stream
-            .overlapping(|| {
-                product(&mut y, &x, &first)?;
-                swiglu(stream, bent.view_mut(), y.view())?;
-                product(&mut x, &y, &second)?;
-                // What it reads is about to be something else.
-                y.view_mut().write(&ones)?;
-                product(&mut z, &y, &first)
-            })
-            .unwrap();
-        [x, z, bent].map(|found| found.view().to_f32().unwrap()).concat()
-    };
-    let (found, expected) = (said(&card), said(&host));
-    let is_near = |(x, y): (&f32, &f32)| (x - y).abs() <= x.abs() / 64.0 + 1e-3;
-    assert!(expected.iter().zip(&found).all(is_near), "{found:?}, not {expected:?}");
 }
 
 #[test]

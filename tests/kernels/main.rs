@@ -6,7 +6,6 @@
 mod activation;
 mod adamw;
 mod adamw8;
-mod ahead;
 mod attention;
 mod attention_backward;
 mod attention_decode;

@@ -34,12 +34,6 @@ void cp_async16(void *to, const void *from, bool valid) {
   copies.back().push_back({to, from, valid});
 }
 
-void prefetch(const void *p, uint32_t bytes) {
-  // Nothing is read, but all of it must be there.
-  for (uint32_t at = 0; at < bytes; at += 16)
-    simt::aligned_access((const char *)p + at, 16, false, SITE);
-}
-
 void cp_async_commit() {
   auto &copies = static_cast<simt::Fiber *>(simt::now)->copies;
   if (copies.empty()) copies.emplace_back();

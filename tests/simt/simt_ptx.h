@@ -58,7 +58,6 @@ __forceinline__ void let_next_launch_begin() {}
 
 __forceinline__ uint32_t opaque(uint32_t x) { return x; }
 __forceinline__ void prefetch(const void *) {}
-void prefetch(const void *p, uint32_t bytes);
 
 void cp_async16(void *to, const void *from, bool valid);
 __forceinline__ void cp_async16_streamed(void *to, const void *from, bool valid) {

@@ -4,7 +4,7 @@
 use super::launch::Launch;
 use super::queue::{Mode, Queue, State};
 use crate::Result;
-use crate::device::{Ahead, Form};
+use crate::device::Form;
 use cudarc::driver::sys::{self, CUresult};
 
 /// Steps remembered: one per number of sequences and capacity of the page tables.
@@ -36,30 +36,6 @@ impl Step {
         })
     }
 
-    /// The first launch, if it looks ahead, is told what a later one begins with.
-    fn tell_first(&mut self, words: [u64; Ahead::WORDS]) {
-        if let Some(ahead) = self.launches.first().and_then(|first| first.geometry.ahead) {
-            put(&mut self.params[ahead.at..], words);
-        }
-    }
-
-    /// The same launches, each of those that look ahead told what the next of them begins with: the
-    /// last the first, since steps repeat.
-    fn looking_ahead(&self) -> Step {
-        let mut step = self.clone();
-        let mut places = Vec::new();
-        let mut begin = 0;
-        for launch in &self.launches {
-            places.extend(launch.geometry.ahead.map(|ahead| (begin + ahead.at, ahead.words)));
-            begin += launch.params;
-        }
-        let after = places.iter().cycle().skip(1);
-        for ((at, _), (_, words)) in places.iter().zip(after) {
-            put(&mut step.params[*at..], *words);
-        }
-        step
-    }
-
     pub(super) fn len(&self) -> usize {
         self.launches.len()
     }
@@ -68,11 +44,6 @@ impl Step {
         self.launches.clear();
         self.params.clear();
     }
-}
-
-fn put(to: &mut [u8], words: [u64; Ahead::WORDS]) {
-    let to = to.chunks_exact_mut(8);
-    to.zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
 }
 
 /// A step and the graph that was made of it.
@@ -143,34 +114,9 @@ impl Queue {
         Ok(())
     }
 
-    /// Launches from here on overlap.
-    pub(crate) fn begin_overlapping(&self) {
-        self.state().mode = Mode::Overlapping;
-    }
-
-    /// They do no more; those that wait run.
-    pub(crate) fn end_overlapping(&self) -> Result<()> {
-        self.state().mode = Mode::Apart;
-        let mut state = self.enter()?;
-        self.flush(&mut state)
-    }
-
-    /// Runs a launch of those that overlap. One that looks ahead waits until the next of its kind
-    /// has come, of which it is told, or something else that those before must have run for.
-    pub(super) fn run_or_wait(
-        &self,
-        state: &mut State,
-        launch: Launch,
-        params: &[u8],
-    ) -> Result<()> {
-        if let Some(ahead) = launch.geometry.ahead {
-            state.step.tell_first(ahead.words);
-            self.flush(state)?;
-        } else if state.step.len() == 0 {
-            return self.run(state, &launch, params);
-        }
-        state.step.push(launch, params, 0);
-        Ok(())
+    /// Launches from here on overlap, or no more.
+    pub(crate) fn set_overlapping(&self, overlaps: bool) {
+        self.state().mode = if overlaps { Mode::Overlapping } else { Mode::Apart };
     }
 
     /// Runs what was collected: as a graph, made now or before.
@@ -251,7 +197,6 @@ impl Queue {
         // SAFETY: the stream is ours; nothing else is put into it before the capture ends.
         let status = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
         self.settle(state, "capture of a step", status)?;
-        let step = step.looking_ahead();
         let failed = step.iter().find_map(|(launch, params)| {
             let status = launch.run(params, self.stream, self.cublaslt.get());
             (status != CUresult::CUDA_SUCCESS).then_some((launch.key, status))
@@ -273,43 +218,5 @@ impl Queue {
             let _ = unsafe { sys::cuGraphDestroy(graph) };
         }
         made.map(|()| ready)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::launch::Key;
-    use super::*;
-    use crate::DType;
-    use crate::device::Geometry;
-
-    #[test]
-    fn launches_are_told_what_the_next_that_looks_ahead_begins_with() {
-        const PARAMS: usize = 16 + 8 * Ahead::WORDS;
-        let mut step = Step::default();
-        let kinds = [Some(1), None, Some(2), Some(3), None];
-        for word in kinds {
-            let ahead = word.map(|word| Ahead { words: [word; Ahead::WORDS], at: 8 });
-            let geometry = Geometry { ahead, ..Geometry::linear(1, 1) };
-            let key = Key { kernel: "", dtype: DType::F32, variant: "" };
-            let function = std::ptr::null_mut();
-            let launch = Launch { key, function, geometry, params: PARAMS, overlaps: false };
-            step.push(launch, &[9; PARAMS], 0);
-        }
-        let told = step.looking_ahead();
-        let nines = u64::from_ne_bytes([9; 8]);
-        let words = told.iter().map(|(_, params)| {
-            let word = |i: usize| u64::from_ne_bytes(params[8 * i..8 * i + 8].try_into().unwrap());
-            let all: Vec<_> = (0..PARAMS / 8).map(word).collect();
-            let own = &all[1..=Ahead::WORDS];
-            assert!(all[0] == nines && all[Ahead::WORDS + 1] == nines && own == [own[0]; 7]);
-            own[0]
-        });
-        // The last is told of the first, which comes after it when the step is repeated.
-        assert_eq!(words.collect::<Vec<_>>(), [2, nines, 3, 1, nines]);
-        assert!(step.iter().all(|(_, params)| params == [9; PARAMS]));
-        step.tell_first([7; Ahead::WORDS]);
-        let first = step.iter().map(|(_, params)| params[8..16] == 7u64.to_ne_bytes());
-        assert_eq!(first.collect::<Vec<_>>(), [true, false, false, false, false]);
     }
 }

@@ -61,8 +61,7 @@ pub(super) struct State {
 pub(super) enum Mode {
     /// Each begins when the one before it has ended.
     Apart,
-    /// On Hopper each may begin while the one before it ends. Some wait in the state's step, until
-    /// the next is known.
+    /// On Hopper each may begin while the one before it ends.
     Overlapping,
     /// They are kept in the state's step, and overlap when it runs.
     Collected,
@@ -256,10 +255,6 @@ impl Queue {
     /// The cells are the allocation's; `from` is as long as they are.
     unsafe fn write(&self, within: usize, to: Cells, from: *const u8) -> Result<()> {
         let mut state = self.enter()?;
-        // Of a step, writes come before all its launches.
-        if state.mode == Mode::Overlapping {
-            self.flush(&mut state)?;
-        }
         let mut done = 0;
         for piece in to.pieces(STAGING) {
             let bytes = piece.rows * piece.bytes;
@@ -423,14 +418,11 @@ impl Queue {
                 Launch { key, function, geometry: *geometry, params: params.len(), overlaps }
             }
         };
-        match mode {
-            Mode::Apart => self.run(&mut state, &launch, params),
-            Mode::Overlapping => self.run_or_wait(&mut state, launch, params),
-            Mode::Collected => {
-                state.step.push(launch, params, accounting);
-                Ok(())
-            }
+        if is_collected {
+            state.step.push(launch, params, accounting);
+            return Ok(());
         }
+        self.run(&mut state, &launch, params)
     }
 
     /// Launches at once.

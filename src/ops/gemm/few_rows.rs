@@ -1,6 +1,6 @@
 //! How products of few rows are laid over a card: blocks that stay, and take rows of B in turns.
 
-use super::{SWIGLU, ahead};
+use super::SWIGLU;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry};
 
@@ -74,8 +74,7 @@ impl Rows {
         let shared = needed.max(too_much).min(chip.shared_bytes);
         let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
         let variant = variants[self as usize];
-        let ahead = (tile == 16).then(|| ahead::of_few_rows(p, b, tiles, blocks));
-        Geometry { variant, shared, ahead, ..Geometry::linear(blocks, THREADS) }
+        Geometry { variant, shared, ..Geometry::linear(blocks, THREADS) }
     }
 
     /// Shared memory that a block needs, bytes.

@@ -1,6 +1,6 @@
 //! The tensor-core entries of `gemm`: how each is laid over a card, and what it should take.
 
-use super::{SWIGLU, ahead};
+use super::SWIGLU;
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry, Stream, Swizzle, TensorMap};
@@ -234,7 +234,6 @@ impl Tile {
             shared: self.shared,
             cluster: self.together() as u32,
             maps,
-            ahead: if self.is_hopper { ahead::of_all_rows(p) } else { None },
         }
     }
 }
