@@ -95,7 +95,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   typename Weights::Factor factors[TILES][2];
   const T *rows[COLS]; /**< this lane's rows of A, at its run of k = 0 */
   const unsigned char *digits; /**< or its digit, likewise */
-  float unit;                  /**< of the row of which this lane has sums */
+  float unit;                  /**< of what this lane has sums of */
 
   /** What is asked for of a step: this lane's runs of A, if AHEAD, and scales as they are stored:
    *  widening one would wait for it. */
@@ -149,7 +149,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   template <typename Kept> __device__ __forceinline__ void read_digits(Kept &kept) {
     const int g = lane() / 4, t = lane() % 4, last = (int)p.m - 1;
     digits = kept.digit(p, min(g / 4, last), min(g % 4, DIGITS - 1)) + t * RUN;
-    unit = kept.units[min(t / 2, last)] * Weights::BYTE;
+    unit = kept.units[min(t / 2, last)][warp()] * Weights::BYTE;
   }
   __device__ __forceinline__ uint4 load(int step, int j, int x) const {
     const uint4 zero = {0, 0, 0, 0};

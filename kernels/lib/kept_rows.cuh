@@ -2,8 +2,11 @@
  *  elements, or as digits for weights that are bytes.
  *
  *  Digits    x = unit (d0 + 256 d1 + 65536 d2) with whole d of -128 .. 127, and unit the power of
- *            two in which the row's largest size is 2^21 or more and below 2^22: x is off by 2^-22
- *            of the largest at most, where bf16 has rounded x itself to 2^-9 and f16 to 2^-12.
+ *            two in which the largest size of a warp's part of the row is 2^21 or more and below
+ *            2^22: x is off by 2^-22 of the largest at most, where bf16 has rounded x itself to
+ *            2^-9 and f16 to 2^-12. A warp makes the digits that it multiplies, and waits for no
+ *            other: a barrier for the largest of the row and one for its digits were 0.5 us of a
+ *            launch (H200).
  *            Products with bytes and their sums are whole numbers then, and exact. Digits are what
  *            the tensor cores multiply beside a row anyway: eight columns at a time. */
 #pragma once
@@ -44,8 +47,7 @@ struct DigitUnit {
 template <typename Product, typename T, typename Weights> struct KeptShared {
   Product product;
   alignas(16) NormSums<FEW_THREADS> sums;
-  uint32_t most[MOST_KEPT][FEW_WARPS];
-  float units[MOST_KEPT];
+  float units[MOST_KEPT][FEW_WARPS];
 
   /** Between rows, elements: 16 bytes more than k, so that rows begin in other banks. */
   static __device__ __forceinline__ int stride(const GemmParams &p) { return (int)p.k + 8; }
@@ -72,11 +74,18 @@ template <typename Product, typename T, typename Weights> struct KeptShared {
     ptx::cp_async_commit();
   }
 
-  /** Makes the rows, or their digits; LATER groups of copies were begun after that of `ask`. */
+  /** Makes the rows, or of their digits those that this warp multiplies; LATER groups of copies
+   *  were begun after that of `ask`. */
   template <int LATER> __device__ __forceinline__ void make(const GemmParams &p) {
-    if (!Weights::ARE_BYTES || p.norm) take<LATER>(p);
-    if constexpr (Weights::ARE_BYTES) count(p);
-    __syncthreads();
+    if (!Weights::ARE_BYTES || p.norm) {
+      take<LATER>(p);
+      // Rows are others' too, and behind it nobody needs weight and bias.
+      __syncthreads();
+    }
+    if constexpr (Weights::ARE_BYTES) {
+      for (int r = 0; r < (int)p.m; r++) count(p, r);
+      __syncwarp();
+    }
   }
 
 private:
@@ -106,37 +115,44 @@ private:
     }
   }
 
-  /** Makes digits of the norm's rows, or of A. */
-  __device__ __forceinline__ void count(const GemmParams &p) {
-    const int k = (int)p.k, m = (int)p.m;
-    const T *const from = p.norm ? rows(p) : static_cast<const T *>(p.a);
-    const int64_t apart = p.norm ? stride(p) : p.lda;
-    constexpr int STEP = 4 * Weights::RUN;
-    const int whole = (k + STEP - 1) / STEP * STEP;
-    for (int r = 0; r < m; r++) {
-      uint32_t largest = 0;
-      // Sizes in the upper half.
-      Row::read(from + r * apart, k, k, [&](int, const uint4 &x) {
-        const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+  /** f(column, words) for each pack of this lane in its warp's steps of a row, AT_ONCE of them on
+   *  their way at once; from k on, zeros. */
+  template <int AT_ONCE, typename F>
+  static __device__ __forceinline__ void own_packs(const T *row, int k, F f) {
+    constexpr int STEP = 4 * Weights::RUN, LANES = STEP / Pack<T>::SIZE;
+    constexpr int NEXT = WARP / LANES * FEW_WARPS * STEP; // from one pack of a lane to the next
+    const int first = (warp() + lane() / LANES * FEW_WARPS) * STEP;
+    const int end = (k + STEP - 1) / STEP * STEP;
+#pragma unroll 1
+    for (int at = first + lane() % LANES * Pack<T>::SIZE; at < end; at += AT_ONCE * NEXT) {
+      uint4 x[AT_ONCE] = {};
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-          largest = max(largest, max(pairs[i] & 0x7fff0000u, pairs[i] << 16 & 0x7fff0000u));
-      });
-      largest = __reduce_max_sync(ALL_LANES, largest);
-      if (lane() == 0) most[r][warp()] = largest;
-    }
-    // Behind it nobody needs weight and bias.
-    __syncthreads();
-    for (int r = 0; r < m; r++) {
-      uint32_t largest = 0;
+      for (int i = 0; i < AT_ONCE; i++)
+        if (at + i * NEXT < k) x[i] = *reinterpret_cast<const uint4 *>(row + at + i * NEXT);
 #pragma unroll
-      for (int i = 0; i < FEW_WARPS; i++) largest = max(largest, most[r][i]);
-      const DigitUnit unit(high2<T>(largest));
-      if (threadIdx.x == 0) units[r] = unit.unit;
-      unsigned char *const to = digit(p, r, 0);
-      Row::read(from + r * apart, k, whole,
-                [&](int at, const uint4 &x) { put(to + at, digit_stride(p), x, unit); });
+      for (int i = 0; i < AT_ONCE; i++)
+        if (at + i * NEXT < end) f(at + i * NEXT, x[i]);
     }
+  }
+
+  /** Makes digits of row r of the norm, or of A. */
+  __device__ __forceinline__ void count(const GemmParams &p, int r) {
+    const int k = (int)p.k;
+    const T *const row = p.norm ? rows(p) + r * stride(p) : static_cast<const T *>(p.a) + r * p.lda;
+    uint32_t largest = 0;
+    // Sizes in the upper half. All of the row at once, if it is no longer than eight packs a lane.
+    own_packs<8>(row, k, [&](int, const uint4 &x) {
+      const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        largest = max(largest, max(pairs[i] & 0x7fff0000u, pairs[i] << 16 & 0x7fff0000u));
+    });
+    const DigitUnit unit(high2<T>(__reduce_max_sync(ALL_LANES, largest)));
+    if (lane() == 0) units[r][warp()] = unit.unit;
+    // Again, out of L1: registers have no index, and twice as much code would come from memory.
+    unsigned char *const to = digit(p, r, 0);
+    own_packs<2>(row, k,
+                 [&](int at, const uint4 &x) { put(to + at, digit_stride(p), x, unit); });
   }
 
   /** Digits of a pack, in the order that weights have as bytes, `apart` bytes from each other. */

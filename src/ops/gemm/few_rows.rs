@@ -92,11 +92,11 @@ const fn product(rows: u32, cols: u32) -> u32 {
     2 * THREADS / 32 * rows * cols * 4 + RING
 }
 
-/// What `KeptShared` has more, of A (m,k): three sums of every warp, the largest of two rows and
-/// what they are counted in; then the vectors of a norm, or digits in their place; then rows.
+/// What `KeptShared` has more, of A (m,k): of every warp three sums, and what two rows are counted
+/// in; then the vectors of a norm, or digits in their place; then rows.
 fn kept(p: &GemmParams, b: Stored) -> i64 {
     let warps = i64::from(THREADS / 32);
-    let own = (4 * warps * (3 + MOST_KEPT) + 4 * MOST_KEPT) as u64;
+    let own = (4 * warps * (3 + MOST_KEPT)) as u64;
     let vectors = [p.norm_weight, p.norm_bias].iter().filter(|v| !v.is_null()).count() as i64;
     let (vectors, rows) = (2 * vectors * p.k, 2 * p.m * (p.k + 8));
     let digits = |away| p.m * DIGITS * ((p.k as u64).next_multiple_of(128) as i64 + away);
