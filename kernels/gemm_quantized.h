@@ -15,8 +15,8 @@
  *            the epilogue of `gemm`. Of 4 bits, in bf16 and of at most 8 rows, cards sum those of
  *            q + 136 and take 136 times the sum of A off: five of the 24 bits of a sum. Of up to 2
  *            rows of 16 bits in 16-byte chunks, where a card has the room, A is rounded to 2^-22 of
- *            the largest in an eighth of its row, and the products of a group, or of such an eighth,
- *            are exact */
+ *            the largest in an eighth of its row, and the products of a group, or of such an
+ *            eighth, are exact */
 typedef struct GemmQuantizedParams {
   GemmParams product; /**< b: (n,k) signed bytes or (n,k/2) bytes of two; ldb in bytes */
   const void *scales; /**< (n) or (n,k/128) bf16, whatever T is */

@@ -9,9 +9,7 @@
  *            of SwiGLU gates and their values, which then stand in the same thread.
  *            `_turns`: a warpgroup has a tile to itself, and the next is the other's: the epilogue
  *            of one runs beside the products of the other, which k of 1024 is too short to go
- *            without. `_pair`: two blocks of a cluster have tiles below each other, and each copies
- *            one half of B for both; `_quad`: two and two, and each copies one half of A for the
- *            block beside it too; a stage is empty when all have used it that it is copied for.
+ *            without.
  *  Geometry  grid (blocks that the card holds, 1, parts of k); a block takes every grid.x-th tile,
  *            in bands of 8 tiles of rows. `_sm90_128x256`: 2 warpgroups of 64x256, 4 stages, 211
  *            KiB; `_sm90_128x192`, `_sm90_128x176`, `_sm90_128x128`: 5, 5 and 6 stages (176: what
@@ -20,13 +18,13 @@
  *            blocks a multiprocessor, one's epilogue beside the other's products. `_sm90_64x64`: as
  *            that, 6 stages: of few rows of A and of B, where 64x128 are 96 or 128 blocks on 132
  *            multiprocessors, half as much again of B on its way.
- *  Traffic   A (n / BN) times and B (m / BM) times through L2; `_pair` B half as often, `_quad`
- *            both. An H200's L2 gives a multiprocessor 34 bytes a clock (7.8 TB/s); the products of
- *            128x128 want 64, of 128x192 53, of 128x256 48, `_quad` half. C and residual once.
+ *  Traffic   A (n / BN) times and B (m / BM) times through L2; C and residual once.
  *  Rejected  one copying warp instead of a warpgroup: registers are counted by groups of four
- *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. Arrivals
- *            at the other block of a `_pair` with release for the cluster: a barrier for the
- *            card's memory in every step, 0.5 us of 0.9 (H200, 128x128). */
+ *            warps, so it leaves the others no more (168), and `setmaxnreg` has no say. Clusters of
+ *            two blocks that share B, and of two and two that share A as well: never the fastest of
+ *            38 products of the model, by 1 to 50 % and by 8 to 130 % (H200). Sums through shared
+ *            memory, each 16 x 32 of them in code of its own: of vision's products (k of 1024) two
+ *            thirds of the time. */
 #include "gemm.h"
 #include "lib/epilogue.cuh"
 #include "lib/reduce.cuh"
@@ -35,18 +33,14 @@
 constexpr int BK = 64;
 
 /** How a block works: GROUPS warpgroups that multiply, ROWS rows of a tile each, or in turns a tile
- *  each; tiles BN columns wide. Those of a cluster's BLOCKS, 1, 2 or 4, lie DOWN below each other
- *  and ACROSS beside each other. */
-template <int GROUPS_, int ROWS_, int BN_, int STAGES_, bool IN_TURNS_ = false, int BLOCKS_ = 1>
+ *  each; tiles BN columns wide. */
+template <int GROUPS_, int ROWS_, int BN_, int STAGES_, bool IN_TURNS_ = false>
 struct Plan {
   static constexpr int GROUPS = GROUPS_, ROWS = ROWS_, BN = BN_, STAGES = STAGES_;
   static constexpr bool IN_TURNS = IN_TURNS_;
-  static constexpr int BLOCKS = BLOCKS_, DOWN = BLOCKS > 1 ? 2 : 1, ACROSS = BLOCKS / DOWN;
-  /** Blocks that a block's copies are for: itself, who shares its B, who shares its A. */
-  static constexpr int SHARERS = DOWN + ACROSS - 1;
   static constexpr int BM = IN_TURNS ? ROWS : GROUPS * ROWS;
   /** Threads that multiply, and the warps that a copy waits for. */
-  static constexpr int THREADS = GROUPS * 128, WARPS = BM / ROWS * 4 * SHARERS;
+  static constexpr int THREADS = GROUPS * 128, WARPS = BM / ROWS * 4;
   /** Of a thread that multiplies. */
   static constexpr int REGISTERS = GROUPS == 1 ? 224 : 240;
 };
@@ -69,7 +63,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b)
     ptx::wgmma_f16<N>(d, a, b);
 }
 
-/** C in tiles, in the order in which they are taken: those of a cluster count as one. */
+/** C in tiles, in the order in which they are taken. */
 struct Tiles {
   static constexpr int BAND = 8;
   int down, across;
@@ -100,31 +94,20 @@ template <int STAGES> struct Ring {
 /** What a block does: every `stride`-th tile from `first` on, steps `begin .. end` of k. */
 template <typename T, typename P> struct Share {
   static constexpr int BM = P::BM, BN = P::BN;
-  static constexpr int BLOCKS = P::BLOCKS, DOWN = P::DOWN, ACROSS = P::ACROSS;
   static constexpr int HALVES = P::ROWS / 64; /**< of a warpgroup's rows */
   const GemmParams &p;
   GemmSm90Shared<T, P> &s;
   const Tiles tiles;
-  const int rank, below, beside; /**< in the cluster, and of those below and beside each other */
   const int first, stride;
   const bool is_glu;
   int begin, end;
 
   __device__ __forceinline__ Share(const GemmParams &p, GemmSm90Shared<T, P> &s)
-      : p(p), s(s), tiles{(int)((p.m + DOWN * BM - 1) / (DOWN * BM)),
-                          (int)((p.n + ACROSS * BN - 1) / (ACROSS * BN))},
-        rank(BLOCKS > 1 ? (int)ptx::cluster_rank() : 0), below(rank % DOWN), beside(rank / DOWN),
-        first((int)blockIdx.x / BLOCKS), stride((int)gridDim.x / BLOCKS),
-        is_glu(p.activation == SWIGLU) {
+      : p(p), s(s), tiles{(int)((p.m + BM - 1) / BM), (int)((p.n + BN - 1) / BN)},
+        first((int)blockIdx.x), stride((int)gridDim.x), is_glu(p.activation == SWIGLU) {
     const int parts = (int)gridDim.z, all = (int)((p.k + BK - 1) / BK);
     const int each = (all + parts - 1) / parts;
     begin = min(all, (int)blockIdx.z * each), end = min(all, begin + each);
-  }
-
-  /** Row and column of this block's tile, in tiles. */
-  __device__ __forceinline__ void place(int tile, int &row, int &col) const {
-    tiles.place(tile, row, col);
-    row = row * DOWN + below, col = col * ACROSS + beside;
   }
 
   __device__ __forceinline__ void prepare_barriers() {
@@ -136,10 +119,7 @@ template <typename T, typename P> struct Share {
       for (uint64_t &turn : s.turn) ptx::mbarrier_init(&turn, 4);
       ptx::fence_barrier_init();
     }
-    if (BLOCKS > 1)
-      ptx::cluster_sync();
-    else
-      __syncthreads();
+    __syncthreads();
   }
 
   /** By one thread. */
@@ -149,13 +129,13 @@ template <typename T, typename P> struct Share {
     ptx::tma_prefetch(&maps.map[1]);
     int row, col, early = 0;
     if (first < tiles.count()) {
-      place(first, row, col);
+      tiles.place(first, row, col);
       for (; early < min(P::STAGES, end - begin); early++) ask_b(maps, early, begin + early, col);
     }
     // Weights are nobody's to write; rows of A are the launch's before this one.
     ptx::wait_for_launch_before();
     for (int tile = first; tile < tiles.count(); tile += stride) {
-      place(tile, row, col);
+      tiles.place(tile, row, col);
       for (int step = begin; step < end; step++, ring.next()) {
         if (early > 0) {
           early--;
@@ -194,7 +174,7 @@ template <typename T, typename P> struct Share {
       if constexpr (!P::IN_TURNS) {
         if (gridDim.z > 1) {
           bool is_whole = merge_parts<BN / 2, P::THREADS>(
-              p.workspace, tile * BLOCKS + rank, s.is_last,
+              p.workspace, tile, s.is_last,
               [&](int e) -> float & { return acc[0][e]; },
               [] { ptx::bar_sync(1, P::THREADS); });
           if (!is_whole) continue;
@@ -207,14 +187,12 @@ template <typename T, typename P> struct Share {
           for (int e = 0; e < BN / 4; e++)
             acc[h][e] = rounded::glu(acc[h][e], acc[h][e + BN / 4]);
       }
-      place(tile, row, col);
+      tiles.place(tile, row, col);
       const int width = is_glu ? BN / 2 : BN;
       epilogue.template store_tile<BN, HALVES>(s.out[warp()],
                                                  (int64_t)row * BM + own + warp() % 4 * 16,
                                                  (int64_t)col * width, {64, width}, acc);
     }
-    // The other block may still have copies for this one, and arrive here.
-    if (BLOCKS > 1) ptx::cluster_sync();
   }
 
 private:
@@ -222,29 +200,15 @@ private:
   __device__ __forceinline__ void ask_b(const TensorMaps &maps, int stage, int step, int col) {
     // In two halves: of SwiGLU gates and their values.
     const int width = is_glu ? BN / 2 : BN, away = is_glu ? (int)p.n / 2 : BN / 2;
-    T *b = s.b[stage], *second = b + BN / 2 * BK;
+    T *b = s.b[stage];
     uint64_t *full = &s.full[stage];
     ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
-    if (DOWN == 1) {
-      ptx::tma_load_2d(b, &maps.map[1], full, step * BK, col * width);
-      ptx::tma_load_2d(second, &maps.map[1], full, step * BK, col * width + away);
-    } else {
-      // Each block copies one half, for itself and for who is below or above it.
-      ptx::tma_load_2d_for(3u << beside * DOWN, below ? second : b, &maps.map[1], full, step * BK,
-                           col * width + below * away);
-    }
+    ptx::tma_load_2d(b, &maps.map[1], full, step * BK, col * width);
+    ptx::tma_load_2d(b + BN / 2 * BK, &maps.map[1], full, step * BK, col * width + away);
   }
   /** Asks for its A. */
   __device__ __forceinline__ void ask_a(const TensorMaps &maps, int stage, int step, int row) {
-    T *a = s.a[stage];
-    if (ACROSS == 1) {
-      ptx::tma_load_2d(a, &maps.map[0], &s.full[stage], step * BK, row * BM);
-    } else {
-      // Likewise, for who is beside it.
-      const int half = beside * (BM / 2);
-      ptx::tma_load_2d_for((1u | 1u << DOWN) << below, a + half * BK, &maps.map[0], &s.full[stage],
-                           step * BK, row * BM + half);
-    }
+    ptx::tma_load_2d(s.a[stage], &maps.map[0], &s.full[stage], step * BK, row * BM);
   }
 
   /** acc = the warpgroup's rows of A, from `own` on in a stage, times B^T. The last products may
@@ -274,15 +238,9 @@ private:
     return before;
   }
 
-  /** This warp needs the stage no more: all who copy to it are told. */
+  /** This warp needs the stage no more. */
   __device__ __forceinline__ void leave(int stage) {
-    const int l = lane();
-    if (BLOCKS == 1) {
-      if (l == 0) ptx::mbarrier_arrive(&s.empty[stage]);
-    } else if (l < P::SHARERS) {
-      // Itself, who is below or above, and who is beside it.
-      ptx::mbarrier_arrive_in((uint32_t)(rank ^ l), &s.empty[stage]);
-    }
+    if (lane() == 0) ptx::mbarrier_arrive(&s.empty[stage]);
   }
 };
 #endif
@@ -307,30 +265,26 @@ __device__ __forceinline__ void gemm(const GemmParams &p, const TensorMaps &maps
 }
 
 #define GEMM(name, T)                                                                              \
-  GEMM_TILES(name, T, , 1)                                                                         \
-  GEMM_TILES(name, T, _pair, 2)                                                                    \
-  GEMM_TILES(name, T, _quad, 4)                                                                    \
+  KERNEL_TMA(gemm_##name##_sm90_128x256, GemmParams, 384, 1) {                                     \
+    gemm<T, Plan<2, 64, 256, 4>>(p, maps);                                                         \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_128x192, GemmParams, 384, 1) {                                     \
+    gemm<T, Plan<2, 64, 192, 5>>(p, maps);                                                         \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_128x176, GemmParams, 384, 1) {                                     \
+    gemm<T, Plan<2, 64, 176, 5>>(p, maps);                                                         \
+  }                                                                                                \
+  KERNEL_TMA(gemm_##name##_sm90_128x128, GemmParams, 384, 1) {                                     \
+    gemm<T, Plan<2, 64, 128, 6>>(p, maps);                                                         \
+  }                                                                                                \
   KERNEL_TMA(gemm_##name##_sm90_64x128, GemmParams, 256, 2) {                                      \
     gemm<T, Plan<1, 64, 128, 4>>(p, maps);                                                         \
   }                                                                                                \
   KERNEL_TMA(gemm_##name##_sm90_64x64, GemmParams, 256, 2) {                                       \
     gemm<T, Plan<1, 64, 64, 6>>(p, maps);                                                          \
-  }
-#define GEMM_TILES(name, T, cluster, BLOCKS)                                                       \
-  KERNEL_TMA(gemm_##name##_sm90##cluster##_128x256, GemmParams, 384, 1) {                          \
-    gemm<T, Plan<2, 64, 256, 4, false, BLOCKS>>(p, maps);                                          \
   }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90##cluster##_128x192, GemmParams, 384, 1) {                          \
-    gemm<T, Plan<2, 64, 192, 5, false, BLOCKS>>(p, maps);                                          \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90##cluster##_128x176, GemmParams, 384, 1) {                          \
-    gemm<T, Plan<2, 64, 176, 5, false, BLOCKS>>(p, maps);                                          \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90##cluster##_128x128, GemmParams, 384, 1) {                          \
-    gemm<T, Plan<2, 64, 128, 6, false, BLOCKS>>(p, maps);                                          \
-  }                                                                                                \
-  KERNEL_TMA(gemm_##name##_sm90##cluster##_turns_128x128, GemmParams, 384, 1) {                    \
-    gemm<T, Plan<2, 128, 128, 6, true, BLOCKS>>(p, maps);                                          \
+  KERNEL_TMA(gemm_##name##_sm90_turns_128x128, GemmParams, 384, 1) {                               \
+    gemm<T, Plan<2, 128, 128, 6, true>>(p, maps);                                                  \
   }
 
 GEMM(bf16, bf16)

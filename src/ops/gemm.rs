@@ -146,16 +146,6 @@ static TILED: [[Kernel<GemmParams>; PARTS.len()]; TILES.len()] = {
         parts!(7),
         parts!(8),
         parts!(9),
-        parts!(10),
-        parts!(11),
-        parts!(12),
-        parts!(13),
-        parts!(14),
-        parts!(15),
-        parts!(16),
-        parts!(17),
-        parts!(18),
-        parts!(19),
     ]
 };
 

@@ -10,11 +10,10 @@ mod tiles;
 use golden_folder::models;
 use half::bf16;
 use medflamingo::DType;
-use medflamingo::contracts::GemmParams;
-use medflamingo::device::{Device, Kernel, Products, Simt, Stream};
+use medflamingo::device::{Device, Products, Simt, Stream};
 use medflamingo::dtype::Real;
 use medflamingo::engine::{self, Engine, EngineOptions, GenerateOptions};
-use medflamingo::ops::{self, Activation, Epilogue, GEMM, Out, gemm, gemm_shape, gemm_tilings};
+use medflamingo::ops::{self, Activation, Epilogue, Out, gemm};
 use medflamingo::tensor::Tensor;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -412,40 +411,6 @@ fn passes(mut command: Command, test: &str) -> String {
     let (said, err) = (text(&out.stdout), text(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{said}{err}");
     said
-}
-
-#[test]
-fn blocks_of_a_cluster_run_together() {
-    passes(with_driver(std::env::current_exe().unwrap(), ""), "products_in_clusters");
-}
-
-#[test]
-#[ignore = "needs the driver of tests/driver; run by blocks_of_a_cluster_run_together"]
-fn products_in_clusters() {
-    let [card, host] = [Device::Cuda(0).open(1).unwrap(), Stream::host(1)];
-    let values = |n: usize, seed: usize| -> Vec<bf16> {
-        (0..n).map(|i| bf16::from_f32(((i * 7 + seed) % 23) as f32 / 16.0 - 0.6)).collect()
-    };
-    let [m, n, k] = [130, 24, 72];
-    let shape = gemm_shape([m, n, k].map(|n| n as i64));
-    let mut tilings = gemm_tilings(&shape, DType::BF16, card.chip().unwrap());
-    tilings.retain(|t| t.variant.contains("_pair_") || t.variant.contains("_quad_"));
-    assert_eq!(tilings.len(), 10);
-    let result = |stream: &Stream, kernel: &Kernel<GemmParams>| -> Vec<f32> {
-        let upload = |rows, seed| Tensor::upload(stream, &values(rows * k, seed), &[rows, k]);
-        let (a, b) = (upload(m, 1).unwrap(), upload(n, 5).unwrap());
-        let mut c = Tensor::zeros(stream, DType::BF16, &[m, n]).unwrap();
-        let p = GemmParams { a: a.view().ptr(), b: b.view().ptr(), c: c.view_mut().ptr(), ..shape };
-        // SAFETY: the operands are as long as the shape says.
-        unsafe { stream.launch(kernel, DType::BF16, &p).unwrap() };
-        c.view().to_f32().unwrap()
-    };
-    let expected = result(&host, &GEMM);
-    for tiling in tilings {
-        let found = result(&card, tiling.kernel);
-        let is_near = |(x, y): (&f32, &f32)| (x - y).abs() <= x.abs() / 128.0 + 1e-5;
-        assert!(expected.iter().zip(&found).all(is_near), "{}", tiling.variant);
-    }
 }
 
 #[test]

@@ -371,18 +371,22 @@ fn judge<T: Real>(case: &Case, oracle: &[(f64, f64)], found: &[f64], on: &str) {
 #[test]
 fn every_tile_and_every_part() {
     let edges = Case { pads: (8, 16, 3), activation: GELU, ..every("edges", 200, 300, 104) };
-    on_every_tile::<f16>(&edges, 20);
+    on_every_tile::<f16>(&edges, 10);
+    // Rows of C in whole eights leave from registers, others through shared memory.
+    let eights =
+        Case { pads: (8, 16, 8), activation: QUICK_GELU, ..every("eights", 200, 304, 104) };
+    on_every_tile::<bf16>(&eights, 10);
     let to_f32 = Case { f32_out: true, in_place: true, ..every("to_f32", 80, 136, 72) };
-    on_every_tile::<f16>(&to_f32, 20);
+    on_every_tile::<f16>(&to_f32, 10);
     let parts = Case { in_place: true, activation: QUICK_GELU, ..every("parts", 70, 130, 1544) };
-    on_every_tile::<bf16>(&parts, 54);
+    on_every_tile::<bf16>(&parts, 28);
 }
 
 /// Several tiles a block, each of more steps of k than a block has stages.
 #[test]
 fn tiles_in_turns() {
     let many = Case { activation: GELU, ..every("turns", 130, 800, 456) };
-    on_tiles::<bf16>(&many, "turns", 3);
+    on_tiles::<bf16>(&many, "turns", 1);
 }
 
 fn on_every_tile<T: Real>(case: &Case, expected: usize) {
@@ -417,9 +421,10 @@ fn on_tiles<T: Real>(case: &Case, word: &str, expected: usize) {
 fn swiglu_on_cards() {
     let swiglu = |m, n, k| Case { activation: SWIGLU, ..case("swiglu", m, n, k) };
     let edges = Case { pads: (8, 16, 3), ..swiglu(150, 2 * 211, 104) };
-    on_every_tile::<f16>(&edges, 19);
+    on_every_tile::<f16>(&edges, 9);
+    on_every_tile::<f16>(&swiglu(150, 2 * 216, 104), 9);
     let every = Case { residual: true, gate: Some(0.7), in_place: true, ..swiglu(70, 132, 1544) };
-    on_every_tile::<bf16>(&every, 51);
+    on_every_tile::<bf16>(&every, 25);
     for (m, half) in [(1, 5), (1, 40), (3, 17), (8, 64), (9, 33), (17, 24)] {
         on_cards::<bf16>(&swiglu(m, 2 * half, 8 * (11 + m)));
         on_cards::<f16>(&Case { pads: (8, 0, 1), f32_out: m % 2 == 0, ..swiglu(m, 2 * half, 400) });

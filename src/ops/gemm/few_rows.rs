@@ -31,7 +31,7 @@ pub(in crate::ops) enum Stored {
 /// An entry by the rows of A and of B that its blocks have.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Rows {
-    /// 8 of A and 16 of B.
+    /// 8 of A and 16 of B; of more of A, as many blocks for each tile of B.
     Eight,
     /// The same; those of A, or their norm, in shared memory: for B of few bits as digits.
     Kept,
@@ -47,6 +47,8 @@ impl Rows {
             _ if !fits => None,
             ..=MOST_KEPT if has_room(p, b, chip) => Some(Rows::Kept),
             ..=8 => Some(Rows::Eight),
+            // Twice through L2, and once from memory.
+            9..=16 if b == Stored::Elements && chip.has_wgmma() => Some(Rows::Eight),
             9..=16 if p.activation != SWIGLU => Some(Rows::Sixteen),
             _ => None,
         }
@@ -68,13 +70,14 @@ impl Rows {
         // Blocks share the tiles evenly, so multiprocessors must have as many blocks each: a card
         // sees to that only if they have no room for one more.
         let (all, needed) = (chip.shared_bytes + OWN, self.shared(p, b));
-        let wanted = tiles.div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
+        let times = if matches!(self, Rows::Eight) { (p.m as u32).div_ceil(8).max(1) } else { 1 };
+        let wanted = (tiles * times).div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
         let resident = wanted.min(all / (needed + OWN)).max(1);
         let too_much = (all / (resident + 1) + 1).next_multiple_of(128) - OWN;
         let shared = needed.max(too_much).min(chip.shared_bytes);
-        let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
-        let variant = variants[self as usize];
-        Geometry { variant, shared, ..Geometry::linear(blocks, THREADS) }
+        let most = (resident * chip.multiprocessors / times).max(1);
+        let grid = [if p.m > 0 { tiles.min(most) } else { 0 }, times, 1];
+        Geometry { variant: variants[self as usize], grid, shared, ..Geometry::linear(0, THREADS) }
     }
 
     /// Shared memory that a block needs, bytes.

@@ -2,7 +2,7 @@
 
 use super::few_rows::{Rows, Stored};
 use super::table;
-use super::tile::{CLUSTERS, HOPPER, INT4_TILES, INT8_TILES, PARTS, TILES, Tile};
+use super::tile::{HOPPER, INT4_TILES, INT8_TILES, PARTS, TILES, Tile};
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry};
@@ -18,16 +18,11 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
         let grid = [groups(p.n, 64) as u32, groups(p.m, 64) as u32, 1];
         return Geometry { grid, shared: 2 * 16 * 64 * 4, ..Geometry::linear(1, 256) };
     }
-    if is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype) {
-        match Rows::of(p, Stored::Elements, chip) {
-            // Nine rows and more are faster as tiles where those are Hopper's.
-            Some(Rows::Sixteen) if chip.has_wgmma() => (),
-            Some(rows) => {
-                let variants = ["_rows8", "_rows8_kept", "_rows16"];
-                return rows.geometry(p, Stored::Elements, variants, chip);
-            }
-            None => (),
-        }
+    if is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype)
+        && let Some(rows) = Rows::of(p, Stored::Elements, chip)
+    {
+        let variants = ["_rows8", "_rows8_kept", "_rows16"];
+        return rows.geometry(p, Stored::Elements, variants, chip);
     }
     let (tile, parts) = fastest(p, dtype, chip);
     tile.geometry(p, parts, chip)
@@ -50,10 +45,9 @@ pub(super) fn forced<const TILE: usize, const PART: usize>(
 }
 
 /// What the table knows; else what should be fastest, of Hopper's own tiles where they can be, else
-/// of those of sm_80; else the tile that always can be. Clusters are taken where they were measured
-/// to be faster, and nowhere else.
+/// of those of sm_80; else the tile that always can be.
 fn fastest(p: &GemmParams, dtype: DType, chip: &Chip) -> (&'static Tile, i64) {
-    let (hopper, others) = (&TILES[..HOPPER], &TILES[HOPPER + CLUSTERS..]);
+    let (hopper, others) = (&TILES[..HOPPER], &TILES[HOPPER..]);
     let tiles = match hopper[0].takes(p, dtype, chip) {
         true => hopper,
         false if others[0].takes(p, dtype, chip) => &others[..2],

@@ -373,7 +373,7 @@ mod tests {
         let first = |shape, chip| choice([&given].into_iter().chain(EMBEDDED.iter()), shape, chip);
         assert_eq!(first([256, 4096, 16384], &Chip::H200), Some(("_64x64", 3)));
         // What it does not have, the binary's still do.
-        assert_eq!(first([250, 4096, 4096], &Chip::H200), Some(("_sm90_64x128", 2)));
+        assert_eq!(first([250, 4096, 4096], &Chip::H200), Some(("_sm90_128x128", 2)));
         assert_eq!(first([250, 4096, 16384], &Chip::A100), Some(("_128x128", 3)));
         let found: Vec<_> = given.rows.iter().map(|r| (r.shape, r.variant(), r.us)).collect();
         let [small, large] = [[40, 512, 4096], [250, 4096, 16384]];

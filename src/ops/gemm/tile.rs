@@ -22,9 +22,6 @@ pub(super) struct Tile {
     pub is_hopper: bool,
     /// A tile's epilogue runs beside the next one's products; its k is not split.
     pub in_turns: bool,
-    /// Blocks of a cluster with tiles below each other, which share copies of B, and beside each
-    /// other, which share those of A.
-    pub cluster: [i64; 2],
 }
 
 /// What a tile is unless it says otherwise.
@@ -38,7 +35,6 @@ const USUAL: Tile = Tile {
     alone: 0.0,
     is_hopper: false,
     in_turns: false,
-    cluster: [1, 1],
 };
 
 /// `sizeof(GemmShared)`: A and B stages of 32 columns, and a flag in a line of its own.
@@ -71,18 +67,11 @@ pub(super) static INT4_TILES: Tile = few_bits("_int4_tiles", 128, 3);
 const fn sm90_turns(variant: &'static str) -> Tile {
     Tile { in_turns: true, ..sm90(variant, 128, 128, 6, 1) }
 }
-const fn pair(tile: Tile) -> Tile {
-    Tile { cluster: [2, 1], ..tile }
-}
-const fn quad(tile: Tile) -> Tile {
-    Tile { cluster: [2, 2], ..tile }
-}
 
-/// Hopper's own, of [`TILES`] the first, and those of clusters, which follow.
+/// Hopper's own, of [`TILES`] the first.
 pub(super) const HOPPER: usize = 7;
-pub(super) const CLUSTERS: usize = 10;
 /// All of `gemm`.
-pub(super) static TILES: [Tile; HOPPER + CLUSTERS + 3] = [
+pub(super) static TILES: [Tile; HOPPER + 3] = [
     sm90("_sm90_128x256", 128, 256, 4, 1),
     sm90("_sm90_128x192", 128, 192, 5, 1),
     sm90("_sm90_128x176", 128, 176, 5, 1),
@@ -90,16 +79,6 @@ pub(super) static TILES: [Tile; HOPPER + CLUSTERS + 3] = [
     sm90("_sm90_64x128", 64, 128, 4, 2),
     sm90("_sm90_64x64", 64, 64, 6, 2),
     sm90_turns("_sm90_turns_128x128"),
-    pair(sm90("_sm90_pair_128x256", 128, 256, 4, 1)),
-    pair(sm90("_sm90_pair_128x192", 128, 192, 5, 1)),
-    pair(sm90("_sm90_pair_128x176", 128, 176, 5, 1)),
-    pair(sm90("_sm90_pair_128x128", 128, 128, 6, 1)),
-    pair(sm90_turns("_sm90_pair_turns_128x128")),
-    quad(sm90("_sm90_quad_128x256", 128, 256, 4, 1)),
-    quad(sm90("_sm90_quad_128x192", 128, 192, 5, 1)),
-    quad(sm90("_sm90_quad_128x176", 128, 176, 5, 1)),
-    quad(sm90("_sm90_quad_128x128", 128, 128, 6, 1)),
-    quad(sm90_turns("_sm90_quad_turns_128x128")),
     sm80("_128x128", 128, 4, 2, 0.7),
     sm80("_64x64", 64, 4, 4, 0.4),
     sm80("_plain", 64, 2, 4, 0.2),
@@ -135,22 +114,9 @@ impl Rates {
 }
 
 impl Tile {
-    /// Tiles down and across C, as many as whole clusters have.
+    /// Tiles down and across C.
     pub fn tiles(&self, p: &GemmParams) -> (i64, i64) {
-        let [down, across] = self.cluster;
-        (groups(p.m, self.rows * down) * down, groups(p.n, self.cols * across) * across)
-    }
-
-    /// Blocks of a cluster.
-    fn together(&self) -> i64 {
-        self.cluster[0] * self.cluster[1]
-    }
-
-    /// Those that have blocks: a cluster lies in one of the chip's parts of 16 or 18, and clusters
-    /// of four leave two of 18 idle.
-    fn multiprocessors(&self, chip: &Chip) -> i64 {
-        let all = i64::from(chip.multiprocessors);
-        if self.together() == 4 { (all / 16 * 16).max(4) } else { all }
+        (groups(p.m, self.rows), groups(p.n, self.cols))
     }
 
     /// True if the entry can compute `p` at all.
@@ -183,12 +149,10 @@ impl Tile {
         const MEET: f64 = 2000.0;
         let rates = Rates::of(chip);
         let (down, across) = self.tiles(p);
-        let multiprocessors = self.multiprocessors(chip);
-        let blocks = groups(down * across * parts, multiprocessors);
+        let blocks = groups(down * across * parts, i64::from(chip.multiprocessors));
         let rounds = groups(blocks, self.resident) as f64;
         let cells = (self.rows * self.cols) as f64;
-        let [shared_b, shared_a] = self.cluster.map(|blocks| blocks as f64);
-        let bytes = 2.0 * (self.rows as f64 / shared_a + self.cols as f64 / shared_b);
+        let bytes = 2.0 * (self.rows + self.cols) as f64;
         let product = (cells / rates.products).max(bytes / rates.l2_bytes);
         let part = product * p.k as f64 / parts as f64;
         let merge = match parts {
@@ -215,15 +179,13 @@ impl Tile {
                     swizzle: Swizzle::Bytes128,
                 })
             };
-            let [_, beside] = self.cluster;
-            let a = map(p.a, p.m, p.lda, self.rows / beside);
+            let a = map(p.a, p.m, p.lda, self.rows);
             // In two halves, which of SwiGLU lie apart.
             let b = map(p.b, p.n, p.ldb, self.cols / 2);
-            // Blocks in whole clusters: as many as there is room for, one at least.
-            let together = self.together();
-            let places = self.multiprocessors(chip) * self.resident;
-            let clusters = (places / parts / together).clamp(1, down * across / together);
-            ([clusters * together, 1, parts], [a, b, None, None])
+            // As many blocks as there is room for.
+            let places = i64::from(chip.multiprocessors) * self.resident;
+            let blocks = (places / parts).clamp(1, down * across);
+            ([blocks, 1, parts], [a, b, None, None])
         } else {
             ([down * across, 1, parts], [None; 4])
         };
@@ -232,7 +194,7 @@ impl Tile {
             grid: grid.map(|n| n as u32),
             threads: self.threads,
             shared: self.shared,
-            cluster: self.together() as u32,
+            cluster: 1,
             maps,
         }
     }
