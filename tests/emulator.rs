@@ -172,6 +172,39 @@ fn a_warpgroup_product_is_the_matrix_product() {
     assert_eq!(warpgroup(0), Ok(()));
 }
 
+/// Y (60,64) is smaller than what is copied: nothing is written outside.
+fn register_product(wrong: i32) -> Result<(), String> {
+    let stream = Stream::host(1);
+    let value = |i: usize| ((i * 5 + i / 64) % 3) as f32 - 1.0;
+    let (a, b) = (matrix(&stream, 64, value), matrix(&stream, 64, |i| value(i + i / 128)));
+    let y = matrix(&stream, 64, |_| 99.0);
+    let maps = [map(&a, 64, 64), map(&b, 64, 64), map(&y, 60, 16), None];
+    let shared = 2 * 64 * 64 * 2 + 8;
+    let geometry = Geometry { shared, maps, ..Geometry::linear(1, 128) };
+    let params = Params { y: y.ptr(), x: a.ptr(), wrong, reserved: 0 };
+    // SAFETY: the buffers are as long as the kernel expects.
+    unsafe { planted().launch("register_product", &geometry, &params) }
+        .map_err(|e| e.to_string())?;
+    let bytes = y.read().unwrap();
+    for (i, got) in bytemuck::cast_slice::<u8, half::bf16>(&bytes).iter().enumerate() {
+        let (row, column) = (i / 64, i % 64);
+        let b = |k: usize| value(k * 64 + column + (k * 64 + column) / 128);
+        let product = (0..64).map(|k| value(row * 64 + k) * b(k)).sum();
+        let want = if row < 60 { product } else { 99.0 };
+        assert_eq!(got.to_f32(), want, "cell ({row}, {column})");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_warpgroup_product_out_of_registers_is_the_matrix_product() {
+    assert_eq!(register_product(0), Ok(()));
+    let message = register_product(1).expect_err("no fence");
+    for word in ["register_product", "without fence_async_shared", "hopper.cu"] {
+        assert!(message.contains(word), "no `{word}` in: {message}");
+    }
+}
+
 #[test]
 fn writes_before_the_launch_before_has_ended() {
     catches("written_early", 0, &["without wait_for_launch_before", "hopper.cu:"]);

@@ -210,6 +210,14 @@ __device__ __forceinline__ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], 
 }
 
 #if HAS_SM90A
+/** Four 8x8 matrices to shared memory, as `ldmatrix_x4` takes them. */
+__device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                   shared_address(row)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 // Hopper: barriers in shared memory that count arrivals and bytes.
 
 /** A barrier whose phase ends after `count` arrivals and the bytes they expect. */
@@ -295,6 +303,27 @@ __device__ __forceinline__ void tma_load_2d_for(uint32_t blocks, void *to, const
                : "memory");
 }
 
+/** What this thread has written to shared memory is there for tensor copies and for products, once
+ *  who begins them knows of it. */
+__device__ __forceinline__ void fence_async_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+/** The box at column x, row y from shared memory; nothing is written outside of the matrix. */
+__device__ __forceinline__ void tma_store_2d(const TensorMap *map, const void *from, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::
+                   "l"(map),
+               "r"(shared_address(from)), "r"(x), "r"(y)
+               : "memory");
+}
+/** Closes a group of this thread's stores. */
+__device__ __forceinline__ void tma_store_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/** Waits until at most N of this thread's groups have not been read out of shared memory. */
+template <int N> __device__ __forceinline__ void tma_store_wait() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
 // Products of a warpgroup (four warps, the first a multiple of four), out of shared memory. Warp w
 // holds rows 16 w .. + 16 of D, laid out as those of `mma_bf16`: d[4 j ..] is columns 8 j ...
 
@@ -322,12 +351,15 @@ template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/** D (64,N) += A (64,16) B (N,16)^T, bf16 products summed in f32; done when waited for. */
+/** D (64,N) += A (64,16) B (N,16)^T, bf16 products summed in f32; done when waited for. Without
+ *  `add` D is the products alone. */
 template <int N>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b);
-/** D (64,N) += A (64,16) B (N,16)^T, f16 products summed in f32; done when waited for. */
+__device__ __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b,
+                                           bool add = true);
+/** The same of f16. */
 template <int N>
-__device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b);
+__device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b,
+                                          bool add = true);
 
 #define PLACES_32                                                                                  \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                         \
@@ -352,26 +384,48 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
 #define SUMS_88 SUMS_64, SUMS16(64), SUMS4(80), SUMS4(84)
 #define SUMS_96 SUMS_88, SUMS4(88), SUMS4(92)
 #define SUMS_128 SUMS_96, SUMS16(96), SUMS16(112)
-#define WGMMA(type, N, sums, a_place, b_place)                                                     \
+#define WGMMA(type, N, sums, a_place, b_place, add_place)                                          \
   template <>                                                                                      \
-  __device__ __forceinline__ void wgmma_##type<N>(float (&d)[sums], uint64_t a, uint64_t b) {      \
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\n"                                          \
+  __device__ __forceinline__ void wgmma_##type<N>(float (&d)[sums], uint64_t a, uint64_t b,        \
+                                                  bool add) {                                      \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, " add_place ", 0;\n"                              \
                  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #type "." #type " {"            \
                  PLACES_##sums "}, " a_place ", " b_place ", p, 1, 1, 0, 0; }\n"                   \
                  : SUMS_##sums                                                                     \
-                 : "l"(a), "l"(b));                                                                \
+                 : "l"(a), "l"(b), "r"((int)add));                                                 \
   }
-WGMMA(bf16, 64, 32, "%32", "%33")
-WGMMA(bf16, 128, 64, "%64", "%65")
-WGMMA(bf16, 176, 88, "%88", "%89")
-WGMMA(bf16, 192, 96, "%96", "%97")
-WGMMA(bf16, 256, 128, "%128", "%129")
-WGMMA(f16, 64, 32, "%32", "%33")
-WGMMA(f16, 128, 64, "%64", "%65")
-WGMMA(f16, 176, 88, "%88", "%89")
-WGMMA(f16, 192, 96, "%96", "%97")
-WGMMA(f16, 256, 128, "%128", "%129")
+WGMMA(bf16, 64, 32, "%32", "%33", "%34")
+WGMMA(bf16, 128, 64, "%64", "%65", "%66")
+WGMMA(bf16, 176, 88, "%88", "%89", "%90")
+WGMMA(bf16, 192, 96, "%96", "%97", "%98")
+WGMMA(bf16, 256, 128, "%128", "%129", "%130")
+WGMMA(f16, 64, 32, "%32", "%33", "%34")
+WGMMA(f16, 128, 64, "%64", "%65", "%66")
+WGMMA(f16, 176, 88, "%88", "%89", "%90")
+WGMMA(f16, 192, 96, "%96", "%97", "%98")
+WGMMA(f16, 256, 128, "%128", "%129", "%130")
 #undef WGMMA
+
+/** D (64,64) += A (64,16) B (16,64), bf16 products summed in f32. A is in registers, a warp's are
+ *  the A operand of `mma_bf16` for its sixteen rows; the descriptor is of the first row of B, of 64
+ *  columns. Without `add` D is the products alone. */
+__device__ __forceinline__ void wgmma_rows_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                                bool add);
+/** The same of f16. */
+__device__ __forceinline__ void wgmma_rows_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                               bool add);
+#define WGMMA_ROWS(type)                                                                           \
+  __device__ __forceinline__ void wgmma_rows_##type(float (&d)[32], const uint32_t (&a)[4],        \
+                                                    uint64_t b, bool add) {                        \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"                                        \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." #type "." #type " {" PLACES_32      \
+                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1; }\n"                                      \
+                 : SUMS_32                                                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));             \
+  }
+WGMMA_ROWS(bf16)
+WGMMA_ROWS(f16)
+#undef WGMMA_ROWS
 #undef SUMS_128
 #undef SUMS_96
 #undef SUMS_88
@@ -397,6 +451,10 @@ template <int N> __device__ __forceinline__ void setmaxnreg_dec() {
 /** A barrier of `threads` of the block, `id` 1 to 15. */
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/** Arrives there and goes on: what this thread wrote is there for those who wait. */
+__device__ __forceinline__ void bar_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 } // namespace ptx

@@ -187,29 +187,36 @@ uintptr_t operand(uint64_t descriptor, int row, int k) {
                   128);
 }
 
-void check_operand(uint64_t descriptor, int from, int rows, void *pc) {
+/// `columns` cells of rows from .. + rows.
+void check_operand(uint64_t descriptor, int from, int rows, int columns, void *pc) {
   if (descriptor >> 62 != 1) fault_at(pc, "wgmma operand without the 128-byte swizzle");
   for (int r = from; r < from + rows; r++)
-    for (int k = 0; k < 16; k += 8) {
+    for (int k = 0; k < columns; k += 8) {
       auto at = operand(descriptor, r, k);
       access(own().shared + at, 16, false, pc);
       needs_fence(shared_byte(own().shared) + at, 16, pc);
     }
 }
 
-/// This thread's cells of D (64,n) += A (64,16) B (n,16)^T.
+/// This thread's cells of D (64,n) += A (64,16) B (n,16)^T, or B (16,n) if A came in registers.
 void compute(const Product &p) {
   int warp = (int)(self()->index.x / 32 % 4), g = (int)(self()->id % 32) / 4,
       t = (int)(self()->id % 4) * 2;
   float a[2][16];
   for (int k = 0; k < 16; k++)
     for (int half = 0; half < 2; half++)
-      a[half][k] = element(own().shared + operand(p.a, 16 * warp + g + 8 * half, k), p.is_bf16);
+      a[half][k] =
+          p.has_rows
+              ? p.rows[half][k]
+              : element(own().shared + operand(p.a, 16 * warp + g + 8 * half, k), p.is_bf16);
+  if (!p.add) std::fill_n(p.d, p.n / 2, 0.0f);
   for (int j = 0; j < p.n; j += 8)
     for (int i = 0; i < 2; i++) {
       float low = 0, high = 0;
       for (int k = 0; k < 16; k++) {
-        float b = element(own().shared + operand(p.b, j + t + i, k), p.is_bf16);
+        int column = j + t + i;
+        auto at = p.has_rows ? operand(p.b, k, column) : operand(p.b, column, k);
+        float b = element(own().shared + at, p.is_bf16);
         low += a[0][k] * b, high += a[1][k] * b;
       }
       p.d[j / 2 + i] += low, p.d[j / 2 + 2 + i] += high;
@@ -222,6 +229,24 @@ void compute(const Product &p) {
 namespace ptx {
 
 using namespace simt;
+
+void stmatrix_x4(void *row, const uint32_t (&r)[4]) {
+  aligned_access(row, 16, true, SITE);
+  struct Arguments {
+    void *row;
+    const uint32_t *r;
+  } arguments = {row, r};
+  Lane own = {&arguments, nullptr, 0, 32};
+  meet(
+      "stmatrix", 0xffffffffu,
+      [](Lane *const lanes[32], uint32_t) {
+        auto of = [&](int lane) { return static_cast<const Arguments *>(lanes[lane]->in); };
+        for (int l = 0; l < 32; l++)
+          for (int t = 0; t < 4; t++)
+            memcpy((char *)of(l)->row + t * 4, &of(l % 8 * 4 + t)->r[l / 8], 4);
+      },
+      &own, SITE);
+}
 
 void mbarrier_init(uint64_t *barrier, uint32_t count) {
   aligned_access(barrier, 8, true, SITE);
@@ -327,11 +352,15 @@ uint64_t shared_descriptor_128b(const void *p) {
   return (at & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16) {
-  Fiber *f = self();
+static void in_warpgroup(void *pc) {
   const uint32_t threads = cluster->launch->threads;
-  if (f->index.x / 128 * 128 + 128 > threads)
-    fault_at(SITE, "wgmma by the last %u threads of a block: no warpgroup", threads % 128);
+  if (self()->index.x / 128 * 128 + 128 > threads)
+    fault_at(pc, "wgmma by the last %u threads of a block: no warpgroup", threads % 128);
+}
+
+void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16, bool add) {
+  Fiber *f = self();
+  in_warpgroup(SITE);
   struct Operands {
     uint64_t a, b;
   } operands = {a, b};
@@ -345,7 +374,37 @@ void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16) {
       },
       &own, SITE);
   if (f->products.empty()) f->products.emplace_back();
-  f->products.back().push_back({d, n, a, b, is_bf16});
+  f->products.back().push_back({d, n, a, b, is_bf16, add, false, {}});
+}
+
+void wgmma_rows(float *d, const uint32_t *a, uint64_t b, bool is_bf16, bool add) {
+  Fiber *f = self();
+  in_warpgroup(SITE);
+  Product product = {d, 64, 0, b, is_bf16, add, true, {}};
+  struct Operands {
+    uint64_t b;
+    const uint32_t *a;
+    bool is_bf16;
+  } operands = {b, a, is_bf16};
+  Lane own = {&operands, &product, 0, 32};
+  meet(
+      "wgmma", 0xffffffffu,
+      [](Lane *const lanes[32], uint32_t) {
+        auto of = [&](int lane) { return static_cast<const Operands *>(lanes[lane]->in); };
+        for (int i = 0; i < 32; i++) {
+          if (of(i)->b != of(0)->b) fault("wgmma: lane %d has another operand than lane 0", i);
+          for (int k = 0; k < 16; k++)
+            for (int half = 0; half < 2; half++) {
+              // As of `mma`: two cells a register, of four lanes.
+              uint32_t pair = of(i / 4 * 4 + k % 8 / 2)->a[k / 8 * 2 + half];
+              static_cast<Product *>(lanes[i]->out)->rows[half][k] =
+                  of(i)->is_bf16 ? element<true>(pair, k % 2) : element<false>(pair, k % 2);
+            }
+        }
+      },
+      &own, SITE);
+  if (f->products.empty()) f->products.emplace_back();
+  f->products.back().push_back(product);
 }
 
 void wgmma_fence() { together("wgmma_fence", SITE); }
@@ -363,8 +422,8 @@ void wgmma_wait(int groups) {
     for (auto &p : products.front()) {
       // One lane's reads stand for its warp's: rows of A are the warp's own, B is everybody's.
       if (f->id % 32 == 0) {
-        check_operand(p.a, (int)(f->index.x / 32 % 4) * 16, 16, pc);
-        check_operand(p.b, 0, p.n, pc);
+        if (!p.has_rows) check_operand(p.a, (int)(f->index.x / 32 % 4) * 16, 16, 16, pc);
+        check_operand(p.b, 0, p.has_rows ? 16 : p.n, p.has_rows ? p.n : 16, pc);
       }
       compute(p);
     }

@@ -75,6 +75,8 @@ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
 }
 __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void *row) { ldmatrix(r, row, 2, false); }
 
+void stmatrix_x4(void *row, const uint32_t (&r)[4]);
+
 void mma(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, bool is_bf16);
 __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   mma(d, a, b0, b1, true);
@@ -106,17 +108,26 @@ template <int N> __forceinline__ void tma_store_wait() { tma_store_wait(N); }
 __forceinline__ void tma_prefetch(const TensorMap *) {}
 
 uint64_t shared_descriptor_128b(const void *p);
-void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16);
+void wgmma(float *d, int n, uint64_t a, uint64_t b, bool is_bf16, bool add);
+void wgmma_rows(float *d, const uint32_t *a, uint64_t b, bool is_bf16, bool add);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups);
 template <int N> __forceinline__ void wgmma_wait() { wgmma_wait(N); }
 template <int N> __forceinline__ void wgmma_settle(float (&)[N]) {}
-template <int N> __forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b) {
-  wgmma(d, N, a, b, true);
+template <int N>
+__forceinline__ void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, bool add = true) {
+  wgmma(d, N, a, b, true, add);
 }
-template <int N> __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b) {
-  wgmma(d, N, a, b, false);
+__forceinline__ void wgmma_rows_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
+  wgmma_rows(d, a, b, true, add);
+}
+template <int N>
+__forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b, bool add = true) {
+  wgmma(d, N, a, b, false, add);
+}
+__forceinline__ void wgmma_rows_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
+  wgmma_rows(d, a, b, false, add);
 }
 template <int N> __forceinline__ void setmaxnreg_inc() {}
 template <int N> __forceinline__ void setmaxnreg_dec() {}

@@ -66,7 +66,9 @@ struct Product {
   float *d;
   int n;
   uint64_t a, b;
-  bool is_bf16;
+  bool is_bf16, add;
+  bool has_rows; ///< A came in registers, and rows of B are those of the product
+  float rows[2][16]; ///< of A, then: this thread's
 };
 
 /// A barrier object in shared memory.

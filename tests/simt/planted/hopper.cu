@@ -47,6 +47,47 @@ KERNEL_TMA(warpgroup_product, PlantedParams, 128) {
       p.y[(row + i / 2 * 8) * 64 + 8 * j + column + i % 2] = d[4 * j + i];
 }
 
+/** Y (64,64) = A (64,64) B (64,64), A out of registers, in bf16 by tensor copies of sixteen rows.
+ *  `wrong` does not fence what they read. */
+KERNEL_TMA(register_product, PlantedParams, 128) {
+  SHARED(Tiles, s);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&s.full, 2 * sizeof s.a);
+    ptx::tma_load_2d(s.a, &maps.map[0], &s.full, 0, 0);
+    ptx::tma_load_2d(s.b, &maps.map[1], &s.full, 0, 0);
+  }
+  ptx::mbarrier_wait(&s.full, 0);
+  // The lane's row of A, and there chunk `i` of eight cells.
+  const int row = 16 * warp() + lane() % 16;
+  auto chunk = [&](int i) { return s.a + row * 64 + (i + lane() / 16 ^ row % 8) * 8; };
+  float d[32];
+  uint32_t a[4][4];
+  for (int k = 0; k < 4; k++) ptx::ldmatrix_x4(a[k], chunk(2 * k));
+  ptx::wgmma_fence();
+  for (int k = 0; k < 4; k++)
+    ptx::wgmma_rows_bf16(d, a[k], ptx::shared_descriptor_128b(s.b + k * 16 * 64), k > 0);
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  for (int j = 0; j < 4; j++) {
+    uint32_t y[4];
+    for (int i = 0; i < 4; i++) y[i] = pack2<bf16>(d[8 * j + 2 * i], d[8 * j + 2 * i + 1]);
+    ptx::stmatrix_x4(chunk(2 * j), y);
+  }
+  if (!p.wrong) ptx::fence_async_shared();
+  __syncwarp();
+  ptx::wait_for_launch_before();
+  if (lane() == 0) {
+    ptx::tma_store_2d(&maps.map[2], s.a + 16 * warp() * 64, 0, 16 * warp());
+    ptx::tma_store_commit();
+    ptx::tma_store_wait<0>();
+  }
+}
+
 struct Halves {
   bf16 x[2][32 * 64];
   uint64_t full, empty;
