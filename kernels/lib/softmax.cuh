@@ -52,6 +52,6 @@ struct RunningSoftmax {
   /** What the output is multiplied by at the end: 0 if nothing was seen. */
   __device__ __forceinline__ float norm() const {
     // A sum of 0 cannot come from anything else.
-    return max == -INFINITY && sum == 0.0f ? 0.0f : 1.0f / sum;
+    return max == -INFINITY && sum == 0.0f ? 0.0f : ptx::reciprocal(sum);
   }
 };
