@@ -10,7 +10,8 @@
  *  Geometry  `_64`, `_128` (tile width, at least head_dim): grid (runs of rows, heads), 4 warps, 48
  *            or 96 KiB. Few rows are one run a multiprocessor, down to a row a block: sequences
  *            that are decoded look at images of their own. Many are whole tiles, three blocks a
- *            multiprocessor. `_row`: a warp per row, 4 a block, for f32 and heads of odd widths.
+ *            multiprocessor; on Hopper those are `cross_attention_sm90.cu`'s. `_row`: a warp per
+ *            row, 4 a block, for f32 and heads of odd widths.
  *  Traffic   q and o once; an image once per run of rows that sees it, from L2, the first before
  *            the launch that makes q has ended.
  *  Rejected  a work list of rows by image: it must be made anew for every step, by one more launch.

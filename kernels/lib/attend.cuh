@@ -166,6 +166,38 @@ __device__ __forceinline__ void add_rows(float (&sums)[D / 8][4], const float (&
   }
 }
 
+/** The largest score of this lane's row `half` in a warp's sixteen rows. */
+template <int N> __device__ __forceinline__ float largest(const float (&x)[N][4], int half) {
+  float most = -INFINITY;
+#pragma unroll
+  for (int j = 0; j < N; j++)
+#pragma unroll
+    for (int e = half * 2; e < half * 2 + 2; e++) most = fmaxf(most, x[j][e]);
+  most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
+  return fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+}
+
+/** The scores of that row become weights; this lane's sum of them. */
+template <int N>
+__device__ __forceinline__ float weigh(float (&x)[N][4], int half, float unit, float base) {
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < N; j++)
+#pragma unroll
+    for (int e = half * 2; e < half * 2 + 2; e++) {
+      x[j][e] = ptx::exp2(fmaf(x[j][e], unit, -base));
+      sum += x[j][e];
+    }
+  return sum;
+}
+
+/** What a row's output is multiplied by: its four lanes bring their sums together. */
+__device__ __forceinline__ float norm_of_row(RunningSoftmax &running) {
+  running.sum += __shfl_xor_sync(ALL_LANES, running.sum, 1);
+  running.sum += __shfl_xor_sync(ALL_LANES, running.sum, 2);
+  return running.norm();
+}
+
 /** Nothing is masked, and nothing added to a score. */
 struct EveryScore {
   __device__ __forceinline__ float operator()(int, int, float x) const { return x; }
@@ -246,12 +278,7 @@ template <typename T, int D> struct WarpRows {
   __device__ __forceinline__ void store(Tile<T, D> &q, int head_dim, Output output) {
     float norm[2];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float &sum = running[half].sum;
-      sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-      sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-      norm[half] = running[half].norm();
-    }
+    for (int half = 0; half < 2; half++) norm[half] = norm_of_row(running[half]);
     store_rows(q, o, norm, head_dim, output);
   }
 
@@ -263,31 +290,13 @@ private:
     products(x, q, k, at);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      most[half] = -INFINITY;
 #pragma unroll
       for (int j = 0; j < N; j++)
 #pragma unroll
-        for (int e = half * 2; e < half * 2 + 2; e++) {
+        for (int e = half * 2; e < half * 2 + 2; e++)
           x[j][e] = score(half, at + j * 8 + lane() % 4 * 2 + e % 2, x[j][e]);
-          most[half] = fmaxf(most[half], x[j][e]);
-        }
-      most[half] = fmaxf(most[half], __shfl_xor_sync(ALL_LANES, most[half], 1));
-      most[half] = fmaxf(most[half], __shfl_xor_sync(ALL_LANES, most[half], 2));
+      most[half] = largest(x, half);
     }
-  }
-  /** The scores of a row become weights; this lane's sum of them. */
-  template <int N>
-  static __device__ __forceinline__ float weigh(float (&x)[N][4], int half, float unit,
-                                                float base) {
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < N; j++)
-#pragma unroll
-      for (int e = half * 2; e < half * 2 + 2; e++) {
-        x[j][e] = ptx::exp2(fmaf(x[j][e], unit, -base));
-        sum += x[j][e];
-      }
-    return sum;
   }
   static __device__ __forceinline__ void merge(float (&o)[4], const float (&later)[4],
                                                const MergeFactors (&factors)[2]) {

@@ -7,7 +7,7 @@ use super::layout::{self, Attend};
 use super::rows::Rows;
 use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::{CrossAttentionParams, MediaSpan};
-use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream, Swizzle, TensorMap};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
@@ -71,6 +71,12 @@ pub fn cross_attention(
 fn geometry(p: &CrossAttentionParams, dtype: DType, chip: &Chip) -> Geometry {
     // Images are tensors of their own and begin at multiples of 16 bytes.
     let packable = layout::is_packable(&[p.o.cast_const(), p.q], &[i64::from(p.head_dim)], dtype);
+    // With less than a tile for each multiprocessor, blocks that split tiles keep more at work.
+    let is_many = rows_of_place(p, chip) > TILE;
+    let is_usual = packable && dtype.size() == 2 && (p.head_dim, p.latents) == (64, 64);
+    if is_many && is_usual && chip.has_wgmma() {
+        return of_many_rows(p, chip);
+    }
     let attend = Attend {
         blocks: layout::groups(p.rows, run(p, chip)),
         rows: p.rows,
@@ -83,14 +89,50 @@ fn geometry(p: &CrossAttentionParams, dtype: DType, chip: &Chip) -> Geometry {
     layout::attend(&attend, dtype, packable)
 }
 
+/// Rows that the tensor cores take at once.
+const TILE: i64 = 64;
+
+/// Rows of all heads for each multiprocessor.
+fn rows_of_place(p: &CrossAttentionParams, chip: &Chip) -> i64 {
+    layout::groups(p.rows * i64::from(p.heads), chip.multiprocessors.into())
+}
+
 /// Consecutive rows of a block: one run a multiprocessor, or if those are longer than a tile, whole
 /// tiles, so that three blocks a multiprocessor take all at once.
 fn run(p: &CrossAttentionParams, chip: &Chip) -> i64 {
-    const TILE: i64 = 64;
-    let (rows, places) = (p.rows * i64::from(p.heads), i64::from(chip.multiprocessors));
-    match layout::groups(rows, places) {
+    match rows_of_place(p, chip) {
         few @ ..=TILE => few.max(1),
-        _ => layout::groups(layout::groups(rows, 3 * places), TILE) * TILE,
+        many => layout::groups(many, 3 * TILE) * TILE,
+    }
+}
+
+/// A block a multiprocessor takes a run of whole tiles: `kernels/cross_attention_sm90.cu`.
+fn of_many_rows(p: &CrossAttentionParams, chip: &Chip) -> Geometry {
+    /// `sizeof(CrossSm90Shared)`, `SEEN_BYTES` and `GROUPS`.
+    const SHARED: u32 = 193 << 10;
+    const SEEN: u32 = 16;
+    const ROUND: u32 = 4;
+    let tiles = layout::groups(p.rows, TILE);
+    let runs = (i64::from(chip.multiprocessors) / i64::from(p.heads)).max(1);
+    let room = (chip.shared_bytes - SHARED) / SEEN - (ROUND - 1);
+    let run = layout::groups(tiles, runs).min(room.into());
+    let (rows, width) = (p.rows as u64, p.heads as u64 * 64);
+    let map = |address, tile_rows| {
+        Some(TensorMap {
+            address,
+            sizes: [width, rows],
+            stride: width * 2,
+            tile: [64, tile_rows],
+            swizzle: Swizzle::Bytes128,
+        })
+    };
+    Geometry {
+        variant: "_sm90_64",
+        grid: [layout::groups(tiles, run) as u32, p.heads as u32, 1],
+        // A tile of queries; the rows of one warp.
+        maps: [map(p.q, 64), map(p.o.cast_const(), 16), None, None],
+        shared: SHARED + (run as u32 + ROUND - 1) * SEEN,
+        ..Geometry::linear(0, 640)
     }
 }
 
@@ -263,12 +305,37 @@ mod tests {
             for (chip, [of_block, blocks]) in [(Chip::A100, a100), (Chip::H200, h200)] {
                 let p = params(rows, 1);
                 assert_eq!(run(&p, &chip), of_block, "{rows}");
+                // Of 63 latents also those of many rows on Hopper.
+                let p = CrossAttentionParams { latents: 63, ..p };
                 let g = geometry(&p, DType::BF16, &chip);
                 assert_eq!((g.variant, g.grid), ("_64", [blocks as u32, 8, 1]), "{rows}");
                 assert!(3 * g.shared <= chip.shared_bytes);
                 let wide = CrossAttentionParams { head_dim: 128, ..p };
                 assert!(geometry(&wide, DType::F16, &chip).shared <= chip.shared_bytes);
             }
+        }
+    }
+
+    #[test]
+    fn many_rows_on_hopper_are_a_run_of_tiles_a_multiprocessor() {
+        for (rows, tiles, blocks) in
+            [(1057, 2, 9), (2048, 2, 16), (8192, 8, 16), (8193, 9, 15), (1 << 20, 1024, 16)]
+        {
+            let p = params(rows, 1);
+            let g = geometry(&p, DType::F16, &Chip::H200);
+            assert_eq!((g.variant, g.grid), ("_sm90_64", [blocks, 8, 1]), "{rows}");
+            assert_eq!(g.shared, (193 << 10) + (tiles + 3) * 16);
+            assert!(g.shared <= Chip::H200.shared_bytes);
+        }
+        // As many as there is room for.
+        let g = geometry(&params(1 << 24, 1), DType::BF16, &Chip::H200);
+        assert!((1 << 18) / 16 < g.grid[0] * 2200 && g.shared <= Chip::H200.shared_bytes);
+        for (rows, dtype, chip) in [
+            (1056, DType::BF16, Chip::H200),
+            (8192, DType::F32, Chip::H200),
+            (8192, DType::BF16, Chip::A100),
+        ] {
+            assert_ne!(geometry(&params(rows, 1), dtype, &chip).variant, "_sm90_64");
         }
     }
 

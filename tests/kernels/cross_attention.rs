@@ -138,13 +138,67 @@ fn agrees_with_the_oracle() {
 fn images_stay_for_as_many_tiles_of_rows_as_see_them() {
     let cases = cases();
     for case in cases.iter().filter(|c| c.spans.len() == 300) {
-        for multiprocessors in [1, 2] {
-            let chip = Chip { multiprocessors, ..Chip::A100 };
-            let i = inputs(case);
-            let o = run::<half::bf16>(&Stream::emulated(chip).unwrap(), case, &i);
-            judge::<half::bf16>(case.why, o.view(), &oracle::<half::bf16>(case, &i), case.atol);
+        for chip in [Chip::A100, Chip::H200] {
+            for multiprocessors in [1, 2] {
+                let stream = Stream::emulated(Chip { multiprocessors, ..chip }).unwrap();
+                agrees::<half::bf16>(&stream, case);
+            }
         }
     }
+}
+
+/// More tiles than a block has queries of at once, and more images than a warp has lanes; markers
+/// within tiles and at their ends, rows before the first image and after the last, whole rounds of
+/// four tiles without an image, and a last tile of one row.
+#[test]
+fn many_rows_on_hopper() {
+    let spans = |parts: &[(usize, (i32, i32, i32))]| {
+        parts.iter().flat_map(|&(rows, span)| vec![span; rows]).collect::<Vec<_>>()
+    };
+    let one = (0, 1, 0);
+    let cases = [
+        ("one_image", 1, spans(&[(577, one)])),
+        ("marker_within_a_tile", 2, spans(&[(7, (0, 0, 0)), (83, one), (75, (1, 2, 0))])),
+        ("marker_at_the_end_of_a_tile", 2, spans(&[(64, one), (64, (1, 2, 0)), (1, one)])),
+        ("nothing_seen_for_long", 3, spans(&[(280, (1, 1, 0)), (100, (2, 3, 0)), (9, (0, 0, 1))])),
+        ("all_previous", 5, (0..321).map(|r| (0, r / 64 % 6, 0)).collect()),
+        ("averages", 3, spans(&[(30, (1, 3, 0)), (50, (0, 3, 1)), (48, (2, 3, 1)), (64, one)])),
+        ("an_image_for_a_few_rows", 40, (0..280).map(|r| (r / 7, r / 7 + 1, 0)).collect()),
+    ];
+    for (why, images, spans) in cases {
+        let none = self::cases().into_iter().find(|c| c.why == "no_image").unwrap();
+        let case = Case { why, images, spans, heads: 2, ..none };
+        for multiprocessors in [1, 3, 4] {
+            let chip = Chip { multiprocessors, ..Chip::H200 };
+            let stream = Stream::emulated(chip).unwrap();
+            agrees::<half::bf16>(&stream, &case);
+            agrees::<half::f16>(&stream, &case);
+        }
+    }
+}
+
+/// Rows that do not see an image take nothing of it, even if sixteen others of their tile do.
+#[test]
+fn rows_keep_their_sums_beside_an_image_of_no_numbers() {
+    let spans = (0..64).map(|row| if row < 48 { (0, 1, 0) } else { (0, 2, 0) }).collect();
+    let none = cases().into_iter().find(|c| c.why == "no_image").unwrap();
+    let c = Case { images: 2, heads: 2, spans, ..none };
+    let stream = Stream::emulated(Chip { multiprocessors: 1, ..Chip::H200 }).unwrap();
+    let mut i = inputs(&c);
+    let good = run::<half::bf16>(&stream, &c, &i).view().to_f32().unwrap();
+    i.images[1].fill(f32::NAN);
+    let o = run::<half::bf16>(&stream, &c, &i).view().to_f32().unwrap();
+    assert!(o[..48 * 128] == good[..48 * 128] && o[48 * 128..].iter().all(|o| o.is_nan()));
+}
+
+/// With the oracle, and with the twin on the host.
+fn agrees<T: Real>(stream: &Stream, case: &Case) {
+    let i = inputs(case);
+    let o = run::<T>(stream, case, &i);
+    judge::<T>(case.why, o.view(), &oracle::<T>(case, &i), case.atol);
+    let twin = run::<T>(&Stream::host(1), case, &i).view().to_f32().unwrap();
+    let twin: Vec<f64> = twin.into_iter().map(f64::from).collect();
+    judge::<T>(case.why, o.view(), &twin, case.atol);
 }
 
 /// Sixteen rows that see all of an image are computed without masks; with one among them that does
