@@ -9,6 +9,10 @@
  *  else's, to a ring of its own in shared memory, STAGES - 1 steps ahead and on into the next tile:
  *  nobody waits for anybody before the sums of a tile, and memory is never idle in between.
  *
+ *  Rows of A go the same way to a multiprocessor as its copies, behind all that were asked for
+ *  before: with a whole ring before them they came when that was full, 2.7 us after a block had begun
+ *  (H200). Weights of few bits are not what takes longest, so theirs wait for all but EARLY stages.
+ *
  *  KEPT, a block has all rows of A in shared memory, copied once while its first weights are on
  *  their way, and makes their norm there if one is asked for; for weights of few bits, as digits of
  *  a byte (`kept_rows.cuh`), so that weights are multiplied as the bytes that they are. Otherwise
@@ -371,15 +375,21 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   const int m = min((int)(p.m - row_of_a), COLS * 8);
   Part part(p, w, ldb);
   if constexpr (KEPT) kept.ask(p);
+  constexpr int EARLY = Weights::ARE_BYTES ? 2 : STAGES - 1;
+  int copied = 0;
+  auto copy = [&](int end) {
 #pragma unroll 1
-  for (int i = 0; i < STAGES - 1; i++) part.copy(s, i);
+    for (; copied < end; copied++) part.copy(s, copied);
+  };
+  copy(min(EARLY, STAGES - 1));
   constexpr int AT_ONCE = Part::AT_ONCE;
   typename Part::Asked asked[AT_ONCE], next[AT_ONCE];
   part.begin((int)blockIdx.x);
   if constexpr (KEPT) part.ask(next, warp());
   // Weights and their scales are nobody's to write; rows of A are the launch's before this one.
   ptx::wait_for_launch_before();
-  if constexpr (KEPT) kept.template make<STAGES - 1>(p);
+  auto copy_rest = [&] { copy(STAGES - 1); };
+  if constexpr (KEPT) kept.template make<STAGES - 1>(p, copy_rest);
   if constexpr (Part::IS_WHOLE) {
     part.read_digits(kept);
   } else if constexpr (KEPT) {
@@ -387,6 +397,7 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   } else {
     part.read_from(static_cast<const T *>(p.a) + row_of_a * p.lda, p.lda, m);
     part.ask(next, warp());
+    copy_rest();
   }
   const Epilogue<T> epilogue(p);
   // Each in a register of its own, or four copies are made for every product.

@@ -74,16 +74,18 @@ template <typename Product, typename T, typename Weights> struct KeptShared {
     ptx::cp_async_commit();
   }
 
-  /** Makes the rows, or of their digits those that this warp multiplies; LATER groups of copies
-   *  were begun after that of `ask`. */
-  template <int LATER> __device__ __forceinline__ void make(const GemmParams &p) {
+  /** Makes the rows, or of their digits those that this warp multiplies. When A has been asked for
+   *  `meanwhile` runs, more than once perhaps; after it LATER groups of copies are younger than that
+   *  of `ask`. */
+  template <int LATER, typename F>
+  __device__ __forceinline__ void make(const GemmParams &p, F meanwhile) {
     if (!Weights::ARE_BYTES || p.norm) {
-      take<LATER>(p);
+      take<LATER>(p, meanwhile);
       // Rows are others' too, and behind it nobody needs weight and bias.
       __syncthreads();
     }
     if constexpr (Weights::ARE_BYTES) {
-      for (int r = 0; r < (int)p.m; r++) count(p, r);
+      for (int r = 0; r < (int)p.m; r++) count(p, r, meanwhile);
       __syncwarp();
     }
   }
@@ -96,11 +98,12 @@ private:
   }
   __device__ __forceinline__ T *vectors() { return reinterpret_cast<T *>(behind()); }
 
-  template <int LATER> __device__ __forceinline__ void take(const GemmParams &p) {
+  template <int LATER, typename F>
+  __device__ __forceinline__ void take(const GemmParams &p, F meanwhile) {
     const int k = (int)p.k, m = (int)p.m;
     const T *const w = vectors(), *const b = p.norm_bias ? w + k : nullptr;
     for (int r = 0; r < m; r++)
-      Row::take(rows(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k);
+      Row::take(rows(p) + r * stride(p), static_cast<const T *>(p.a) + r * p.lda, k, meanwhile);
     if (p.norm) ptx::cp_async_wait<LATER>();
 #pragma unroll 1
     for (int r = 0; r < m && p.norm; r++) {
@@ -115,33 +118,36 @@ private:
     }
   }
 
-  /** f(column, words) for each pack of this lane in its warp's steps of a row, AT_ONCE of them on
-   *  their way at once; from k on, zeros. */
-  template <int AT_ONCE, typename F>
-  static __device__ __forceinline__ void own_packs(const T *row, int k, F f) {
+  /** f(column, words) for each pack of this lane in its warp's steps of a row; from k on, zeros.
+   *  AT_ONCE of them are on their way at once, and `meanwhile` runs when they have been asked for. */
+  template <int AT_ONCE, typename M, typename F>
+  static __device__ __forceinline__ void own_packs(const T *row, int k, M meanwhile, F f) {
     constexpr int STEP = 4 * Weights::RUN, LANES = STEP / Pack<T>::SIZE;
     constexpr int NEXT = WARP / LANES * FEW_WARPS * STEP; // from one pack of a lane to the next
-    const int first = (warp() + lane() / LANES * FEW_WARPS) * STEP;
     const int end = (k + STEP - 1) / STEP * STEP;
+    int at = (warp() + lane() / LANES * FEW_WARPS) * STEP + lane() % LANES * Pack<T>::SIZE;
 #pragma unroll 1
-    for (int at = first + lane() % LANES * Pack<T>::SIZE; at < end; at += AT_ONCE * NEXT) {
+    do {
       uint4 x[AT_ONCE] = {};
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++)
         if (at + i * NEXT < k) x[i] = *reinterpret_cast<const uint4 *>(row + at + i * NEXT);
+      meanwhile();
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++)
         if (at + i * NEXT < end) f(at + i * NEXT, x[i]);
-    }
+      at += AT_ONCE * NEXT;
+    } while (at < end);
   }
 
   /** Makes digits of row r of the norm, or of A. */
-  __device__ __forceinline__ void count(const GemmParams &p, int r) {
+  template <typename M>
+  __device__ __forceinline__ void count(const GemmParams &p, int r, M meanwhile) {
     const int k = (int)p.k;
     const T *const row = p.norm ? rows(p) + r * stride(p) : static_cast<const T *>(p.a) + r * p.lda;
     uint32_t largest = 0;
     // Sizes in the upper half. All of the row at once, if it is no longer than eight packs a lane.
-    own_packs<8>(row, k, [&](int, const uint4 &x) {
+    own_packs<8>(row, k, meanwhile, [&](int, const uint4 &x) {
       const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
       for (int i = 0; i < 4; i++)
@@ -151,8 +157,8 @@ private:
     if (lane() == 0) units[r][warp()] = unit.unit;
     // Again, out of L1: registers have no index, and twice as much code would come from memory.
     unsigned char *const to = digit(p, r, 0);
-    own_packs<2>(row, k,
-                 [&](int at, const uint4 &x) { put(to + at, digit_stride(p), x, unit); });
+    own_packs<2>(
+        row, k, [] {}, [&](int at, const uint4 &x) { put(to + at, digit_stride(p), x, unit); });
   }
 
   /** Digits of a pack, in the order that weights have as bytes, `apart` bytes from each other. */

@@ -103,28 +103,25 @@ template <typename T, int THREADS> struct SharedRow {
     each(cols, [&](int at) { ptx::cp_async16_kept(row + at, from + at); });
   }
 
-  /** f(column, words) for each pack of this thread of `from`, which may be anywhere: several are on
-   *  their way at once. Those from `cols` on, below `end`, are zeros. */
+  /** Copies this thread's packs of `from`, by registers: no older copy is waited for. Several are
+   *  on their way at once, and `meanwhile` runs when they have been asked for. */
   template <typename F>
-  static __device__ __forceinline__ void read(const T *from, int cols, int end, F f) {
+  static __device__ __forceinline__ void take(T *row, const T *from, int cols, F meanwhile) {
     constexpr int STEP = THREADS * Pack<T>::SIZE, AT_ONCE = 4;
+    int at = (int)threadIdx.x * Pack<T>::SIZE;
 #pragma unroll 1
-    for (int at = (int)threadIdx.x * Pack<T>::SIZE; at < end; at += AT_ONCE * STEP) {
+    do {
       // Of a pack of 16-bit elements the compiler moves each by itself.
-      uint4 x[AT_ONCE] = {};
+      uint4 x[AT_ONCE];
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++)
         if (at + i * STEP < cols) x[i] = *reinterpret_cast<const uint4 *>(from + at + i * STEP);
+      meanwhile();
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++)
-        if (at + i * STEP < end) f(at + i * STEP, x[i]);
-    }
-  }
-
-  /** Copies this thread's packs of `from`, by registers: no older copy is waited for. */
-  static __device__ __forceinline__ void take(T *row, const T *from, int cols) {
-    read(from, cols, cols,
-         [&](int at, const uint4 &x) { *reinterpret_cast<uint4 *>(row + at) = x; });
+        if (at + i * STEP < cols) *reinterpret_cast<uint4 *>(row + at + i * STEP) = x[i];
+      at += AT_ONCE * STEP;
+    } while (at < cols);
   }
 
   template <typename F> __device__ __forceinline__ float sum(F f) const {
