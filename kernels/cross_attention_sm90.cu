@@ -79,7 +79,7 @@ struct ImageOrder {
   template <typename Run> __device__ __forceinline__ bool next(const Run &run) {
     if (image + 1 < end) return image++, true;
     while (round * GROUPS < run.tiles) {
-      const Seen all = run.all_of(run.of_lane(round++));
+      const Seen all = run.round(round++);
       if (all.end != 0) return image = all.first, end = all.end, true;
     }
     return false;
@@ -191,19 +191,11 @@ template <typename T> struct CrossTiles {
     }
   }
 
-  /** What one tile of a round sees, another one for each of four lanes. */
-  __device__ __forceinline__ Seen of_lane(int round) const {
-    return seen[round * GROUPS + lane() % GROUPS];
-  }
-  /** What they see between them: in a form that the compiler knows to be the same for all lanes. */
-  static __device__ __forceinline__ Seen all_of(const Seen &tile) {
+  /** What the tiles of a round see between them: a lane looks at one of them. */
+  __device__ __forceinline__ Seen round(int i) const {
+    const Seen &tile = seen[i * GROUPS + lane() % GROUPS];
     return {__reduce_min_sync(ALL_LANES, tile.first), __reduce_max_sync(ALL_LANES, tile.end),
             Seen::NONE, 0};
-  }
-  /** What tile `group` of them sees, likewise. */
-  static __device__ __forceinline__ Seen one_of(const Seen &tile, int group) {
-    return {__shfl_sync(ALL_LANES, tile.first, group), __shfl_sync(ALL_LANES, tile.end, group),
-            __shfl_sync(ALL_LANES, tile.alone, group), 0};
   }
 };
 
@@ -219,17 +211,19 @@ __device__ __forceinline__ bool mask(float (&x)[8][4], int half, const MediaSpan
   return sees;
 }
 
-/** Descriptors of the tiles that a warpgroup multiplies, which differ in the lower half. */
+/** Descriptors of the tiles that a warpgroup multiplies. */
 struct Operands {
   /** Of a tile in 16 bytes, of sixteen columns, and of sixteen rows. */
   static constexpr uint32_t TILE = 64 * 64 * 2 / 16, COLUMNS = 16 * 2 / 16, ROWS = 16 * 64 * 2 / 16;
   uint64_t q, k, v;
 
-  static __device__ __forceinline__ uint64_t plus(uint64_t descriptor, uint32_t away) {
-    return (descriptor & 0xffffffff00000000u) | (uint32_t)((uint32_t)descriptor + away);
+  /** Opaque: what is added to it stays one addition, not an `or` of each half. */
+  static __device__ __forceinline__ uint64_t of(const void *tile) {
+    const uint64_t descriptor = ptx::shared_descriptor_128b(tile);
+    return (descriptor & 0xffffffff00000000u) | ptx::opaque((uint32_t)descriptor);
   }
   __device__ __forceinline__ Operands at(uint32_t place, uint32_t stage) const {
-    return {plus(q, place * TILE), plus(k, stage * TILE), plus(v, stage * TILE)};
+    return {q + place * TILE, k + stage * TILE, v + stage * TILE};
   }
 };
 
@@ -263,35 +257,42 @@ template <typename T> struct GroupRows {
       for (int e = 0; e < 4; e++) o[j][e] = 0;
   }
 
-  /** Takes an image. If not `is_alone` there may have been others before, but for the first, and
-   *  `mask(x, half)` turns the scores of this lane's row `half` into what it makes of them; false
-   *  if it does not see the image. A row's first image comes to the same either way, to the bit. */
-  template <typename Mask>
-  __device__ __forceinline__ void take(const Operands &tiles, float unit, bool is_alone,
-                                       bool is_first, const Kept &kept, Mask mask) {
-    float x[8][4], factor[2];
-    bool is_kept = false;
+  /** Takes the first image, of which all rows see all. */
+  __device__ __forceinline__ void take_alone(const Operands &tiles, float unit) {
+    float x[8][4];
     scores(x, tiles);
-    if (!is_alone) {
-      const bool sees[2] = {mask(x, 0), mask(x, 1)};
-      is_kept = !__any_sync(ALL_LANES, sees[0] || sees[1]);
-    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) running[half].max = largest(x, half) * unit;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      running[half].sum = weigh(x, half, unit, running[half].base());
+    products(x, tiles);
+  }
+
+  /** Takes an image after others, or the first if `is_first`; `mask(x, half)` turns the scores of
+   *  this lane's row `half` into what it makes of them, and is false if it does not see the image.
+   *  A row's first image comes to the same as by `take_alone`, to the bit. */
+  template <typename Mask>
+  __device__ __forceinline__ void take(const Operands &tiles, float unit, bool is_first,
+                                       const Kept &kept, Mask mask) {
+    float x[8][4], factor[2];
+    scores(x, tiles);
+    const bool sees[2] = {mask(x, 0), mask(x, 1)};
+    const bool is_kept = !__any_sync(ALL_LANES, sees[0] || sees[1]);
 #pragma unroll
     for (int half = 0; half < 2; half++)
       factor[half] = running[half].raise(largest(x, half) * unit);
-    if (!is_alone) {
-      if (is_first) clear();
+    if (is_first) clear();
 #pragma unroll
-      for (int j = 0; j < 8; j++)
+    for (int j = 0; j < 8; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) o[j][e] *= factor[e / 2];
-      // Values that are no numbers are only for those who see them.
-      if (is_kept) kept.put(o);
-    }
+      for (int e = 0; e < 4; e++) o[j][e] *= factor[e / 2];
+    // Values that are no numbers are only for those who see them.
+    if (is_kept) kept.put(o);
 #pragma unroll
     for (int half = 0; half < 2; half++)
       running[half].sum += weigh(x, half, unit, running[half].base());
-    products(x, tiles, !is_alone);
+    add_products(x, tiles);
     if (is_kept) kept.get(o);
   }
 
@@ -329,24 +330,36 @@ private:
     ptx::wgmma_fence();
 #pragma unroll
     for (int c = 0; c < 4; c++)
-      wgmma<T>(x, Operands::plus(tiles.q, c * Operands::COLUMNS),
-               Operands::plus(tiles.k, c * Operands::COLUMNS), c > 0);
+      wgmma<T>(x, tiles.q + c * Operands::COLUMNS, tiles.k + c * Operands::COLUMNS, c > 0);
     finish_products(x);
   }
-  /** o (+)= weights times values. */
-  __device__ __forceinline__ void products(const float (&x)[8][4], const Operands &tiles,
-                                           bool add) {
+  /** o = weights times values: half of them are made while products of the others run. */
+  __device__ __forceinline__ void products(const float (&x)[8][4], const Operands &tiles) {
     TwoWeights<T> weights[4];
-    // Weights are made while products of those before them run.
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      weights[j].set(x, j);
+    for (int j = 0; j < 4; j += 2) {
+      weights[j].set(x, j), weights[j + 1].set(x, j + 1);
       ptx::wgmma_fence();
-      const uint64_t v = Operands::plus(tiles.v, j * Operands::ROWS);
-      wgmma_rows<T>(o, weights[j].high, v, add || j > 0);
-      wgmma_rows<T>(o, weights[j].low, v, true);
+      multiply(weights[j], tiles, j, j > 0);
+      multiply(weights[j + 1], tiles, j + 1, true);
     }
     finish_products(o);
+  }
+  /** o += weights times values: all of them first, for want of registers. */
+  __device__ __forceinline__ void add_products(const float (&x)[8][4], const Operands &tiles) {
+    TwoWeights<T> weights[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) weights[j].set(x, j);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < 4; j++) multiply(weights[j], tiles, j, true);
+    finish_products(o);
+  }
+  __device__ __forceinline__ void multiply(const TwoWeights<T> &weights, const Operands &tiles,
+                                           int j, bool add) {
+    const uint64_t v = tiles.v + j * Operands::ROWS;
+    wgmma_rows<T>(o, weights.high, v, add);
+    wgmma_rows<T>(o, weights.low, v, true);
   }
 };
 
@@ -362,14 +375,13 @@ __device__ __forceinline__ void take_rows(const CrossTiles<T> &run, const Tensor
   const int w = __shfl_sync(ALL_LANES, warp(), 0), group = w / GROUPS;
   const int first = w % GROUPS * WARP_ROWS, l = lane();
   const float unit = run.p.scale * LOG2_E;
-  const Operands tiles = {ptx::shared_descriptor_128b(s.q[0].cells),
-                          ptx::shared_descriptor_128b(s.k[0].cells),
-                          ptx::shared_descriptor_128b(s.v[0].cells)};
+  const Operands tiles = {Operands::of(s.q[0].cells), Operands::of(s.k[0].cells),
+                          Operands::of(s.v[0].cells)};
   // Which image is there, and how many have been.
   uint32_t held = Seen::NONE, images = 0, stage = 0;
   for (int round = 0; round * GROUPS < run.tiles; round++) {
-    const Seen tile = run.of_lane(round), all = run.all_of(tile), own = run.one_of(tile, group);
     const uint32_t i = (uint32_t)(round * GROUPS + group), place = i % PLACES;
+    const Seen all = run.round(round), own = run.seen[i];
     const uint32_t phase = i / PLACES & 1;
     GroupRows<T> rows;
     for (uint32_t image = all.first; image < all.end; image++) {
@@ -380,11 +392,16 @@ __device__ __forceinline__ void take_rows(const CrossTiles<T> &run, const Tensor
       }
       if (image < own.first || image >= own.end) continue;
       ptx::mbarrier_wait(&s.full[place], phase);
-      const int row = run.row0 + (int)i * TILE_ROWS + first + l / 4;
-      rows.take(tiles.at(place, stage), unit, image == own.alone, image == own.first, Kept{s.kept},
-                [&](float(&x)[8][4], int half) {
-                  return mask(x, half, run.span(row + half * 8), (int)image);
-                });
+      const Operands operands = tiles.at(place, stage);
+      if (image == own.alone) {
+        rows.take_alone(operands, unit);
+      } else {
+        const int row = run.row0 + (int)i * TILE_ROWS + first + l / 4;
+        rows.take(operands, unit, image == own.first, Kept{s.kept},
+                  [&](float(&x)[8][4], int half) {
+                    return mask(x, half, run.span(row + half * 8), (int)image);
+                  });
+      }
     }
     if ((int)i >= run.tiles) break;
     if (own.end == 0) {
