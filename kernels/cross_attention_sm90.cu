@@ -302,10 +302,7 @@ template <typename T> struct GroupRows {
     float norm[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) norm[half] = norm_of_row(running[half]);
-    // Chunk j of a lane's row is at this one ^ 8 j. Opaque: kept for all turns it is a register too
-    // many.
-    const uint32_t l = ptx::opaque(threadIdx.x) % WARP, row_of_lane = first + l % 16;
-    const uint32_t at = row_of_lane * 64 + (l / 16 ^ row_of_lane % 8) * 8;
+    const int l = lane();
     if (l == 0) ptx::tma_store_wait<0>();
     __syncwarp();
 #pragma unroll
@@ -315,7 +312,7 @@ template <typename T> struct GroupRows {
       for (int i = 0; i < 4; i++)
         cells[i] = pack2<T>(o[j + i / 2][i % 2 * 2] * norm[i % 2],
                             o[j + i / 2][i % 2 * 2 + 1] * norm[i % 2]);
-      ptx::stmatrix_x4(to.cells + (at ^ j * 8), cells);
+      ptx::stmatrix_x4(to.chunk(first + l % 16, j + l / 16), cells);
     }
     ptx::fence_async_shared();
     __syncwarp();
