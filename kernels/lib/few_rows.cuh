@@ -10,8 +10,9 @@
  *  nobody waits for anybody before the sums of a tile, and memory is never idle in between.
  *
  *  Rows of A go the same way to a multiprocessor as its copies, behind all that were asked for
- *  before: with a whole ring before them they came when that was full, 2.7 us after a block had begun
- *  (H200). Weights of few bits are not what takes longest, so theirs wait for all but EARLY stages.
+ *  before: with a whole ring before them they came when that was full, 2.7 us after a block had
+ *  begun (H200). bf16 waits for memory either way; of weights of few bits EARLY stages go first,
+ *  then A, then the rest.
  *
  *  KEPT, a block has all rows of A in shared memory, copied once while its first weights are on
  *  their way, and makes their norm there if one is asked for; for weights of few bits, as digits of

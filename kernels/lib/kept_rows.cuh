@@ -75,8 +75,8 @@ template <typename Product, typename T, typename Weights> struct KeptShared {
   }
 
   /** Makes the rows, or of their digits those that this warp multiplies. When A has been asked for
-   *  `meanwhile` runs, more than once perhaps; after it LATER groups of copies are younger than that
-   *  of `ask`. */
+   *  `meanwhile` runs, more than once perhaps; then LATER groups of copies are younger than that of
+   *  `ask`. */
   template <int LATER, typename F>
   __device__ __forceinline__ void make(const GemmParams &p, F meanwhile) {
     if (!Weights::ARE_BYTES || p.norm) {
@@ -119,7 +119,7 @@ private:
   }
 
   /** f(column, words) for each pack of this lane in its warp's steps of a row; from k on, zeros.
-   *  AT_ONCE of them are on their way at once, and `meanwhile` runs when they have been asked for. */
+   *  AT_ONCE of them are on their way at once; `meanwhile` runs when they have been asked for. */
   template <int AT_ONCE, typename M, typename F>
   static __device__ __forceinline__ void own_packs(const T *row, int k, M meanwhile, F f) {
     constexpr int STEP = 4 * Weights::RUN, LANES = STEP / Pack<T>::SIZE;
