@@ -28,6 +28,7 @@
 #include "gemm.h"
 #include "lib/epilogue.cuh"
 #include "lib/reduce.cuh"
+#include "lib/ring.cuh"
 #include "lib/split.cuh"
 
 constexpr int BK = 64;
@@ -55,14 +56,6 @@ template <typename T, typename P> struct alignas(1024) GemmSm90Shared {
 };
 
 #if HAS_SM90A
-template <typename T, int N>
-__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
-  if constexpr (is_bf16<T>)
-    ptx::wgmma_bf16<N>(d, a, b);
-  else
-    ptx::wgmma_f16<N>(d, a, b);
-}
-
 /** C in tiles, in the order in which they are taken. */
 struct Tiles {
   static constexpr int BAND = 8;
@@ -74,20 +67,6 @@ struct Tiles {
     int band = i / (BAND * across), in = i - band * BAND * across;
     int rows = min(BAND, down - band * BAND);
     row = band * BAND + in % rows, col = in / rows;
-  }
-};
-
-/** The stage of a step, and the parity of its use. */
-template <int STAGES> struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
-  __device__ __forceinline__ void skip(int steps) {
-    stage += steps;
-    phase ^= stage / STAGES & 1, stage %= STAGES;
   }
 };
 

@@ -1,4 +1,4 @@
-/*  `gemm` of at most 16 rows: what decoding does
+/*  `gemm` of at most 16 rows, of 8 on Hopper: what decoding does
  *
  *  Idea      for each 16 or 32 rows of B, a block:
  *              each warp, for its steps of k:  D += B[rows, k] A[:, k]^T   (tensor cores)
@@ -17,7 +17,7 @@
  *  Rejected  asking L2 for what the next launch begins with, when a block has no more to copy: 16
  *            MiB of it cost a decoded token 6 % (bf16) and 9 % (int8), 2 MiB less than 2 % (H200):
  *            blocks that end at different times overlap with the next launch's already.
- *            multiply-adds of f32: two instructions and more a weight, against a third of one here.
+ *            Multiply-adds of f32: two instructions and more a weight, against a third of one here.
  *            B straight to registers, a block for each tile: 84 to 93 % of the read rate where this
  *            gives 94 to 102 % (H200, one row, bf16), and the norm in every block of five rounds.
  *            Room for a third block: 68 to 77 %; three blocks: 88 to 94 %. A of 8 rows by one load

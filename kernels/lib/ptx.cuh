@@ -361,6 +361,7 @@ template <int N>
 __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_t b,
                                           bool add = true);
 
+#define PLACES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define PLACES_32                                                                                  \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                         \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
@@ -379,6 +380,7 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
   "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define SUMS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS16(i) SUMS4(i), SUMS4(i + 4), SUMS4(i + 8), SUMS4(i + 12)
+#define SUMS_8 SUMS4(0), SUMS4(4)
 #define SUMS_32 SUMS16(0), SUMS16(16)
 #define SUMS_64 SUMS_32, SUMS16(32), SUMS16(48)
 #define SUMS_88 SUMS_64, SUMS16(64), SUMS4(80), SUMS4(84)
@@ -394,11 +396,13 @@ __device__ __forceinline__ void wgmma_f16(float (&d)[N / 2], uint64_t a, uint64_
                  : SUMS_##sums                                                                     \
                  : "l"(a), "l"(b), "r"((int)add));                                                 \
   }
+WGMMA(bf16, 16, 8, "%8", "%9", "%10")
 WGMMA(bf16, 64, 32, "%32", "%33", "%34")
 WGMMA(bf16, 128, 64, "%64", "%65", "%66")
 WGMMA(bf16, 176, 88, "%88", "%89", "%90")
 WGMMA(bf16, 192, 96, "%96", "%97", "%98")
 WGMMA(bf16, 256, 128, "%128", "%129", "%130")
+WGMMA(f16, 16, 8, "%8", "%9", "%10")
 WGMMA(f16, 64, 32, "%32", "%33", "%34")
 WGMMA(f16, 128, 64, "%64", "%65", "%66")
 WGMMA(f16, 176, 88, "%88", "%89", "%90")
@@ -431,6 +435,7 @@ WGMMA_ROWS(f16)
 #undef SUMS_88
 #undef SUMS_64
 #undef SUMS_32
+#undef SUMS_8
 #undef SUMS16
 #undef SUMS4
 #undef PLACES_128
@@ -438,6 +443,7 @@ WGMMA_ROWS(f16)
 #undef PLACES_88
 #undef PLACES_64
 #undef PLACES_32
+#undef PLACES_8
 
 /** At most N registers a thread from here on, for the four warps of a warpgroup. */
 template <int N> __device__ __forceinline__ void setmaxnreg_inc() {

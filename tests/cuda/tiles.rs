@@ -72,7 +72,7 @@ fn a_given_row_chooses_the_tile_of_its_chip() {
         assert!(out.status.success(), "{said}{}", text(&out.stderr));
         said.lines().find_map(|l| Some(l.split_once("entry: ")?.1.to_string())).unwrap()
     };
-    let built_in = "gemm_bf16_sm90_64x128 in 1";
+    let built_in = "gemm_bf16_sm90_64x64 in 1";
     assert_eq!(entry(Path::new("")), built_in);
     assert_eq!(entry(&table(folder.path(), H200, "_64x64 2")), "gemm_bf16_64x64 in 2");
     assert_eq!(entry(&table(folder.path(), A100, "_64x64 2")), built_in);

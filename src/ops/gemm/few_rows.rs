@@ -2,7 +2,8 @@
 
 use super::SWIGLU;
 use crate::contracts::GemmParams;
-use crate::device::{Chip, Geometry};
+use crate::device::{Chip, Geometry, Swizzle, TensorMap};
+use crate::ops::layout::groups;
 
 /// Threads of a block: 8 warps, which divide k.
 const THREADS: u32 = 256;
@@ -31,7 +32,7 @@ pub(in crate::ops) enum Stored {
 /// An entry by the rows of A and of B that its blocks have.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Rows {
-    /// 8 of A and 16 of B; of more of A, as many blocks for each tile of B.
+    /// 8 of A and 16 of B.
     Eight,
     /// The same; those of A, or their norm, in shared memory: for B of few bits as digits.
     Kept,
@@ -47,8 +48,6 @@ impl Rows {
             _ if !fits => None,
             ..=MOST_KEPT if has_room(p, b, chip) => Some(Rows::Kept),
             ..=8 => Some(Rows::Eight),
-            // Twice through L2, and once from memory.
-            9..=16 if b == Stored::Elements && chip.has_wgmma() => Some(Rows::Eight),
             9..=16 if p.activation != SWIGLU => Some(Rows::Sixteen),
             _ => None,
         }
@@ -70,14 +69,12 @@ impl Rows {
         // Blocks share the tiles evenly, so multiprocessors must have as many blocks each: a card
         // sees to that only if they have no room for one more.
         let (all, needed) = (chip.shared_bytes + OWN, self.shared(p, b));
-        let times = if matches!(self, Rows::Eight) { (p.m as u32).div_ceil(8).max(1) } else { 1 };
-        let wanted = (tiles * times).div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
+        let wanted = tiles.div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
         let resident = wanted.min(all / (needed + OWN)).max(1);
         let too_much = (all / (resident + 1) + 1).next_multiple_of(128) - OWN;
         let shared = needed.max(too_much).min(chip.shared_bytes);
-        let most = (resident * chip.multiprocessors / times).max(1);
-        let grid = [if p.m > 0 { tiles.min(most) } else { 0 }, times, 1];
-        Geometry { variant: variants[self as usize], grid, shared, ..Geometry::linear(0, THREADS) }
+        let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
+        Geometry { variant: variants[self as usize], shared, ..Geometry::linear(blocks, THREADS) }
     }
 
     /// Shared memory that a block needs, bytes.
@@ -87,6 +84,39 @@ impl Rows {
             Rows::Kept => product(MOST_KEPT as u32, 16) + kept(p, b) as u32,
             Rows::Sixteen => product(16, 32),
         }
+    }
+}
+
+/// `gemv_sm90.cu`: 9 to 16 rows of A by blocks of 64 rows of B, two a multiprocessor; k in so many
+/// parts that they have something to do.
+pub(super) fn hopper(p: &GemmParams, chip: &Chip) -> Geometry {
+    /// `sizeof(FewRowsSm90Shared)`: stages of 64 rows of B and 16 of A, sums on their way out,
+    /// barriers.
+    const SHARED: u32 =
+        (10 * (64 + 16) * 64 * 2 + 4 * 16 * 36 * 4 + 10 * 16 + 16_u32).next_multiple_of(1024);
+    const COLS: i64 = 64;
+    /// Steps of k below which a part is not worth its sums' way through memory.
+    const LEAST_PART: i64 = 512;
+    let (tiles, places) = (groups(p.n, COLS), 2 * i64::from(chip.multiprocessors));
+    let most = if p.workspace.is_null() { 1 } else { (p.k / LEAST_PART).clamp(1, 8) };
+    let parts = (places / tiles).clamp(1, most);
+    let map = |address, rows: i64, stride: i64, tile_rows| {
+        Some(TensorMap {
+            address,
+            sizes: [p.k as u64, rows as u64],
+            stride: stride as u64 * 2,
+            tile: [64, tile_rows],
+            swizzle: Swizzle::Bytes128,
+        })
+    };
+    // Gates and values by eights.
+    let b_rows = if p.activation == SWIGLU { 8 } else { COLS as u32 };
+    Geometry {
+        variant: "_sm90_rows16",
+        grid: [(places / parts).clamp(1, tiles) as u32, 1, parts as u32],
+        maps: [map(p.a, p.m, p.lda, 16), map(p.b, p.n, p.ldb, b_rows), None, None],
+        shared: SHARED,
+        ..Geometry::linear(0, 160)
     }
 }
 

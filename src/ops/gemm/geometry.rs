@@ -1,8 +1,8 @@
 //! Which entry a product is launched with, and into how many parts k is split.
 
-use super::few_rows::{Rows, Stored};
+use super::few_rows::{self, Rows, Stored};
 use super::table;
-use super::tile::{HOPPER, INT4_TILES, INT8_TILES, PARTS, TILES, Tile};
+use super::tile::{HOPPER, INT4_TILES, INT8_TILES, PARTS, TILES, Tile, is_mappable};
 use crate::DType;
 use crate::contracts::GemmParams;
 use crate::device::{Chip, Geometry};
@@ -17,6 +17,9 @@ pub(super) fn geometry(p: &GemmParams, dtype: DType, chip: &Chip) -> Geometry {
     if dtype == DType::F32 {
         let grid = [groups(p.n, 64) as u32, groups(p.m, 64) as u32, 1];
         return Geometry { grid, shared: 2 * 16 * 64 * 4, ..Geometry::linear(1, 256) };
+    }
+    if (9..=16).contains(&p.m) && is_mappable(p, dtype) && chip.has_wgmma() {
+        return few_rows::hopper(p, chip);
     }
     if is_packable(&[p.a, p.b], &[p.lda, p.ldb, p.k], dtype)
         && let Some(rows) = Rows::of(p, Stored::Elements, chip)

@@ -201,7 +201,7 @@ impl Tile {
 }
 
 /// True if rows of A and B can be copied as boxes: 16-byte bases and strides, 32-bit coordinates.
-fn is_mappable(p: &GemmParams, dtype: DType) -> bool {
+pub(super) fn is_mappable(p: &GemmParams, dtype: DType) -> bool {
     let is_small = |n: i64| n > 0 && n < 1 << 30;
     is_packable(&[p.a, p.b], &[p.lda, p.ldb], dtype)
         && [p.m, p.n, p.k, groups(p.m, 64) * groups(p.n, 128)].into_iter().all(is_small)
