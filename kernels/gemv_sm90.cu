@@ -7,14 +7,15 @@
  *            the warpgroup:   wait until it is full; sums += B A^T: B is the operand of 64 rows, so
  *                             that nothing is multiplied for rows that A does not have; the stage
  *                             before is empty; after the last step a warp's 16 columns of C
- *            grid.z > 1 splits k, as in `gemm.cu`. Of SwiGLU each warp's 16 rows of B are eight
- *            gates and their values, copied by eights.
+ *            grid.z > 1 splits k, as in `gemm.cu`. Of SwiGLU a tile is 32 gates and their values:
+ *            two warps hand the sums of values to those that have the gates.
  *  Geometry  grid (blocks that the card holds, 1, parts of k), two a multiprocessor: 160 threads,
  *            10 stages of 10 KiB; a block takes every grid.x-th tile of 64 columns.
  *  Traffic   B once; A from L2, n / 64 times, a quarter of B's bytes.
  *  Rejected  two blocks of eight rows of `gemv.cu` for each tile: B twice through L2, 73 us for 48
  *            of eight rows (H200, 22016 by 4096); tiles of 64 rows of `gemm_sm90.cu`: 64 KiB on
- *            their way to a multiprocessor, 64 us. */
+ *            their way to a multiprocessor, 64 us. Gates and values by eights, so that a warp has
+ *            both: nine copies a stage, 71 us. */
 #include "gemm.h"
 #include "lib/epilogue.cuh"
 #include "lib/reduce.cuh"
@@ -33,6 +34,8 @@ template <typename T> struct alignas(1024) FewRowsSm90Shared {
 };
 
 #if HAS_SM90A
+constexpr int GATES = THREADS / WARP / 2; /**< warps that have gates of SwiGLU */
+
 /** What a block does: every `stride`-th tile, steps `begin` .. `end` of k. */
 template <typename T> struct FewRowsShare {
   const GemmParams &p;
@@ -85,10 +88,10 @@ template <typename T> struct FewRowsShare {
   /** By the warpgroup. */
   __device__ __forceinline__ void multiply() {
     const Epilogue<T> epilogue(p);
-    const int g = lane() / 4, t = lane() % 4, width = is_glu ? 8 : 16;
+    const int g = lane() / 4, t = lane() % 4;
     Ring<STAGES> ring;
     ptx::wait_for_launch_before();
-    for (int tile = first; tile < tiles; tile += stride) {
+    for (int tile = first, turn = 0; tile < tiles; tile += stride, turn ^= 1) {
       float sums[8];
       add_products(sums, ring);
       if (gridDim.z > 1) {
@@ -97,19 +100,16 @@ template <typename T> struct FewRowsShare {
             [] { ptx::bar_sync(1, THREADS); });
         if (!is_whole) continue;
       }
-      auto &stage = s.out[warp()];
-      const int64_t col = (int64_t)(tile * (THREADS / WARP) + warp()) * width;
-      epilogue.template store_parts<1, 1>(stage, 0, col, {16, width}, [&](int) {
+      if (is_glu && !join(sums, turn)) continue;
+      const int warps = is_glu ? GATES : THREADS / WARP;
+      const int64_t col = (int64_t)(tile * warps + warp()) * 16;
+      epilogue.template store_parts<1, 1>(s.out[warp()], 0, col, {16, 16}, [&](int) {
 #pragma unroll
         for (int j = 0; j < 2; j++)
 #pragma unroll
           for (int e = 0; e < 2; e++) {
-            float *to = stage.x[j * 8 + t * 2 + e];
-            const float low = sums[j * 4 + e], high = sums[j * 4 + 2 + e];
-            if (is_glu)
-              to[g] = rounded::glu(low, high);
-            else
-              to[g] = low, to[8 + g] = high;
+            float *to = s.out[warp()].x[j * 8 + t * 2 + e];
+            to[g] = sums[j * 4 + e], to[8 + g] = sums[j * 4 + 2 + e];
           }
       });
     }
@@ -120,15 +120,29 @@ private:
   __device__ __forceinline__ void ask_b(const TensorMaps &maps, int stage, int step, int tile) {
     uint64_t *full = &s.full[stage];
     ptx::mbarrier_arrive_expect_tx(full, sizeof(s.a[0]) + sizeof(s.b[0]));
-    if (!is_glu) {
-      ptx::tma_load_2d(s.b[stage], &maps.map[1], full, step * BK, tile * COLS);
-      return;
-    }
+    // In two halves: of SwiGLU gates and their values.
+    const int width = is_glu ? COLS / 2 : COLS, away = is_glu ? (int)p.n / 2 : COLS / 2;
+    T *b = s.b[stage];
+    ptx::tma_load_2d(b, &maps.map[1], full, step * BK, tile * width);
+    ptx::tma_load_2d(b + COLS / 2 * BK, &maps.map[1], full, step * BK, tile * width + away);
+  }
+
+  /** SwiGLU: the warps that have values leave them to those that have the gates, in their own
+   *  memory for sums on their way out, in turns. True in the latter. */
+  __device__ __forceinline__ bool join(float (&sums)[8], int turn) {
+    auto value = [&](int e) -> float & {
+      float *room = &s.out[GATES + warp() % GATES].x[0][0];
+      return room[(turn * 8 + e) * WARP + lane()];
+    };
+    const bool has_gates = warp() < GATES;
 #pragma unroll
-    for (int i = 0; i < COLS / 8; i++) {
-      const int row = tile * (COLS / 2) + i / 2 * 8 + i % 2 * ((int)p.n / 2);
-      ptx::tma_load_2d(s.b[stage] + i * 8 * BK, &maps.map[1], full, step * BK, row);
-    }
+    for (int e = 0; e < 8; e++)
+      if (!has_gates) value(e) = sums[e];
+    ptx::bar_sync(1, THREADS);
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+      if (has_gates) sums[e] = rounded::glu(sums[e], value(e));
+    return has_gates;
   }
 
   /** sums = the tile's rows of B times A^T. */

@@ -425,6 +425,11 @@ fn swiglu_on_cards() {
     on_every_tile::<f16>(&swiglu(150, 2 * 216, 104), 9);
     let every = Case { residual: true, gate: Some(0.7), in_place: true, ..swiglu(70, 132, 1544) };
     on_every_tile::<bf16>(&every, 25);
+    // Several tiles a block, one after the other.
+    let small = USUAL.map(|chip| Chip { multiprocessors: 1, ..chip });
+    let tiles = Case { residual: true, ..swiglu(13, 2 * 250, 136) };
+    let operands = Operands::<bf16>::new(&tiles);
+    check_on_cards::<bf16>(&tiles, &operands, &tiles.oracle(&operands), small);
     for (m, half) in [(1, 5), (1, 40), (3, 17), (8, 64), (9, 33), (17, 24)] {
         on_cards::<bf16>(&swiglu(m, 2 * half, 8 * (11 + m)));
         on_cards::<f16>(&Case { pads: (8, 0, 1), f32_out: m % 2 == 0, ..swiglu(m, 2 * half, 400) });

@@ -109,12 +109,12 @@ pub(super) fn hopper(p: &GemmParams, chip: &Chip) -> Geometry {
             swizzle: Swizzle::Bytes128,
         })
     };
-    // Gates and values by eights.
-    let b_rows = if p.activation == SWIGLU { 8 } else { COLS as u32 };
+    // As many tiles for each block.
+    let blocks = groups(tiles, groups(tiles, (places / parts).max(1)));
     Geometry {
         variant: "_sm90_rows16",
-        grid: [(places / parts).clamp(1, tiles) as u32, 1, parts as u32],
-        maps: [map(p.a, p.m, p.lda, 16), map(p.b, p.n, p.ldb, b_rows), None, None],
+        grid: [blocks as u32, 1, parts as u32],
+        maps: [map(p.a, p.m, p.lda, 16), map(p.b, p.n, p.ldb, COLS as u32 / 2), None, None],
         shared: SHARED,
         ..Geometry::linear(0, 160)
     }
