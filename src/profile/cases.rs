@@ -184,7 +184,7 @@ pub fn cases(s: &Sizes) -> Vec<Case> {
 fn products(s: &Sizes, add: Add<'_>) {
     let (inner, gated_mlp) = (GATED_HEADS * VISION_HEAD, 4 * s.width);
     let plain = Activation::Identity;
-    for m in [1, 8, s.prompt] {
+    for m in [1, 8, 16, s.prompt] {
         for (name, n, k, activation, is_gated) in [
             ("lm_qkv", 3 * s.width, s.width, plain, false),
             ("lm_out", s.width, s.width, plain, false),

@@ -126,6 +126,19 @@ mod tests {
         assert_eq!((worst(&Chip::A100), worst(&Chip::H200)), (Some(77), Some(84)));
     }
 
+    /// As many tiles for each block of a token's neighbours, and k in parts where there are few.
+    #[test]
+    fn nine_to_sixteen_rows_have_tiles_of_their_own_on_hopper() {
+        let of = |m, n, k| choice(&Chip::H200, m, n, k);
+        assert_eq!(of(9, 12288, 4096), ("_sm90_rows16", [192, 1, 1]));
+        assert_eq!(of(14, 22016, 4096), ("_sm90_rows16", [172, 1, 1]));
+        assert_eq!(of(16, 4096, 11008), ("_sm90_rows16", [64, 1, 4]));
+        assert_eq!(of(16, 512, 4096), ("_sm90_rows16", [8, 1, 8]));
+        assert_ne!(of(8, 4096, 4096).0, "_sm90_rows16");
+        assert_ne!(of(17, 4096, 4096).0, "_sm90_rows16");
+        assert_ne!(choice(&Chip::A100, 16, 4096, 4096).0, "_sm90_rows16");
+    }
+
     #[test]
     fn what_16_byte_copies_cannot_reach_is_plain() {
         let patches = gemm_shape([256, 1024, 588]);
