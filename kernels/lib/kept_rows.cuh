@@ -5,8 +5,8 @@
  *            two in which the largest size of a warp's part of the row is 2^21 or more and below
  *            2^22: x is off by 2^-22 of the largest at most, where bf16 has rounded x itself to
  *            2^-9 and f16 to 2^-12. A warp makes the digits that it multiplies, and waits for no
- *            other: a barrier for the largest of the row and one for its digits were 0.5 us of a
- *            launch (H200).
+ *            other, but for the sums of a norm: a barrier for the largest of the row and one for
+ *            its digits were 0.5 us of a launch (H200).
  *            Products with bytes and their sums are whole numbers then, and exact. Digits are what
  *            the tensor cores multiply beside a row anyway: eight columns at a time. */
 #pragma once
@@ -39,11 +39,9 @@ struct DigitUnit {
   }
 };
 
-/** Behind `*this` are weight (k) and bias (k) of the norm, if there are such, and rows (m,k), in T.
- *  Threads read and write their own packs until all of it is there.
- *
- *  If Weights are bytes, digits are where weight and bias have been, one after the other: (DIGITS
- *  m, k) bytes, k up to whole steps; rows are behind them, and of the norm only. */
+/** Behind `*this` are weight (k) and bias (k) of the norm, if there are such, in T; then rows (m,k)
+ *  in T, or, if Weights are bytes, their digits: (DIGITS m, k) bytes, k up to whole steps. Threads
+ *  read and write their own packs until all of it is there. */
 template <typename Product, typename T, typename Weights> struct KeptShared {
   Product product;
   alignas(16) NormSums<FEW_THREADS> sums;
@@ -58,12 +56,10 @@ template <typename Product, typename T, typename Weights> struct KeptShared {
   }
 
   __device__ __forceinline__ T *rows(const GemmParams &p) {
-    int before = (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k * (int)sizeof(T);
-    if (Weights::ARE_BYTES) before = max(before, (int)p.m * DIGITS * digit_stride(p));
-    return reinterpret_cast<T *>(behind() + before);
+    return vectors() + (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k;
   }
   __device__ __forceinline__ unsigned char *digit(const GemmParams &p, int row, int digit) {
-    return behind() + (row * DIGITS + digit) * digit_stride(p);
+    return reinterpret_cast<unsigned char *>(rows(p)) + (row * DIGITS + digit) * digit_stride(p);
   }
 
   /** Asks for weight and bias, which no launch writes: a group of copies. */
@@ -79,24 +75,24 @@ template <typename Product, typename T, typename Weights> struct KeptShared {
    *  `ask`. */
   template <int LATER, typename F>
   __device__ __forceinline__ void make(const GemmParams &p, F meanwhile) {
-    if (!Weights::ARE_BYTES || p.norm) {
-      take<LATER>(p, meanwhile);
-      // Rows are others' too, and behind it nobody needs weight and bias.
-      __syncthreads();
-    }
     if constexpr (Weights::ARE_BYTES) {
-      for (int r = 0; r < (int)p.m; r++) count(p, r, meanwhile);
+#pragma unroll 1
+      for (int r = 0; r < (int)p.m; r++) count(p, r, largest<LATER>(p, r, meanwhile));
       __syncwarp();
+    } else {
+      take<LATER>(p, meanwhile);
+      __syncthreads(); // Rows are others' too.
     }
   }
 
 private:
   using Row = SharedRow<T, FEW_THREADS>;
 
-  __device__ __forceinline__ unsigned char *behind() {
-    return reinterpret_cast<unsigned char *>(this + 1);
+  __device__ __forceinline__ T *vectors() { return reinterpret_cast<T *>(this + 1); }
+  /** Of row r: sums in turns, those of the row before may still be read. */
+  __device__ __forceinline__ BlockSum<FEW_THREADS> &squares(int r) {
+    return r % 2 ? sums.rest : sums.squares;
   }
-  __device__ __forceinline__ T *vectors() { return reinterpret_cast<T *>(behind()); }
 
   template <int LATER, typename F>
   __device__ __forceinline__ void take(const GemmParams &p, F meanwhile) {
@@ -109,8 +105,7 @@ private:
     for (int r = 0; r < m && p.norm; r++) {
       const Row row = {rows(p) + r * stride(p), k};
       if (p.norm == 1) {
-        // Sums in turns: those of the row before may still be read.
-        const RmsNorm<T> norm(row, r % 2 ? sums.rest : sums.squares, p.norm_eps);
+        const RmsNorm<T> norm(row, squares(r), p.norm_eps);
         row.map(w, nullptr, [&](float x, float w, float) { return norm(x, w); });
       } else {
         row.map(w, b, LayerNorm(row, sums, p.norm_eps));
@@ -118,47 +113,94 @@ private:
     }
   }
 
-  /** f(column, words) for each pack of this lane in its warp's steps of a row; from k on, zeros.
-   *  AT_ONCE of them are on their way at once; `meanwhile` runs when they have been asked for. */
-  template <int AT_ONCE, typename M, typename F>
-  static __device__ __forceinline__ void own_packs(const T *row, int k, M meanwhile, F f) {
-    constexpr int STEP = 4 * Weights::RUN, LANES = STEP / Pack<T>::SIZE;
-    constexpr int NEXT = WARP / LANES * FEW_WARPS * STEP; // from one pack of a lane to the next
-    const int end = (k + STEP - 1) / STEP * STEP;
-    int at = (warp() + lane() / LANES * FEW_WARPS) * STEP + lane() % LANES * Pack<T>::SIZE;
-#pragma unroll 1
-    do {
-      uint4 x[AT_ONCE] = {};
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++)
-        if (at + i * NEXT < k) x[i] = *reinterpret_cast<const uint4 *>(row + at + i * NEXT);
-      meanwhile();
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++)
-        if (at + i * NEXT < end) f(at + i * NEXT, x[i]);
-      at += AT_ONCE * NEXT;
-    } while (at < end);
+  static constexpr int STEP = 4 * Weights::RUN;
+
+  /** `each_pack` of this lane's in its warp's steps of a row. */
+  template <int AT_ONCE, typename L, typename M, typename F>
+  static __device__ __forceinline__ void own_packs(int end, L load, M meanwhile, F f) {
+    constexpr int LANES = STEP / Pack<T>::SIZE;
+    each_pack<AT_ONCE, WARP / LANES * FEW_WARPS * STEP>(
+        (warp() + lane() / LANES * FEW_WARPS) * STEP + lane() % LANES * Pack<T>::SIZE, end, load,
+        meanwhile, f);
   }
 
-  /** Makes digits of row r of the norm, or of A. */
-  template <typename M>
-  __device__ __forceinline__ void count(const GemmParams &p, int r, M meanwhile) {
+  /** The largest size in this lane's packs of row r of A, in the upper half; or in those of its
+   *  norm, which stay where digits will be. */
+  template <int LATER, typename M>
+  __device__ __forceinline__ uint32_t largest(const GemmParams &p, int r, M meanwhile) {
     const int k = (int)p.k;
-    const T *const row = p.norm ? rows(p) + r * stride(p) : static_cast<const T *>(p.a) + r * p.lda;
-    uint32_t largest = 0;
-    // Sizes in the upper half. All of the row at once, if it is no longer than eight packs a lane.
-    own_packs<8>(row, k, meanwhile, [&](int, const uint4 &x) {
+    const T *const a = static_cast<const T *>(p.a) + r * p.lda;
+    auto load = [&](int at) { return load_pack(a + at); };
+    uint32_t most = 0;
+    auto see = [&](const uint4 &x) {
       const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        largest = max(largest, max(pairs[i] & 0x7fff0000u, pairs[i] << 16 & 0x7fff0000u));
-    });
+        most = max(most, max(pairs[i] & 0x7fff0000u, pairs[i] << 16 & 0x7fff0000u));
+    };
+    if (!p.norm) {
+      // All of the row at once, if it is no longer than eight packs a lane.
+      own_packs<8>(k, load, meanwhile, [&](int, const uint4 &x) { see(x); });
+      return most;
+    }
+    // The barrier of a sum makes everybody's copies of weight and bias everybody's.
+    auto copied = [&] { meanwhile(), ptx::cp_async_wait<LATER>(); };
+    const ReadRow<T, FEW_THREADS, decltype(copied)> row = {a, k, copied};
+    const T *const w = vectors(), *const b = p.norm_bias ? w + k : nullptr;
+    auto make_norm = [&](auto norm) {
+      unsigned char *const to = digit(p, r, 0);
+      own_packs<2>(k, load, [] {}, [&](int at, const uint4 &x) {
+        const uint4 y = normed(x, w + at, b ? b + at : nullptr, norm);
+        see(y);
+        put_whole(to + at, digit_stride(p), y);
+      });
+    };
+    if (p.norm == 1) {
+      const RmsNorm<T> norm(row, squares(r), p.norm_eps);
+      make_norm([&](float x, float w, float) { return norm(x, w); });
+    } else {
+      make_norm(LayerNorm(row, sums, p.norm_eps));
+    }
+    return most;
+  }
+
+  /** Makes digits of row r of A, or of its norm, by the largest size that each lane has there. */
+  __device__ __forceinline__ void count(const GemmParams &p, int r, uint32_t largest) {
     const DigitUnit unit(high2<T>(__reduce_max_sync(ALL_LANES, largest)));
     if (lane() == 0) units[r][warp()] = unit.unit;
-    // Again, out of L1: registers have no index, and twice as much code would come from memory.
+    const T *const a = static_cast<const T *>(p.a) + r * p.lda;
     unsigned char *const to = digit(p, r, 0);
-    own_packs<2>(
-        row, k, [] {}, [&](int at, const uint4 &x) { put(to + at, digit_stride(p), x, unit); });
+    const int k = (int)p.k, apart = digit_stride(p);
+    // A again, out of L1: registers have no index, and twice as much code would come from memory.
+    auto load = [&](int at) {
+      if (at >= k) return make_uint4(0, 0, 0, 0);
+      return p.norm ? whole(to + at, apart) : load_pack(a + at);
+    };
+    own_packs<2>((k + STEP - 1) / STEP * STEP, load, [] {},
+                 [&](int at, const uint4 &x) { put(to + at, apart, x, unit); });
+  }
+
+  /** The norm of a pack; `b` may be null and then counts as 0. */
+  template <typename N>
+  static __device__ __forceinline__ uint4 normed(const uint4 &x, const T *w, const T *b, N norm) {
+    const uint4 scale = load_pack(w), shift = b ? load_pack(b) : make_uint4(0, 0, 0, 0);
+    auto pair = [&](uint32_t x, uint32_t w, uint32_t b) {
+      return pack2<T>(norm(low2<T>(x), low2<T>(w), low2<T>(b)),
+                      norm(high2<T>(x), high2<T>(w), high2<T>(b)));
+    };
+    return make_uint4(pair(x.x, scale.x, shift.x), pair(x.y, scale.y, shift.y),
+                      pair(x.z, scale.z, shift.z), pair(x.w, scale.w, shift.w));
+  }
+
+  /** Keeps a pack where two of its digits will be, `apart` bytes from each other. */
+  static __device__ __forceinline__ void put_whole(unsigned char *to, int apart, const uint4 &x) {
+    *reinterpret_cast<uint2 *>(to) = make_uint2(x.x, x.y);
+    *reinterpret_cast<uint2 *>(to + apart) = make_uint2(x.z, x.w);
+  }
+  static __device__ __forceinline__ uint4 whole(const unsigned char *at, int apart) {
+    const uint2 first = *reinterpret_cast<const uint2 *>(at);
+    const uint2 second = *reinterpret_cast<const uint2 *>(at + apart);
+    return make_uint4(first.x, first.y, second.x, second.y);
   }
 
   /** Digits of a pack, in the order that weights have as bytes, `apart` bytes from each other. */

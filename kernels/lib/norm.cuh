@@ -1,5 +1,5 @@
-/** The norms of a row that a block holds: in registers (`RegisterRow`), in memory (`PlainRow`), or
- *  in shared memory (`SharedRow`). */
+/** The norms of a row that a block holds: in registers (`RegisterRow`), in shared memory
+ *  (`SharedRow`), or in memory (`PlainRow`, `ReadRow`). */
 #pragma once
 #include "reduce.cuh"
 #include "row.cuh"

@@ -86,6 +86,49 @@ template <typename T, int THREADS, int PACKS> struct RegisterRow {
   }
 };
 
+/** The 16 bytes at `from`. Of a pack of 16-bit elements the compiler moves each by itself. */
+template <typename T> __device__ __forceinline__ uint4 load_pack(const T *from) {
+  return *reinterpret_cast<const uint4 *>(from);
+}
+
+/** f(at, x) for x = load(at), the packs at `at`, at + APART, ... below `end`. AT_ONCE are on their
+ *  way at once, and `meanwhile` runs when they have been asked for: once at least. */
+template <int AT_ONCE, int APART, typename L, typename M, typename F>
+__device__ __forceinline__ void each_pack(int at, int end, L load, M meanwhile, F f) {
+#pragma unroll 1
+  do {
+    uint4 x[AT_ONCE] = {}; // Or each would take registers across the loop: 120 for 72.
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+      if (at + i * APART < end) x[i] = load(at + i * APART);
+    meanwhile();
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+      if (at + i * APART < end) f(at + i * APART, x[i]);
+    at += AT_ONCE * APART;
+  } while (at < end);
+}
+
+/** A row that every sum reads anew, from L1 after the first; each pack is one thread's, as of
+ *  `SharedRow`. `meanwhile` as of `each_pack`, in every sum. */
+template <typename T, int THREADS, typename M> struct ReadRow {
+  const T *row;
+  int cols;
+  M meanwhile;
+
+  template <typename F> __device__ __forceinline__ float sum(F f) const {
+    float total = 0;
+    each_pack<4, THREADS * Pack<T>::SIZE>(
+        (int)threadIdx.x * Pack<T>::SIZE, cols, [&](int at) { return load_pack(row + at); },
+        meanwhile, [&](int, const uint4 &x) {
+          const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+          for (int i = 0; i < 4; i++) total += f(low2<T>(pairs[i])), total += f(high2<T>(pairs[i]));
+        });
+    return total;
+  }
+};
+
 /** A row in shared memory, whose every pack is one thread's own: no barrier is needed before it has
  *  been written. `cols` is a multiple of a pack. */
 template <typename T, int THREADS> struct SharedRow {

@@ -171,6 +171,11 @@ fn one_launch_gives_the_bits_of_two() {
             }
             apart::<f16>(&stream, Case { kind, shape: (2, 34, 1152), bits, pad: 0 }, 1);
         }
+        // More packs than a lane has at once.
+        for bits in [16, 8, 4] {
+            let long = (1, 16, 6144);
+            apart::<bf16>(&stream, Case { kind: Kind::Rms, shape: long, bits, pad: 0 }, 1);
+        }
         // More rows than a block should make, or has room for; a norm that 16-byte copies miss.
         apart::<bf16>(&stream, Case { kind: Kind::Rms, shape: (3, 34, 256), bits: 16, pad: 0 }, 2);
         let wide = (2, 16, 14336);

@@ -126,21 +126,18 @@ const fn product(rows: u32, cols: u32) -> u32 {
 }
 
 /// What `KeptShared` has more, of A (m,k): of every warp three sums, and what two rows are counted
-/// in; then the vectors of a norm, or digits in their place; then rows.
+/// in; then the vectors of a norm; then rows, or digits.
 fn kept(p: &GemmParams, b: Stored) -> i64 {
     let warps = i64::from(THREADS / 32);
     let own = (4 * warps * (3 + MOST_KEPT)) as u64;
     let vectors = [p.norm_weight, p.norm_bias].iter().filter(|v| !v.is_null()).count() as i64;
-    let (vectors, rows) = (2 * vectors * p.k, 2 * p.m * (p.k + 8));
-    let digits = |away| p.m * DIGITS * ((p.k as u64).next_multiple_of(128) as i64 + away);
-    let behind = match b {
-        Stored::Elements => vectors + rows,
-        Stored::Int8 | Stored::Int4 => {
-            let rows = if p.norm == 0 { 0 } else { rows };
-            vectors.max(digits(if b == Stored::Int8 { 64 } else { 16 })) + rows
-        }
+    let digits = |away| DIGITS * ((p.k as u64).next_multiple_of(128) as i64 + away);
+    let row = match b {
+        Stored::Elements => 2 * (p.k + 8),
+        Stored::Int8 => digits(64),
+        Stored::Int4 => digits(16),
     };
-    own.next_multiple_of(16) as i64 + behind
+    own.next_multiple_of(16) as i64 + 2 * vectors * p.k + p.m * row
 }
 
 /// True if a block has room for A (m,k), or its norm, beside another block.
