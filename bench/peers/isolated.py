@@ -7,6 +7,7 @@ An error of a card stays in the context of its process: every later test of the 
 it, and a crash ends them all. So here each test has its own, and its own time. What ends is listed
 at once, with its seconds; after the last, what failed, with the end of what it printed. What did
 not run within --total is listed too: the exit status is 0 only if every test ran and passed.
+What passed and launched nothing on the card is counted apart: compute-sanitizer saw nothing of it.
 
     isolated.py --skip emulated target/release/deps/golden-0123456789abcdef
     isolated.py --prefix 'compute-sanitizer --tool memcheck' target/gpu/programs/test-kernels rope
@@ -27,6 +28,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 SHOWN = 3000  # characters of what a test that failed printed last
+LAUNCHED_NOTHING = "ok, launched nothing"
+# What compute-sanitizer says then, and makes an error of.
+SAW_NOTHING = "Target application terminated before first instrumented API call"
 
 
 class Tests:
@@ -72,7 +76,10 @@ class Tests:
                 self.running.discard(process)
             seconds = time.monotonic() - begin
             printed.seek(max(0, printed.seek(0, os.SEEK_END) - SHOWN))
-            return how, seconds, printed.read().decode(errors="replace").strip()
+            text = printed.read().decode(errors="replace").strip()
+            if how == "status 255" and SAW_NOTHING in text and "test result: ok" in text:
+                how = LAUNCHED_NOTHING
+            return how, seconds, text
 
     def stop(self, *_):
         """Ends what runs, and lets nothing more begin: a signal of who wants the report now."""
@@ -115,17 +122,19 @@ def main():
         tasks = {pool.submit(tests.run, name): name for name in names}
         for task in as_completed(tasks):
             how, seconds, printed = task.result()
-            counts[how if how in ("ok", "not run") else "failed"] += 1
-            print(f"{how:10} {seconds:6.1f} s  {tasks[task]}", flush=True)
-            if how not in ("ok", "not run"):
+            failed = how not in ("ok", LAUNCHED_NOTHING, "not run")
+            counts["failed" if failed else how] += 1
+            print(f"{how:20} {seconds:6.1f} s  {tasks[task]}", flush=True)
+            if failed:
                 bad.append((tasks[task], how, printed))
     for name, how, printed in bad:
         print(f"\n---- {name}: {how}\n{printed}")
     took = time.monotonic() - begin
-    said = (f"{len(names)} tests: {counts['ok']} passed, {counts['failed']} failed, "
+    said = (f"{len(names)} tests: {counts['ok']} passed, "
+            f"{counts[LAUNCHED_NOTHING]} passed and launched nothing, {counts['failed']} failed, "
             f"{counts['not run']} not run, {took:.0f} s")
     print(f"\n{said}")
-    if counts["ok"] != len(names):
+    if counts["failed"] or counts["not run"]:
         sys.exit(said)
 
 
