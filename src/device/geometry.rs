@@ -48,6 +48,25 @@ pub struct TensorMap {
     pub swizzle: Swizzle,
 }
 
+impl TensorMap {
+    /// Rows of `cols` elements, `stride` elements apart, in boxes of `tile_rows` by 64 columns, as
+    /// wgmma reads them.
+    pub fn for_wgmma(
+        address: *const c_void,
+        [rows, cols]: [i64; 2],
+        stride: i64,
+        tile_rows: i64,
+    ) -> Self {
+        TensorMap {
+            address,
+            sizes: [cols as u64, rows as u64],
+            stride: stride as u64 * 2,
+            tile: [64, tile_rows as u32],
+            swizzle: Swizzle::Bytes128,
+        }
+    }
+}
+
 /// One launch: which entry, over how many blocks of how many threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {

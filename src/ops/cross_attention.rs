@@ -7,7 +7,7 @@ use super::layout::{self, Attend};
 use super::rows::Rows;
 use super::softmax::{self, Keys, Queries, Run};
 use crate::contracts::{CrossAttentionParams, MediaSpan};
-use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream, Swizzle, TensorMap};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream, TensorMap};
 use crate::dtype::Real;
 use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result, twins};
@@ -116,16 +116,9 @@ fn of_many_rows(p: &CrossAttentionParams, chip: &Chip) -> Geometry {
     let runs = (i64::from(chip.multiprocessors) / i64::from(p.heads)).max(1);
     let room = (chip.shared_bytes - SHARED) / SEEN - (ROUND - 1);
     let run = layout::groups(tiles, runs).min(room.into());
-    let (rows, width) = (p.rows as u64, p.heads as u64 * 64);
-    let map = |address, tile_rows| {
-        Some(TensorMap {
-            address,
-            sizes: [width, rows],
-            stride: width * 2,
-            tile: [64, tile_rows],
-            swizzle: Swizzle::Bytes128,
-        })
-    };
+    let width = i64::from(p.heads) * 64;
+    let map =
+        |address, tile_rows| Some(TensorMap::for_wgmma(address, [p.rows, width], width, tile_rows));
     Geometry {
         variant: "_sm90_64",
         grid: [layout::groups(tiles, run) as u32, p.heads as u32, 1],

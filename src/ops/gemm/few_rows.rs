@@ -2,7 +2,7 @@
 
 use super::SWIGLU;
 use crate::contracts::GemmParams;
-use crate::device::{Chip, Geometry, Swizzle, TensorMap};
+use crate::device::{Chip, Geometry, TensorMap};
 use crate::ops::layout::groups;
 
 /// Threads of a block: 8 warps, which divide k.
@@ -100,21 +100,15 @@ pub(super) fn hopper(p: &GemmParams, chip: &Chip) -> Geometry {
     let (tiles, places) = (groups(p.n, COLS), 2 * i64::from(chip.multiprocessors));
     let most = if p.workspace.is_null() { 1 } else { (p.k / LEAST_PART).clamp(1, 8) };
     let parts = (places / tiles).clamp(1, most);
-    let map = |address, rows: i64, stride: i64, tile_rows| {
-        Some(TensorMap {
-            address,
-            sizes: [p.k as u64, rows as u64],
-            stride: stride as u64 * 2,
-            tile: [64, tile_rows],
-            swizzle: Swizzle::Bytes128,
-        })
-    };
+    let a = TensorMap::for_wgmma(p.a, [p.m, p.k], p.lda, 16);
+    // In two halves, which of SwiGLU lie apart.
+    let b = TensorMap::for_wgmma(p.b, [p.n, p.k], p.ldb, COLS / 2);
     // As many tiles for each block.
     let blocks = groups(tiles, groups(tiles, (places / parts).max(1)));
     Geometry {
         variant: "_sm90_rows16",
         grid: [blocks as u32, 1, parts as u32],
-        maps: [map(p.a, p.m, p.lda, 16), map(p.b, p.n, p.ldb, COLS as u32 / 2), None, None],
+        maps: [Some(a), Some(b), None, None],
         shared: SHARED,
         ..Geometry::linear(0, 160)
     }

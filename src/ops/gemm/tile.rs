@@ -3,7 +3,7 @@
 use super::SWIGLU;
 use crate::DType;
 use crate::contracts::GemmParams;
-use crate::device::{Chip, Geometry, Stream, Swizzle, TensorMap};
+use crate::device::{Chip, Geometry, Stream, TensorMap};
 use crate::ops::layout::{groups, is_packable};
 
 /// A tensor-core entry: the tile of C that a block computes, and what a block takes.
@@ -170,32 +170,22 @@ impl Tile {
     pub fn geometry(&self, p: &GemmParams, parts: i64, chip: &Chip) -> Geometry {
         let (down, across) = self.tiles(p);
         let (grid, maps) = if self.is_hopper {
-            let map = |address, rows: i64, stride: i64, tile_rows: i64| {
-                Some(TensorMap {
-                    address,
-                    sizes: [p.k as u64, rows as u64],
-                    stride: stride as u64 * 2,
-                    tile: [64, tile_rows as u32],
-                    swizzle: Swizzle::Bytes128,
-                })
-            };
-            let a = map(p.a, p.m, p.lda, self.rows);
+            let a = TensorMap::for_wgmma(p.a, [p.m, p.k], p.lda, self.rows);
             // In two halves, which of SwiGLU lie apart.
-            let b = map(p.b, p.n, p.ldb, self.cols / 2);
+            let b = TensorMap::for_wgmma(p.b, [p.n, p.k], p.ldb, self.cols / 2);
             // As many blocks as there is room for.
             let places = i64::from(chip.multiprocessors) * self.resident;
             let blocks = (places / parts).clamp(1, down * across);
-            ([blocks, 1, parts], [a, b, None, None])
+            ([blocks, 1, parts], [Some(a), Some(b), None, None])
         } else {
             ([down * across, 1, parts], [None; 4])
         };
         Geometry {
             variant: self.variant,
             grid: grid.map(|n| n as u32),
-            threads: self.threads,
             shared: self.shared,
-            cluster: 1,
             maps,
+            ..Geometry::linear(0, self.threads)
         }
     }
 }
