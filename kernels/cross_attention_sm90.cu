@@ -51,11 +51,7 @@ constexpr int BARRIER_THREADS = ROW_THREADS + IMAGE_THREADS + WARP;
 
 template <typename T>
 __device__ __forceinline__ void wgmma(float (&d)[8][4], uint64_t a, uint64_t b, bool add) {
-  float(&sums)[32] = reinterpret_cast<float(&)[32]>(d);
-  if constexpr (is_bf16<T>)
-    ptx::wgmma_bf16<64>(sums, a, b, add);
-  else
-    ptx::wgmma_f16<64>(sums, a, b, add);
+  wgmma<T, 64>(reinterpret_cast<float(&)[32]>(d), a, b, add);
 }
 template <typename T>
 __device__ __forceinline__ void wgmma_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,

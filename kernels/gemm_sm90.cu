@@ -27,6 +27,7 @@
  *            thirds of the time. */
 #include "gemm.h"
 #include "lib/epilogue.cuh"
+#include "lib/mma.cuh"
 #include "lib/reduce.cuh"
 #include "lib/ring.cuh"
 #include "lib/split.cuh"

@@ -18,6 +18,7 @@
  *            both: nine copies a stage, 71 us. */
 #include "gemm.h"
 #include "lib/epilogue.cuh"
+#include "lib/mma.cuh"
 #include "lib/reduce.cuh"
 #include "lib/ring.cuh"
 #include "lib/split.cuh"

@@ -16,6 +16,17 @@ __device__ __forceinline__ void mma<f16>(float (&d)[4], const uint32_t (&a)[4], 
   ptx::mma_f16(d, a, b0, b1);
 }
 
+#if HAS_SM90A
+/** As `ptx::wgmma_bf16`, of T. */
+template <typename T, int N>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add = true) {
+  if constexpr (is_bf16<T>)
+    ptx::wgmma_bf16<N>(d, a, b, add);
+  else
+    ptx::wgmma_f16<N>(d, a, b, add);
+}
+#endif
+
 /** ROWS rows of COLS 16-bit elements in shared memory. The 16-byte chunks of a row are permuted by
  *  its number, so that the eight rows that `ldmatrix` reads at once lie in different banks. */
 template <typename T, int ROWS, int COLS> struct SwizzledTile {

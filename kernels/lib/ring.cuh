@@ -1,6 +1,6 @@
 /** Stages in shared memory that tensor copies fill and warpgroups multiply, one after the other. */
 #pragma once
-#include "types.cuh"
+#include <stdint.h>
 
 /** The stage of a step, and the parity of its use. */
 template <int STAGES> struct Ring {
@@ -15,13 +15,3 @@ template <int STAGES> struct Ring {
     phase ^= stage / STAGES & 1, stage %= STAGES;
   }
 };
-
-#if HAS_SM90A
-template <typename T, int N>
-__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
-  if constexpr (is_bf16<T>)
-    ptx::wgmma_bf16<N>(d, a, b);
-  else
-    ptx::wgmma_f16<N>(d, a, b);
-}
-#endif

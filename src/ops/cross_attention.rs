@@ -108,7 +108,7 @@ fn run(p: &CrossAttentionParams, chip: &Chip) -> i64 {
 
 /// A block a multiprocessor takes a run of whole tiles: `kernels/cross_attention_sm90.cu`.
 fn of_many_rows(p: &CrossAttentionParams, chip: &Chip) -> Geometry {
-    /// `sizeof(CrossSm90Shared)`, `SEEN_BYTES` and `GROUPS`.
+    /// `sizeof(CrossSm90Shared)`, `sizeof(Seen)` and `GROUPS`.
     const SHARED: u32 = 193 << 10;
     const SEEN: u32 = 16;
     const ROUND: u32 = 4;
