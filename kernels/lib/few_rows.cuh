@@ -20,6 +20,7 @@
  *  lanes ask L1 and L2 for their stretch of A, some steps at once, while those before are
  *  multiplied: of the first tile every step is a trip to L2. */
 #pragma once
+#include "digit_sums.cuh"
 #include "epilogue.cuh"
 #include "kept_rows.cuh"
 #include "mma.cuh"
@@ -59,23 +60,38 @@ template <int TILES, int ROWS, int STAGES> struct FewRowsShared {
   uint4 ring[STAGES][TILES * 2][FEW_THREADS];
 };
 
-/** What products of bytes are added up in, and others. */
-template <bool IS_WHOLE> struct SumOf {
-  using Type = float;
-};
-template <> struct SumOf<true> {
-  using Type = int32_t;
-};
+/** C of a tile of COLS rows of B, whose sums are there, from row_of_a on; by one warp. */
+template <typename T, int ROWS, int COLS>
+__device__ __forceinline__ void store_tile(const float (&sums)[FEW_WARPS][ROWS][COLS],
+                                           const Epilogue<T> &epilogue, bool is_glu, int tile,
+                                           int64_t row_of_a, int m) {
+  auto whole = [&](int y, int x) {
+    float sum = 0;
+#pragma unroll
+    for (int from = 0; from < FEW_WARPS; from++) sum += sums[from][y][x];
+    return sum;
+  };
+  const int cols = is_glu ? COLS / 2 : COLS;
+  const int64_t col0 = (int64_t)tile * cols;
+  for (int i = lane(); i < m * cols; i += WARP) {
+    const int x = i % cols, y = i / cols;
+    const int64_t row = row_of_a + y, col = col0 + x;
+    if (col >= epilogue.cols) continue;
+    if (!is_glu) {
+      epilogue.store(row, col, whole(y, x));
+    } else {
+      const int at = x / 8 * 16 + x % 8;
+      epilogue.store(row, col, rounded::glu(whole(y, at), whole(y, at + 8)));
+    }
+  }
+}
 
 /** One warp's part: 16 TILES rows of B against 8 COLS rows of A. */
 template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KEPT> struct FewRows {
   static constexpr int RUN = Weights::RUN;
   static constexpr int STEP = 4 * RUN; /**< k of a step */
   static constexpr int RUN_BYTES = 16;
-  /** A is there as digits, for every row of it four columns of the tensor cores, of which the
-   *  fourth is nothing; the sums of a group, or of a tile, are whole numbers. */
-  static constexpr bool IS_WHOLE = KEPT && Weights::ARE_BYTES;
-  using Sum = typename SumOf<IS_WHOLE && !Weights::GROUPED>::Type;
+  static constexpr bool BY_DIGITS = KEPT && Weights::ARE_BYTES;
   /** A is asked for ahead, unless it is KEPT, or too much for registers. */
   static constexpr bool AHEAD = !KEPT && COLS * RUN <= 32;
   /** Steps whose A and scales are asked for at once, while as many before them are multiplied. */
@@ -88,7 +104,8 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   const int64_t ldb; /**< bytes */
   const bool is_glu;
   const int tiles, steps; /**< of B, and of k */
-  Sum acc[TILES][COLS][4];
+  float acc[TILES][COLS][4];
+  DigitSums<Weights> digit_sums; /**< or these, BY_DIGITS */
 
   /** What is copied next: a tile, a step of this warp in it, and this lane's runs of B there. */
   struct {
@@ -152,9 +169,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
   }
   /** Has it read the digits of the rows that are kept. */
   template <typename Kept> __device__ __forceinline__ void read_digits(Kept &kept) {
-    const int g = lane() / 4, t = lane() % 4, last = (int)p.m - 1;
-    digits = kept.digit(p, min(g / 4, last), min(g % 4, DIGITS - 1)) + t * RUN;
-    unit = kept.units[min(t / 2, last)][warp()] * Weights::BYTE;
+    digits = kept.own_digits(p), unit = kept.own_unit(p);
   }
   __device__ __forceinline__ uint4 load(int step, int j, int x) const {
     const uint4 zero = {0, 0, 0, 0};
@@ -210,6 +225,7 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
       if constexpr (Weights::GROUPED) groups[i][half] = w.first_group(row);
       factors[i][half] = w.row_scale(row);
     });
+    digit_sums.clear();
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
@@ -226,38 +242,12 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) runs[i][half] = s.ring[stage][i * 2 + half][threadIdx.x];
-    if constexpr (IS_WHOLE)
-      multiply_bytes(runs[0], step, asked);
-    else
+    if constexpr (BY_DIGITS) {
+      static_assert(TILES == 1 && COLS == 1, "eight columns are two rows of A");
+      const float scales[2] = {widen(asked.scales[0][0]), widen(asked.scales[0][1])};
+      digit_sums.add(runs[0], digits + step * STEP, scales);
+    } else {
       multiply_elements(runs, step, asked, ones);
-  }
-  /** As bytes, by the digits of A. */
-  __device__ __forceinline__ void multiply_bytes(const uint4 (&runs)[2], int step,
-                                                 const Asked &asked) {
-    static_assert(TILES == 1 && COLS == 1, "eight columns are two rows of A");
-    // Sums of a group begin with 1.5 2^23, as a float: so they are floats too.
-    constexpr uint32_t ZERO = 0x4b400000u;
-    int32_t group[4] = {ZERO, ZERO, ZERO, ZERO};
-#pragma unroll
-    for (int x = 0; x < RUN / 16; x++) {
-      const uint4 a = *reinterpret_cast<const uint4 *>(digits + step * STEP + x * 16);
-#pragma unroll
-      for (int y = 0; y < 2; y++) {
-        uint32_t low[2], high[2];
-        Weights::bytes(runs[0], x * 2 + y, low);
-        Weights::bytes(runs[1], x * 2 + y, high);
-        const uint32_t both[4] = {low[0], high[0], low[1], high[1]};
-        if constexpr (Weights::GROUPED)
-          ptx::mma_s8(group, both, y ? a.z : a.x, y ? a.w : a.y);
-        else
-          ptx::mma_s8(acc[0][0], both, y ? a.z : a.x, y ? a.w : a.y);
-      }
-    }
-    if constexpr (Weights::GROUPED) {
-#pragma unroll
-      for (int x = 0; x < 4; x++)
-        acc[0][0][x] += (__uint_as_float((uint32_t)group[x]) - __uint_as_float(ZERO)) *
-                        widen(asked.scales[0][x / 2]);
     }
   }
   __device__ __forceinline__ void multiply_elements(const uint4 (&runs)[TILES][2], int step,
@@ -306,22 +296,12 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
 
   /** Leaves the sums of rows of A below m. */
   __device__ __forceinline__ void put(Sums &sums, int m) const {
-    if constexpr (IS_WHOLE)
-      put_digits(sums, m);
+    if constexpr (BY_DIGITS)
+      digit_sums.each(m, [&](int row, int half, float sum) {
+        sums[warp()][row][half * 8 + lane() / 4] = sum * unit * widen(factors[0][half]);
+      });
     else
       put_elements(sums, m);
-  }
-  /** This lane has the sums of two digits of row t / 2, and its neighbour that of the third. */
-  __device__ __forceinline__ void put_digits(Sums &sums, int m) const {
-    const int g = lane() / 4, t = lane() % 4;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const float first = (float)acc[0][0][2 * half], second = (float)acc[0][0][2 * half + 1];
-      float sum = t % 2 ? 65536.0f * first : fmaf(256.0f, second, first);
-      sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-      if (t % 2 == 0 && t / 2 < m)
-        sums[warp()][t / 2][half * 8 + g] = sum * unit * widen(factors[0][half]);
-    }
   }
   __device__ __forceinline__ void put_elements(Sums &sums, int m) const {
     const int g = lane() / 4, t = lane() % 4;
@@ -339,29 +319,6 @@ template <typename T, typename Weights, int TILES, int COLS, int STAGES, bool KE
       }
   }
 
-  /** C of a tile, whose sums are there, from row_of_a on; by one warp. */
-  __device__ __forceinline__ void store(const Sums &sums, const Epilogue<T> &epilogue, int tile,
-                                        int64_t row_of_a, int m) const {
-    auto whole = [&](int y, int x) {
-      float sum = 0;
-#pragma unroll
-      for (int from = 0; from < FEW_WARPS; from++) sum += sums[from][y][x];
-      return sum;
-    };
-    const int cols = is_glu ? TILES * 8 : TILES * 16;
-    const int64_t col0 = (int64_t)tile * cols;
-    for (int i = lane(); i < m * cols; i += WARP) {
-      const int x = i % cols, y = i / cols;
-      const int64_t row = row_of_a + y, col = col0 + x;
-      if (col >= epilogue.cols) continue;
-      if (!is_glu) {
-        epilogue.store(row, col, whole(y, x));
-      } else {
-        const int at = x / 8 * 16 + x % 8;
-        epilogue.store(row, col, rounded::glu(whole(y, at), whole(y, at + 8)));
-      }
-    }
-  }
 };
 
 /** The kernel's body: a block takes every gridDim.x-th 16 TILES rows of B, and 8 COLS rows of A.
@@ -391,7 +348,7 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
   ptx::wait_for_launch_before();
   auto copy_rest = [&] { copy(STAGES - 1); };
   if constexpr (KEPT) kept.template make<STAGES - 1>(p, copy_rest);
-  if constexpr (Part::IS_WHOLE) {
+  if constexpr (Part::BY_DIGITS) {
     part.read_digits(kept);
   } else if constexpr (KEPT) {
     part.read_from(kept.rows(p), kept.stride(p), (int)p.m);
@@ -429,6 +386,6 @@ __device__ __forceinline__ void few_rows(const GemmParams &p, Weights w, int64_t
     part.ask(next, warp());
     __syncthreads();
     // One warp adds them, while the others go on.
-    if (warp() == turn % FEW_WARPS) part.store(sums, epilogue, tile, row_of_a, m);
+    if (warp() == turn % FEW_WARPS) store_tile(sums, epilogue, part.is_glu, tile, row_of_a, m);
   }
 }

@@ -41,8 +41,9 @@ struct DigitUnit {
 
 /** Behind `*this` are weight (k) and bias (k) of the norm, if there are such, in T; then rows (m,k)
  *  in T, or, if Weights are bytes, their digits: (DIGITS m, k) bytes, k up to whole steps. Threads
- *  read and write their own packs until all of it is there. */
-template <typename Product, typename T, typename Weights> struct KeptShared {
+ *  read and write their own packs until all of it is there. A warp multiplies STEPS steps of four
+ *  runs side by side, then those FEW_WARPS times as far on. */
+template <typename Product, typename T, typename Weights, int STEPS = 1> struct KeptShared {
   Product product;
   alignas(16) NormSums<FEW_THREADS> sums;
   float units[MOST_KEPT][FEW_WARPS];
@@ -55,11 +56,25 @@ template <typename Product, typename T, typename Weights> struct KeptShared {
     return ((int)p.k + 127) / 128 * 128 + (Weights::RUN == 16 ? 64 : 16);
   }
 
-  __device__ __forceinline__ T *rows(const GemmParams &p) {
-    return vectors() + (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k;
+  /** All that is needed for digits, with `*this`, bytes. */
+  static __device__ __forceinline__ int bytes(const GemmParams &p) {
+    return (int)sizeof(KeptShared) + vectors(p) * (int)sizeof(T) +
+           (int)p.m * DIGITS * digit_stride(p);
   }
+
+  __device__ __forceinline__ T *rows(const GemmParams &p) { return vectors() + vectors(p); }
   __device__ __forceinline__ unsigned char *digit(const GemmParams &p, int row, int digit) {
     return reinterpret_cast<unsigned char *>(rows(p)) + (row * DIGITS + digit) * digit_stride(p);
+  }
+
+  /** Where this lane's digits of the first step are, of its column of the tensor cores. */
+  __device__ __forceinline__ const unsigned char *own_digits(const GemmParams &p) {
+    const int g = lane() / 4, last = (int)p.m - 1;
+    return digit(p, min(g / 4, last), min(g % 4, DIGITS - 1)) + lane() % 4 * Weights::RUN;
+  }
+  /** What 1 is in this lane's sums. */
+  __device__ __forceinline__ float own_unit(const GemmParams &p) const {
+    return units[min(lane() % 4 / 2, (int)p.m - 1)][warp()] * Weights::BYTE;
   }
 
   /** Asks for weight and bias, which no launch writes: a group of copies. */
@@ -89,6 +104,10 @@ private:
   using Row = SharedRow<T, FEW_THREADS>;
 
   __device__ __forceinline__ T *vectors() { return reinterpret_cast<T *>(this + 1); }
+  /** Elements of them. */
+  static __device__ __forceinline__ int vectors(const GemmParams &p) {
+    return (!p.norm ? 0 : p.norm_bias ? 2 : 1) * (int)p.k;
+  }
   /** Of row r: sums in turns, those of the row before may still be read. */
   __device__ __forceinline__ BlockSum<FEW_THREADS> &squares(int r) {
     return r % 2 ? sums.rest : sums.squares;
@@ -118,9 +137,10 @@ private:
   /** `each_pack` of this lane's in its warp's steps of a row. */
   template <int AT_ONCE, typename L, typename M, typename F>
   static __device__ __forceinline__ void own_packs(int end, L load, M meanwhile, F f) {
-    constexpr int LANES = STEP / Pack<T>::SIZE;
-    each_pack<AT_ONCE, WARP / LANES * FEW_WARPS * STEP>(
-        (warp() + lane() / LANES * FEW_WARPS) * STEP + lane() % LANES * Pack<T>::SIZE, end, load,
+    constexpr int SPAN = STEPS * STEP, LANES = SPAN / Pack<T>::SIZE;
+    static_assert(WARP % LANES == 0, "a lane's packs lie equally far from each other");
+    each_pack<AT_ONCE, WARP / LANES * FEW_WARPS * SPAN>(
+        (warp() + lane() / LANES * FEW_WARPS) * SPAN + lane() % LANES * Pack<T>::SIZE, end, load,
         meanwhile, f);
   }
 

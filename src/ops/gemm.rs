@@ -32,7 +32,7 @@ use crate::tensor::{View, ViewMut};
 use crate::{DType, Error, Result};
 use codes::Codes;
 pub(super) use codes::GROUP;
-pub(super) use few_rows::{Rows, Stored};
+pub(super) use few_rows::{Rows, Stored, hopper_bytes};
 pub(super) use geometry::few_bits;
 use inner::Inner;
 pub(super) use table::read_tiles;

@@ -2,7 +2,8 @@
 
 use super::check;
 use super::gemm::{
-    Epilogue, GROUP, Rows, Stored, cost_with, few_bits, product, quantized_twin, swiglu_product,
+    Epilogue, GROUP, Rows, Stored, cost_with, few_bits, hopper_bytes, product, quantized_twin,
+    swiglu_product,
 };
 use super::layout::is_packable;
 use super::normed::Norm;
@@ -139,8 +140,8 @@ const WIDE: usize = 1 << 27;
 /// Beyond the longest row.
 const LONG: usize = 1 << 30;
 
-/// `_rows8` and `_rows16` read B once; `_tiles` once per 64 rows of A; what 16-byte loads cannot
-/// reach, and f32, is a warp per cell.
+/// `_rows8`, `_rows16` and `_sm90_rows8` read B once; `_tiles` once per 64 rows of A; what 16-byte
+/// loads cannot reach, and f32, is a warp per cell.
 fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
     let (g, is_int8) = (&p.product, p.bits == 8);
     let (m, n) = (g.m.max(0) as u64, g.n.max(0) as u64);
@@ -160,6 +161,8 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
         false => (Stored::Int4, ["_int4_rows8", "_int4_rows8_kept", "_int4_rows16"]),
     };
     match Rows::of(g, stored, chip) {
+        Some(Rows::Kept) => hopper_bytes(g, stored, chip)
+            .unwrap_or_else(|| Rows::Kept.geometry(g, stored, variants, chip)),
         Some(rows) => rows.geometry(g, stored, variants, chip),
         None => few_bits(g, is_int8, chip),
     }
@@ -196,7 +199,15 @@ mod tests {
     fn cards_read_weights_once_for_few_rows_and_cell_by_cell_where_they_must() {
         let of = |m, k, bits| geometry(&params(m, k, bits), DType::BF16, &Chip::H200);
         let one = of(1, 4096, 8);
-        assert_eq!((one.variant, one.grid, one.shared), ("_int8_rows8_kept", [256, 1, 1], 76928));
+        assert_eq!((one.variant, one.grid, one.shared), ("_int8_sm90_rows8", [256, 1, 1], 113376));
+        // Eight warps' pieces of 128 bytes, in rows of bytes.
+        assert_eq!(one.maps[0].map(|m| (m.sizes, m.tile)), Some(([2048, 4096], [64, 16])));
+        // Less ring beside a longer row; none beside two such, or of half pieces, or elsewhere.
+        assert_eq!(of(1, 16384, 4).shared, 100_944);
+        assert_eq!(of(2, 16384, 4).variant, "_int4_rows8");
+        assert_eq!(of(1, 4096 + 128, 4).variant, "_int4_rows8_kept");
+        let old = geometry(&params(1, 4096, 8), DType::BF16, &Chip::A100);
+        assert_eq!((old.variant, old.grid, old.shared), ("_int8_rows8_kept", [216, 1, 1], 63840));
         let ten = of(10, 4096, 4);
         assert_eq!((ten.variant, ten.grid, ten.shared), ("_int4_rows16", [128, 1, 1], 115840));
         let many = of(250, 4096, 4);

@@ -175,7 +175,8 @@ fn check<T: Real>(c: &Case, is_int4: bool) {
     check_on::<T>(c, is_int4, streams());
 }
 
-/// By streams in pairs that give the same bits.
+/// By streams in pairs that give the same bits, unless an A100 and an H200 multiply one or two
+/// rows: they divide k in other ways.
 fn check_on<T: Real>(c: &Case, is_int4: bool, streams: Vec<Stream>) {
     let o = Operands::new(c, is_int4);
     let (want, atol) = oracle::<T>(c, &o);
@@ -189,7 +190,9 @@ fn check_on<T: Real>(c: &Case, is_int4: bool, streams: Vec<Stream>) {
             }
         }
         let [one, other] = found.map(|t| t.view().to_f32().unwrap());
-        assert!(one == other, "{c:?}: depends on the number of threads");
+        let [kind, another] = [0, 1].map(|i| pair[i].chip().map(|chip| chip.capability));
+        let must_agree = kind == another || c.shape.0 > 2;
+        assert!(one == other || !must_agree, "{c:?}: depends on the number of threads");
     }
 }
 
@@ -206,7 +209,7 @@ fn every_number_of_rows_that_is_few() {
         check::<bf16>(&c, true);
     }
     // Blocks that take one tile after the other, whose copies run on from one into the next.
-    let small = || cards([Chip { multiprocessors: 1, ..Chip::H200 }; 2]).into();
+    let small = || cards([Chip { multiprocessors: 1, ..Chip::H200 }, Chip::H200]).into();
     for (m, n, k) in [(1, 16 * 9 + 5, 1280), (3, 100, 128), (13, 32 * 5 - 3, 640)] {
         let c = Case { every: true, ..case("tile_after_tile", m, n, k) };
         check_on::<bf16>(&c, false, small());

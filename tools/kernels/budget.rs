@@ -78,6 +78,7 @@ fn most_per_hmma(entry: &str) -> f32 {
         e if !e.starts_with("gemm_quantized_") => f32::INFINITY,
         e if e.ends_with("_tiles") => 4.5,
         e if e.contains("_int8_rows8") => 48.0,
+        e if e.contains("_int8_sm90_rows8") => 48.0,
         e if e.ends_with("_int4_rows8_kept") => 40.0,
         _ => 32.0,
     }
@@ -124,8 +125,11 @@ pub fn check(compiled: &[Compiled]) -> Vec<String> {
         }
         if budget.tensor_cores && dtype != "f32" {
             if c.entry.contains("_sm90") {
-                if c.mix.hgmma == 0 || c.mix.tma == 0 {
-                    say(format!("{} HGMMA, {} UTMALDG", c.mix.hgmma, c.mix.tma));
+                // Of one or two rows bytes are multiplied by a warp.
+                let products = if c.entry.ends_with("_rows8") { c.mix.hmma } else { c.mix.hgmma };
+                if products == 0 || c.mix.tma == 0 {
+                    let (hgmma, hmma) = (c.mix.hgmma, c.mix.hmma);
+                    say(format!("{hgmma} HGMMA, {hmma} HMMA, {} UTMALDG", c.mix.tma));
                 }
             } else {
                 // Few rows multiply weights as they come from memory, not from shared memory.

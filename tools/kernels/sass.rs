@@ -250,7 +250,9 @@ fn mix(code: &[Instruction<'_>]) -> Mix {
     };
     let busy: Vec<_> = loops.iter().filter(|l| hmma_of(l).0 > 0).collect();
     let innermost = busy.iter().filter(|o| !busy.iter().any(|inner| holds(o, inner)));
-    if let Some((hmma, all)) = innermost.map(|l| hmma_of(l)).max() {
+    // A wait that was moved behind the code branches back into its loop: another, longer one.
+    let fewest = |&(hmma, all): &(usize, usize)| (hmma, std::cmp::Reverse(all));
+    if let Some((hmma, all)) = innermost.map(|l| hmma_of(l)).max_by_key(fewest) {
         mix.per_hmma = all as f32 / hmma as f32;
     }
     mix.fences_in_loop = fences_in_loop(code, &loops);

@@ -65,16 +65,8 @@ impl Rows {
             Rows::Eight | Rows::Kept => 16,
             Rows::Sixteen => 32,
         };
-        let tiles = (p.n.max(0) as u64).div_ceil(tile) as u32;
-        // Blocks share the tiles evenly, so multiprocessors must have as many blocks each: a card
-        // sees to that only if they have no room for one more.
-        let (all, needed) = (chip.shared_bytes + OWN, self.shared(p, b));
-        let wanted = tiles.div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
-        let resident = wanted.min(all / (needed + OWN)).max(1);
-        let too_much = (all / (resident + 1) + 1).next_multiple_of(128) - OWN;
-        let shared = needed.max(too_much).min(chip.shared_bytes);
-        let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
-        Geometry { variant: variants[self as usize], shared, ..Geometry::linear(blocks, THREADS) }
+        let shared = self.shared(p, b);
+        Geometry { variant: variants[self as usize], ..that_stay(p, tile, shared, chip) }
     }
 
     /// Shared memory that a block needs, bytes.
@@ -85,6 +77,53 @@ impl Rows {
             Rows::Sixteen => product(16, 32),
         }
     }
+}
+
+/// Blocks that stay, and share tiles of `tile` rows of B; each needs so much shared memory.
+fn that_stay(p: &GemmParams, tile: u64, needed: u32, chip: &Chip) -> Geometry {
+    let tiles = (p.n.max(0) as u64).div_ceil(tile) as u32;
+    // Tiles are shared evenly, so multiprocessors must have as many blocks each: a card sees to
+    // that only if they have no room for one more.
+    let all = chip.shared_bytes + OWN;
+    let wanted = tiles.div_ceil(chip.multiprocessors).clamp(1, RESIDENT);
+    let resident = wanted.min(all / (needed + OWN)).max(1);
+    let too_much = (all / (resident + 1) + 1).next_multiple_of(128) - OWN;
+    let shared = needed.max(too_much).min(chip.shared_bytes);
+    let blocks = if p.m > 0 { tiles.min(resident * chip.multiprocessors) } else { 0 };
+    Geometry { shared, ..Geometry::linear(blocks, THREADS) }
+}
+
+/// `gemm_quantized_sm90.cu`: one or two rows of A, whose shapes `Rows::of` takes, by as long a ring
+/// as there is room for beside another block; None if that is shorter than what memory needs, or k
+/// is not in whole pieces.
+pub(in crate::ops) fn hopper_bytes(p: &GemmParams, b: Stored, chip: &Chip) -> Option<Geometry> {
+    /// `PIECE_WIDTH`: of a row of B, which is in whole pieces.
+    const PIECE: i64 = 128;
+    /// `sizeof(Stage)`, and how many of them.
+    const STAGE: i64 = 8 * 16 * PIECE;
+    const STAGES: std::ops::RangeInclusive<i64> = 3..=6;
+    /// `sizeof(BytesSm90Shared)`.
+    const OWN_SHARED: i64 = 2 * 8 * MOST_KEPT * 16 * 4 + *STAGES.end() * 8 * 8;
+    let (variant, bytes_of_row) = match b {
+        Stored::Int8 => ("_int8_sm90_rows8", p.k),
+        Stored::Int4 => ("_int4_sm90_rows8", p.k / 2),
+        Stored::Elements => return None,
+    };
+    let is_whole = p.k > 0 && bytes_of_row % PIECE == 0;
+    if !is_whole || !chip.has_wgmma() || p.m > MOST_KEPT || p.n <= 0 {
+        return None;
+    }
+    let beside = OWN_SHARED + kept(p, b);
+    let stages = (half(chip) - beside) / STAGE;
+    if stages < *STAGES.start() {
+        return None;
+    }
+    let needed = (beside + stages.min(*STAGES.end()) * STAGE) as u32;
+    // Of SwiGLU eight gates, then their values.
+    let rows = if p.activation == SWIGLU { 8 } else { 16 };
+    let map = TensorMap::for_wgmma(p.b, [p.n, bytes_of_row / 2], p.ldb / 2, rows);
+    let maps = [Some(map), None, None, None];
+    Some(Geometry { variant, maps, ..that_stay(p, 16, needed, chip) })
 }
 
 /// `gemv_sm90.cu`: 9 to 16 rows of A by blocks of 64 rows of B, two a multiprocessor; k in so many
@@ -136,6 +175,11 @@ fn kept(p: &GemmParams, b: Stored) -> i64 {
 
 /// True if a block has room for A (m,k), or its norm, beside another block.
 fn has_room(p: &GemmParams, b: Stored, chip: &Chip) -> bool {
-    let half = i64::from((chip.shared_bytes + OWN) / 2 - OWN);
-    p.m <= MOST_KEPT && p.k < half && i64::from(product(MOST_KEPT as u32, 16)) + kept(p, b) <= half
+    let needed = || i64::from(product(MOST_KEPT as u32, 16)) + kept(p, b);
+    p.m <= MOST_KEPT && p.k < half(chip) && needed() <= half(chip)
+}
+
+/// Shared memory of one of two blocks of a multiprocessor, bytes.
+fn half(chip: &Chip) -> i64 {
+    i64::from((chip.shared_bytes + OWN) / 2 - OWN)
 }
