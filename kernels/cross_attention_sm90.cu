@@ -12,8 +12,8 @@
  *            nothing is masked, and there are no sums before.
  *  Geometry  `_sm90_64`: grid (runs of tiles, heads), a block a multiprocessor, 640 threads, 193
  *            KiB and 16 bytes for each tile of a run and three more: by them a block knows how
- *            many they are, and nothing is divided. Two tiles of queries for each warpgroup are
- *            there or on their way: all of 8192 rows are asked for at once.
+ *            many they are, and nothing is divided. Three tiles of queries for each warpgroup
+ *            are there or on their way: all of 12288 rows are asked for at once.
  *  Traffic   q and o once; an image once per run of tiles that sees it, from L2, the first before
  *            the launch that makes q has ended: after what is seen, beside the queries.
  *  Rejected  sums of each image for themselves, added later: 32 registers more than there are.
@@ -26,7 +26,7 @@
 
 constexpr int GROUPS = 4, GROUP_THREADS = 128, ROW_THREADS = GROUPS * GROUP_THREADS;
 /** Tiles whose queries are there or on their way; a warpgroup has every fourth. */
-constexpr int PLACES = 2 * GROUPS;
+constexpr int PLACES = 3 * GROUPS;
 
 /** Images `first` .. `end` that rows of a tile see; none if `end` is 0. */
 struct alignas(16) Seen {
@@ -38,7 +38,7 @@ struct alignas(16) Seen {
 
 template <typename T> struct alignas(1024) CrossSm90Shared {
   Tile<T, 64> q[PLACES], k[2], v[2], o[GROUPS];
-  float4 kept[8][ROW_THREADS];
+  float4 kept[4][ROW_THREADS];
   uint64_t full[PLACES], empty[PLACES];
   uint64_t filled[2], read[2]; /**< keys and values */
 };
@@ -225,19 +225,25 @@ struct Operands {
   }
 };
 
-/** Where a thread leaves its sums and takes them back. */
+/** Where a thread leaves its sums and takes them back: half of them where its warp's rows are on
+ *  their way out, once those before have left. */
 struct Kept {
-  float4 (&cells)[8][ROW_THREADS];
+  float4 (&cells)[4][ROW_THREADS];
+  float4 *out;
 
+  __device__ __forceinline__ float4 &cell(int j) const {
+    return j < 4 ? cells[j][threadIdx.x] : out[(j - 4) * WARP + lane()];
+  }
   __device__ __forceinline__ void put(const float (&o)[8][4]) const {
+    if (lane() == 0) ptx::tma_store_wait<0>();
+    __syncwarp();
 #pragma unroll
-    for (int j = 0; j < 8; j++)
-      cells[j][threadIdx.x] = make_float4(o[j][0], o[j][1], o[j][2], o[j][3]);
+    for (int j = 0; j < 8; j++) cell(j) = make_float4(o[j][0], o[j][1], o[j][2], o[j][3]);
   }
   __device__ __forceinline__ void get(float (&o)[8][4]) const {
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      const float4 x = cells[j][threadIdx.x];
+      const float4 x = cell(j);
       o[j][0] = x.x, o[j][1] = x.y, o[j][2] = x.z, o[j][3] = x.w;
     }
   }
@@ -392,7 +398,8 @@ __device__ __forceinline__ void take_rows(const CrossTiles<T> &run, const Tensor
         rows.take_alone(operands, unit);
       } else {
         const int row = run.row0 + (int)i * TILE_ROWS + first + l / 4;
-        rows.take(operands, unit, image == own.first, Kept{s.kept},
+        float4 *const out = reinterpret_cast<float4 *>(s.o[group].cells + first * 64);
+        rows.take(operands, unit, image == own.first, Kept{s.kept, out},
                   [&](float(&x)[8][4], int half) {
                     return mask(x, half, run.span(row + half * 8), (int)image);
                   });

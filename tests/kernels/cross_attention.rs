@@ -157,7 +157,7 @@ fn many_rows_on_hopper() {
     };
     let one = (0, 1, 0);
     let cases = [
-        ("one_image", 1, spans(&[(577, one)])),
+        ("one_image", 1, spans(&[(833, one)])),
         ("marker_within_a_tile", 2, spans(&[(7, (0, 0, 0)), (83, one), (75, (1, 2, 0))])),
         ("marker_at_the_end_of_a_tile", 2, spans(&[(64, one), (64, (1, 2, 0)), (1, one)])),
         ("nothing_seen_for_long", 3, spans(&[(280, (1, 1, 0)), (100, (2, 3, 0)), (9, (0, 0, 1))])),
