@@ -1,6 +1,6 @@
 //! Shapes over buffers: row-major tensors, and views of them with an optional row stride.
 
-use crate::device::{Buffer, Cells, Stream};
+use crate::device::{Buffer, Cells, Landing, Stream};
 use crate::dtype::Real;
 use crate::{DType, Error, Result};
 use std::fmt;
@@ -297,6 +297,15 @@ impl<'a> View<'a> {
         Ok(out)
     }
 
+    /// Begins to copy the bytes of the cells out, as [`View::to_bytes`] does: what is launched
+    /// later need not end before they are there.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device has failed.
+    pub fn begin_read(&self) -> Result<Landing> {
+        begin_copy_out(self.buffer, self.cells())
+    }
+
     /// Copies the bytes of the cells out of the device, row after row, whatever the dtype.
     ///
     /// # Errors
@@ -427,6 +436,13 @@ fn expect_dtype(who: &str, found: DType, expected: DType) -> Result<()> {
 fn copy_out(buffer: &Buffer, cells: Cells, out: &mut [u8]) -> Result<()> {
     // SAFETY: callers pass the cells of a view of this buffer, and as many bytes.
     unsafe { buffer.get(cells, out.as_mut_ptr()) }
+}
+
+#[allow(unsafe_code)]
+fn begin_copy_out(buffer: &Buffer, cells: Cells) -> Result<Landing> {
+    // SAFETY: callers pass the cells of a view of this buffer; what comes later is in the order of
+    // its device.
+    unsafe { buffer.begin_get(cells) }
 }
 
 #[allow(unsafe_code)]

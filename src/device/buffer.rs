@@ -1,6 +1,6 @@
 //! Bytes on a device. On the host a buffer may borrow a file mapping: weights are never copied.
 
-use super::cuda::{self, Cells, Job, Queue};
+use super::cuda::{self, Arrival, Cells, Job, Queue};
 use crate::{Error, Result};
 use memmap2::{Mmap, MmapMut};
 use std::sync::Arc;
@@ -174,6 +174,23 @@ impl Buffer {
         }
     }
 
+    /// Begins what [`Buffer::get`] does, all of it into new memory.
+    ///
+    /// # Safety
+    /// The cells are in this buffer and nobody writes to them before they are there.
+    pub(crate) unsafe fn begin_get(&self, cells: Cells) -> Result<Landing> {
+        // SAFETY: the caller's.
+        unsafe {
+            if let Memory::Card(memory) = &self.memory
+                && let Some(arrival) = memory.queue.begin_read(cells)?
+            {
+                return Ok(Landing(Way::Later(arrival)));
+            }
+            let mut bytes = vec![0; cells.rows * cells.bytes];
+            self.get(cells, bytes.as_mut_ptr()).map(|()| Landing(Way::Here(bytes)))
+        }
+    }
+
     /// Copies `from` of buffer `source` to `to` of this one, cells of the same form.
     ///
     /// # Safety
@@ -191,6 +208,27 @@ impl Buffer {
                     Ok(())
                 }
             }
+        }
+    }
+}
+
+/// Bytes of a device that somebody will wait for; launches and copies may go on meanwhile.
+pub struct Landing(Way);
+
+enum Way {
+    Here(Vec<u8>),
+    Later(Arrival),
+}
+
+impl Landing {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the card has failed.
+    pub fn wait(self) -> Result<Vec<u8>> {
+        match self.0 {
+            Way::Here(bytes) => Ok(bytes),
+            Way::Later(arrival) => arrival.wait(),
         }
     }
 }

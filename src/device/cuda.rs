@@ -1,5 +1,6 @@
 //! CUDA through the driver, which is loaded at run time: one binary starts everywhere.
 
+mod arrival;
 mod cublaslt;
 mod graph;
 mod images;
@@ -10,6 +11,7 @@ mod staging;
 mod timing;
 mod upload;
 
+pub(super) use arrival::Arrival;
 pub(super) use launch::MOST_PARAMS;
 pub use nccl::{Nccl, NcclTicket};
 pub(super) use queue::{Memory, Queue};

@@ -14,7 +14,7 @@ mod products;
 #[cfg(feature = "simt")]
 mod simt;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Landing};
 pub(crate) use cuda::Cells;
 pub use cuda::{CudaCard, Nccl, NcclTicket, cuda_cards};
 pub use form::Form;
@@ -512,6 +512,11 @@ impl Stream {
     /// True if launches run on this machine's processor.
     pub fn is_host(&self) -> bool {
         matches!(self.backend, Backend::Host(_))
+    }
+
+    /// True if somebody wants to see each launch, one after the other.
+    pub fn is_watched(&self) -> bool {
+        self.observer.is_watching()
     }
 
     /// What the launches run on, in words.

@@ -22,6 +22,7 @@
 
 pub mod beam;
 mod cache;
+mod flight;
 mod folder;
 pub mod options;
 pub mod processors;
@@ -43,6 +44,7 @@ use crate::tensor::{Arena, View};
 use crate::text::Tokenizer;
 use crate::{DType, Error, Result};
 use cache::{ImageCache, PrefixCache};
+use flight::Chosen;
 use std::path::Path;
 use std::time::Instant;
 
@@ -94,8 +96,9 @@ pub struct Engine {
     options: EngineOptions,
     weights_bytes: u64,
     arena: Arena,
-    /// How the tokens of a pass are chosen, and those tokens.
+    /// How the tokens of a pass are chosen.
     draws: Arena,
+    chosen: Chosen,
     pool: KvPool,
     images: ImageCache,
     prefixes: PrefixCache,
@@ -129,6 +132,7 @@ impl Engine {
         Ok(Engine {
             arena: Arena::new(&stream, 0)?,
             draws: Arena::new(&stream, 0)?,
+            chosen: Chosen::new(&stream, options.concurrent)?,
             images: ImageCache::new(options.image_cache),
             prefixes: PrefixCache::new(prefixes, config.tokens.image),
             weights_bytes: weights.bytes() as u64,

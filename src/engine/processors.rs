@@ -39,6 +39,11 @@ impl Processors {
         &self.eos
     }
 
+    /// True if the [`Processors::edits`] depend on which tokens the history has.
+    pub fn mind_history(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.no_repeat_ngram_size != 0
+    }
+
     /// What the rules do to the scores (V = `vocabulary`) of the token after `history` (prompt and
     /// answer so far), of which the last `generated` are the answer. A penalty counts once for each
     /// token of the history.

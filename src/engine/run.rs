@@ -3,11 +3,11 @@
 use super::Engine;
 use super::beam::Beams;
 use super::cache::ImageKey;
+use super::flight::{Flight, Found};
 use super::request::{Answer, Control, Event, Finish, Request, Timings, TokenLogprob};
 use super::sampler::Sampler;
 use crate::model::{Media, Origin, Probe, Rows, Session, Step};
-use crate::ops::{self, Choice, Choices, Draw, Draws};
-use crate::tensor::Tensor;
+use crate::ops::Choice;
 use crate::text::{StopStrings, TokenStream};
 use crate::{Error, Result};
 use std::collections::VecDeque;
@@ -20,16 +20,16 @@ const PASS_TOKENS: usize = 512;
 const PASS_IMAGES: usize = 8;
 
 /// A request that has been admitted.
-struct Running {
-    index: usize,
-    request: Request,
+pub(super) struct Running {
+    pub index: usize,
+    pub request: Request,
     /// One, or one per beam once the prompt has been read.
-    sessions: Vec<Session>,
+    pub sessions: Vec<Session>,
     /// Tokens of the prompt in the first session.
     read: usize,
     /// The last token of each session, once the prompt has been read.
     last: Vec<u32>,
-    chooser: Chooser,
+    pub chooser: Chooser,
     images: Vec<ImageKey>,
     cached_tokens: usize,
     cached_images: usize,
@@ -39,28 +39,19 @@ struct Running {
 }
 
 /// How the next token is chosen.
-enum Chooser {
+pub(super) enum Chooser {
     One(Box<Text>),
     Beams(Box<Beams>),
 }
 
 /// A single continuation that is shown as it grows.
-struct Text {
-    sampler: Sampler,
-    history: Vec<u32>,
+pub(super) struct Text {
+    pub sampler: Sampler,
+    pub history: Vec<u32>,
     stream: TokenStream,
     stops: StopStrings,
     text: String,
     logprobs: Vec<TokenLogprob>,
-}
-
-/// What a pass found for one request.
-enum Found {
-    /// Its prompt has not been read yet.
-    Nothing,
-    Token(Result<Choice>),
-    /// The logits of each beam: a search compares all tokens of all beams, on the host.
-    Beams(Vec<f32>),
 }
 
 /// The receiver of all events of a batch.
@@ -77,6 +68,9 @@ impl Engine {
         let mut answers: Vec<Option<Result<Answer>>> = requests.iter().map(|_| None).collect();
         let mut waiting: VecDeque<_> = requests.into_iter().enumerate().collect();
         let mut running: Vec<Running> = Vec::new();
+        // A pass that has been launched before the tokens of the last one are known.
+        let mut ahead = None;
+        self.chosen.forget();
         while !waiting.is_empty() || !running.is_empty() {
             while running.len() < self.options.concurrent.max(1) {
                 let Some((index, request)) = waiting.pop_front() else { break };
@@ -85,7 +79,14 @@ impl Engine {
                     Err(e) => answers[index] = Some(Err(e)),
                 }
             }
-            self.pass(&mut running, &mut answers, on);
+            match self.take_off(ahead.take(), &mut running, &mut answers) {
+                Ok(Some((flight, next))) => {
+                    ahead = next;
+                    self.land(flight, &mut running, &mut answers, on);
+                }
+                Ok(None) => {}
+                Err(e) => fail_all(&mut running, &mut answers, &e),
+            }
         }
         answers.into_iter().map(|a| a.unwrap_or(Err(Error::Cancelled))).collect()
     }
@@ -166,92 +167,57 @@ impl Engine {
         Ok((media, keys, known))
     }
 
-    /// One pass over every sequence: the next piece of a prompt, or one token.
-    fn pass(
+    /// One pass over every sequence: that which is `launched` already, or the next piece of a
+    /// prompt or one token of each; None if there is nothing to compute. With it the pass after it,
+    /// if that could be launched too.
+    fn take_off(
         &mut self,
+        launched: Option<Flight>,
+        running: &mut Vec<Running>,
+        answers: &mut [Option<Result<Answer>>],
+    ) -> Result<Option<(Flight, Option<Flight>)>> {
+        let flight = match launched {
+            Some(flight) => flight,
+            None => {
+                self.make_room(running, answers);
+                let mut left = PASS_TOKENS;
+                let plan: Vec<usize> = running.iter().map(|r| r.next_tokens(&mut left)).collect();
+                if plan.iter().all(|&tokens| tokens == 0) {
+                    return Ok(None);
+                }
+                self.begin(running, &plan)?
+            }
+        };
+        let next = self.begin_ahead(running)?;
+        Ok(Some((flight, next)))
+    }
+
+    /// Uses what a pass has found for those that are still running.
+    fn land(
+        &mut self,
+        flight: Flight,
         running: &mut Vec<Running>,
         answers: &mut [Option<Result<Answer>>],
         on: &mut On<'_>,
     ) {
-        self.make_room(running, answers);
-        let mut left = PASS_TOKENS;
-        let plan: Vec<usize> = running.iter().map(|r| r.next_tokens(&mut left)).collect();
-        let logits = {
-            let mut steps = Vec::new();
-            for (r, &tokens) in running.iter_mut().zip(&plan) {
-                r.steps(tokens, &mut steps);
-            }
-            if steps.is_empty() {
-                return;
-            }
-            let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
-            self.model.forward(stream, arena, pool, &mut steps, &mut Probe::none())
-        };
-        let found = match logits.and_then(|logits| self.find(&logits, running, &plan)) {
+        let found = match flight.land() {
             Ok(found) => found,
             Err(e) => return fail_all(running, answers, &e),
         };
-        let mut kept = Vec::with_capacity(running.len());
-        for ((mut r, tokens), found) in running.drain(..).zip(plan).zip(found) {
-            match self.take(&mut r, tokens, found, on) {
-                Ok(None) => kept.push(r),
+        for (index, tokens, found) in found {
+            let Some(at) = running.iter().position(|r| r.index == index) else { continue };
+            match self.take(&mut running[at], tokens, found, on) {
+                Ok(None) => {}
                 Ok(Some(finish)) => {
-                    let index = r.index;
-                    answers[index] = Some(self.finish(r, finish));
+                    let ended = running.remove(at);
+                    answers[index] = Some(self.finish(ended, finish));
                 }
-                Err(e) => answers[r.index] = Some(Err(e)),
-            }
-        }
-        *running = kept;
-    }
-
-    /// Chooses the tokens that the `logits` of a pass are for; of what it read, only they leave the
-    /// device.
-    fn find(
-        &mut self,
-        logits: &Tensor,
-        running: &mut [Running],
-        plan: &[usize],
-    ) -> Result<Vec<Found>> {
-        let vocabulary = logits.shape().cols();
-        let mut found: Vec<Found> = running.iter().map(|_| Found::Nothing).collect();
-        let (mut draws, mut places, mut row) = (Vec::new(), Vec::new(), 0);
-        for (i, (r, &tokens)) in running.iter_mut().zip(plan).enumerate() {
-            let rows = row..row + r.logit_rows(tokens);
-            row = rows.end;
-            match &mut r.chooser {
-                _ if rows.is_empty() => (),
-                Chooser::Beams(_) => {
-                    let view = logits.view().block(rows, 0..vocabulary)?;
-                    found[i] = Found::Beams(view.to_f32()?);
-                }
-                Chooser::One(text) => {
-                    let Text { sampler, history, .. } = &mut **text;
-                    let generated = history.len() - r.request.prompt.len();
-                    match sampler.draw(rows.start, history, generated, vocabulary) {
-                        Ok(draw) => {
-                            draws.push(draw);
-                            places.push(i);
-                        }
-                        Err(e) => found[i] = Found::Token(Err(e)),
-                    }
+                Err(e) => {
+                    running.remove(at);
+                    answers[index] = Some(Err(e));
                 }
             }
         }
-        for (i, choice) in places.into_iter().zip(self.choose(logits, &draws)?) {
-            found[i] = Found::Token(choice);
-        }
-        Ok(found)
-    }
-
-    fn choose(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Result<Choice>>> {
-        let (stream, arena, shape) = (&self.stream, &mut self.draws, logits.shape());
-        arena.reset(stream, Draws::footprint(draws))?;
-        let mut choices = Choices::new(arena, draws.len(), shape.cols())?;
-        let packed = Draws::new(arena, draws, shape.rows(), shape.cols())?;
-        let _phase = stream.phase("sampling");
-        ops::sampling(stream, &mut choices, logits.view(), &packed)?;
-        choices.read(draws)
     }
 
     /// Forgets remembered prompts, then fails the newest requests, until the pass fits the pool.
@@ -423,7 +389,7 @@ impl Running {
         tokens
     }
 
-    fn steps<'a>(&'a mut self, tokens: usize, steps: &mut Vec<Step<'a>>) {
+    pub(super) fn steps<'a>(&'a mut self, tokens: usize, steps: &mut Vec<Step<'a>>) {
         if tokens == 0 {
             return;
         }
@@ -444,8 +410,23 @@ impl Running {
         }
     }
 
+    /// True once the prompt has been read, and its first token chosen.
+    pub(super) fn is_read(&self) -> bool {
+        !self.last.is_empty()
+    }
+
+    /// True if there is a token after the next one for all that is known now, and how it will be
+    /// chosen does not depend on which the next one is.
+    pub(super) fn goes_on(&self) -> bool {
+        let Chooser::One(text) = &self.chooser else { return false };
+        let generated = text.history.len() - self.request.prompt.len();
+        self.is_read()
+            && generated + 1 < self.request.options.max_new_tokens
+            && !text.sampler.minds_history()
+    }
+
     /// Rows of logits that [`Running::steps`] asked for.
-    fn logit_rows(&self, tokens: usize) -> usize {
+    pub(super) fn logit_rows(&self, tokens: usize) -> usize {
         match (tokens, self.last.is_empty()) {
             (0, _) => 0,
             (_, true) => usize::from(self.read + tokens == self.request.prompt.len()),

@@ -67,6 +67,11 @@ impl Sampler {
         })
     }
 
+    /// True if it matters for a choice which tokens came before, not only how many.
+    pub fn minds_history(&self) -> bool {
+        self.processors.mind_history()
+    }
+
     /// The token after `history`, as [`Sampler::draw`] has it, given `logits` (V) f32 of its place
     /// in this process's memory.
     ///

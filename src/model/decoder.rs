@@ -13,6 +13,7 @@ use crate::ops::{self, Epilogue, MediaSpans, Out, Ragged, Sequence, TokenIds};
 use crate::tensor::{Arena, Tensor, View};
 use crate::weights::Weights;
 use crate::{DType, Result};
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Which rows of a sequence get logits.
@@ -29,6 +30,7 @@ pub enum Rows {
 /// New tokens for one session.
 pub struct Step<'a> {
     pub session: &'a mut Session,
+    /// Of a generated token that only the device knows, any.
     pub ids: &'a [u32],
     pub origin: Origin,
     pub logits: Rows,
@@ -75,9 +77,26 @@ struct Room {
     hidden: Tensor,
 }
 
+/// The new tokens, where launches read them.
+enum Ids<'a> {
+    Given(TokenIds),
+    Chosen(&'a TokenIds),
+}
+
+impl Deref for Ids<'_> {
+    type Target = TokenIds;
+
+    fn deref(&self) -> &TokenIds {
+        match self {
+            Ids::Given(ids) => ids,
+            Ids::Chosen(ids) => ids,
+        }
+    }
+}
+
 /// What the launches of a step read beside weights and keys.
 struct Index<'a> {
-    ids: TokenIds,
+    ids: Ids<'a>,
     batch: Ragged,
     spans: MediaSpans,
     /// Of each gated block.
@@ -144,7 +163,8 @@ impl Decoder {
     }
 
     /// Runs the new tokens of every step through all layers, appending to their sessions.
-    /// Logits (rows asked for, V) f32, steps in order.
+    /// Logits (rows asked for, V) f32, steps in order. If they are `chosen`, all are generated, and
+    /// they are these, not those of the steps.
     ///
     /// # Errors
     /// If a context or the pool is too small, or an id is outside the vocabulary; sessions are then
@@ -155,10 +175,11 @@ impl Decoder {
         arena: &mut Arena,
         pool: &mut KvPool,
         steps: &mut [Step<'_>],
+        chosen: Option<&TokenIds>,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
         let media: Vec<_> = steps.iter().flat_map(|s| s.session.media()).cloned().collect();
-        let (index, markers) = self.index(arena, pool, steps, &media)?;
+        let (index, markers) = self.index(arena, pool, steps, chosen, &media)?;
         let mut space = self.space(arena, index.ids.rows(), index.chosen.rows())?;
         let is_decode = index.ids.rows() == steps.len();
         let _phase = stream.phase(if is_decode { "decode" } else { "prefill" });
@@ -181,11 +202,15 @@ impl Decoder {
         arena: &mut Arena,
         pool: &mut KvPool,
         steps: &mut [Step<'_>],
+        chosen: Option<&'a TokenIds>,
         media: &'a [Arc<Media>],
     ) -> Result<(Index<'a>, Vec<Marker>)> {
         let ids: Vec<i32> = steps.iter().flat_map(|s| s.ids).map(|&id| id as i32).collect();
         let rows = ids.len();
-        let ids = TokenIds::new(arena, &ids, self.shape.vocabulary)?;
+        let ids = match chosen {
+            Some(chosen) => Ids::Chosen(chosen),
+            None => Ids::Given(TokenIds::new(arena, &ids, self.shape.vocabulary)?),
+        };
         for step in steps.iter_mut() {
             step.session.reserve(pool, step.ids.len())?;
         }
@@ -202,8 +227,9 @@ impl Decoder {
     /// of the arena lie where their sizes put them, one after the other.
     fn form(&self, arena: &Arena, pool: &KvPool, index: &Index<'_>) -> Form {
         let seen = index.seen.first().map_or([0; 4], ops::Media::form);
-        let rows = [index.ids.rows(), index.chosen.rows(), index.spans.images()];
-        let parts: [&[usize]; 5] = [&arena.form(), &pool.form(), &index.batch.form(), &seen, &rows];
+        let rows = [index.chosen.rows(), index.spans.images()];
+        let (ids, batch) = (index.ids.form(), index.batch.form());
+        let parts: [&[usize]; 6] = [&arena.form(), &pool.form(), &ids, &batch, &seen, &rows];
         Form::new(&self.identity, parts.concat())
     }
 

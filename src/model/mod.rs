@@ -28,6 +28,7 @@ pub use train::{
 
 use crate::device::Stream;
 use crate::image::Preprocess;
+use crate::ops::TokenIds;
 use crate::tensor::{Arena, Tensor};
 use crate::weights::Weights;
 use crate::{DType, Error, Result};
@@ -193,6 +194,37 @@ impl Flamingo {
         steps: &mut [Step<'_>],
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
+        self.reset(stream, arena, steps)?;
+        self.decoder.run(stream, arena, pool, steps, None, probe)
+    }
+
+    /// As [`Flamingo::forward`], of one generated token for each step: those that
+    /// [`crate::ops::sampling`] left on the device, whatever the steps' own ids are. Nobody need
+    /// have read them.
+    ///
+    /// # Errors
+    /// As there; or if the tokens are not as many as the steps, or of another vocabulary.
+    pub fn forward_chosen(
+        &self,
+        stream: &Stream,
+        arena: &mut Arena,
+        pool: &mut KvPool,
+        steps: &mut [Step<'_>],
+        chosen: &TokenIds,
+    ) -> Result<Tensor> {
+        let found = [chosen.rows(), chosen.vocabulary()];
+        let expected = [steps.len(), self.config.language.vocabulary];
+        let is_one = |s: &Step<'_>| s.ids.len() == 1 && s.origin == Origin::Generated;
+        if found != expected || !steps.iter().all(is_one) {
+            let expected = format!("a generated token for each step, {expected:?}");
+            return Err(Error::invalid("chosen tokens", expected, format!("{found:?}")));
+        }
+        self.reset(stream, arena, steps)?;
+        self.decoder.run(stream, arena, pool, steps, Some(chosen), &mut Probe::none())
+    }
+
+    /// Makes room in `arena` for the intermediates of `steps`.
+    fn reset(&self, stream: &Stream, arena: &mut Arena, steps: &[Step<'_>]) -> Result<()> {
         let rows: usize = steps.iter().map(|s| s.ids.len()).sum();
         let logits: usize = steps
             .iter()
@@ -203,8 +235,7 @@ impl Flamingo {
             })
             .sum();
         let images = steps.iter().map(|s| s.session.media().len()).sum();
-        arena.reset(stream, self.decoder.scratch(rows, logits, steps.len(), images))?;
-        self.decoder.run(stream, arena, pool, steps, probe)
+        arena.reset(stream, self.decoder.scratch(rows, logits, steps.len(), images))
     }
 
     /// A pool for `tokens` tokens of this model.

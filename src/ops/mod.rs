@@ -83,7 +83,9 @@ pub use patchify::{
 pub use quantize::{DEQUANTIZE, QUANTIZE, dequantize, quantize};
 pub use rmsnorm::{RMSNORM, rmsnorm};
 pub use rope::{ROPE, Rotary, rope, rope_backward};
-pub use sampling::{Choice, Choices, Draw, Draws, Edits, SAMPLING, choose, sampling};
+pub use sampling::{
+    Choice, Choices, Draw, Draws, Edits, PendingChoices, SAMPLING, choose, sampling,
+};
 pub use self_attention::{SELF_ATTENTION, self_attention};
 pub use square_sum::{CLIP_FACTOR, SQUARE_SUM, clip_factor, square_sum};
 pub use transpose::{TRANSPOSE, transpose};

@@ -6,7 +6,7 @@ use super::gemm::math::widen;
 use super::logits::{Best, ONE, Unusable, first_maximum, log_sum, sum_of_weights, weight};
 use super::rows::Rows;
 use crate::contracts::{SamplingChoice, SamplingDraw, SamplingParams};
-use crate::device::{Chip, Cost, Geometry, Host, Kernel, Stream};
+use crate::device::{Chip, Cost, Geometry, Host, Kernel, Landing, Stream};
 use crate::dtype::Real;
 use crate::tensor::{Arena, Tensor, View};
 use crate::{DType, Error, Result, twins};
@@ -131,7 +131,8 @@ impl Draw<'_> {
 pub struct Draws {
     draws: Tensor,
     edits: Tensor,
-    count: usize,
+    /// Of each draw.
+    alternatives: Vec<usize>,
     rows: usize,
     vocabulary: usize,
 }
@@ -162,19 +163,17 @@ impl Draws {
         Ok(Draws {
             draws: arena.put(bytes, &[bytes.len()])?,
             edits: arena.put(&edits, &[edits.len()])?,
-            count: draws.len(),
+            alternatives: draws.iter().map(|d| d.alternatives).collect(),
             rows,
             vocabulary,
         })
     }
 
-    /// Bytes of arena that [`Draws::new`] and [`Choices::new`] take together.
+    /// Bytes of arena that [`Draws::new`] takes.
     pub fn footprint(draws: &[Draw<'_>]) -> usize {
         let edits = draws.iter().map(|d| d.edits.penalised.len() + d.edits.banned.len()).sum();
         Arena::footprint(DType::U8, draws.len() * size_of::<SamplingDraw>())
-            + Arena::footprint(DType::U8, draws.len() * size_of::<SamplingChoice>())
             + Arena::footprint(DType::I32, edits)
-            + Arena::footprint(DType::I32, draws.len())
     }
 }
 
@@ -190,9 +189,14 @@ impl Choices {
     /// # Errors
     /// If the arena is too small.
     pub fn new(arena: &mut Arena, count: usize, vocabulary: usize) -> Result<Self> {
-        // First what is only written: ids are then beside the draws, and one upload with them.
         let choices = arena.take(DType::U8, &[count * size_of::<SamplingChoice>()])?;
         Ok(Choices { ids: TokenIds::new(arena, &vec![0; count], vocabulary)?, choices })
+    }
+
+    /// Bytes of arena that [`Choices::new`] takes.
+    pub fn footprint(count: usize) -> usize {
+        Arena::footprint(DType::U8, count * size_of::<SamplingChoice>())
+            + Arena::footprint(DType::I32, count)
     }
 
     /// The tokens, where the next step's embedding reads them.
@@ -200,17 +204,38 @@ impl Choices {
         &self.ids
     }
 
-    /// Copies what [`sampling`] left here from the device; one result per draw.
+    /// Begins to copy what [`sampling`] leaves here for `draws` from the device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn begin_read(&self, draws: &Draws) -> Result<PendingChoices> {
+        Ok(PendingChoices {
+            landing: self.choices.view().begin_read()?,
+            alternatives: draws.alternatives.clone(),
+            vocabulary: self.ids.vocabulary(),
+        })
+    }
+}
+
+/// Choices on their way from the device.
+pub struct PendingChoices {
+    landing: Landing,
+    alternatives: Vec<usize>,
+    vocabulary: usize,
+}
+
+impl PendingChoices {
+    /// Waits for them; one result per draw.
     ///
     /// # Errors
     /// Of the whole: if the device fails. Of a draw: NaN or +inf among the logits; nothing left to
     /// choose.
-    pub fn read(&self, draws: &[Draw<'_>]) -> Result<Vec<Result<Choice>>> {
-        let bytes = self.choices.view().read::<u8>()?;
+    pub fn wait(self) -> Result<Vec<Result<Choice>>> {
+        let bytes = self.landing.wait()?;
         let found = bytes.chunks_exact(size_of::<SamplingChoice>());
         let found = found.map(bytemuck::pod_read_unaligned::<SamplingChoice>);
-        let vocabulary = self.ids.vocabulary();
-        Ok(found.zip(draws).map(|(c, draw)| choice(&c, draw.alternatives, vocabulary)).collect())
+        let each = found.zip(self.alternatives);
+        Ok(each.map(|(c, alternatives)| choice(&c, alternatives, self.vocabulary)).collect())
     }
 }
 
@@ -245,8 +270,9 @@ pub fn sampling(
 ) -> Result<()> {
     check::matrix("sampling", "logits", &logits, draws.rows, draws.vocabulary)?;
     let places = (choices.ids.rows(), choices.ids.vocabulary());
-    if places != (draws.count, draws.vocabulary) {
-        let expected = format!("{} of {} tokens", draws.count, draws.vocabulary);
+    let count = draws.alternatives.len();
+    if places != (count, draws.vocabulary) {
+        let expected = format!("{count} of {} tokens", draws.vocabulary);
         let found = format!("{} of {}", places.0, places.1);
         return Err(Error::invalid("sampling: choices", expected, found));
     }
@@ -256,7 +282,7 @@ pub fn sampling(
         logits: logits.ptr(),
         draws: draws.draws.view().ptr(),
         edits: draws.edits.view().ptr(),
-        count: draws.count as i64,
+        count: count as i64,
         vocabulary: draws.vocabulary as i64,
         row_stride: logits.stride() as i64,
     };
@@ -267,7 +293,7 @@ pub fn sampling(
 /// The choice that [`sampling`] makes from one row, on this thread.
 ///
 /// # Errors
-/// As [`Draws::new`] and [`Choices::read`].
+/// As [`Draws::new`] and [`PendingChoices::wait`].
 pub fn choose(logits: &[f32], draw: &Draw<'_>) -> Result<Choice> {
     draw.check(1 + draw.row, logits.len())?;
     let (packed, edits) = (draw.packed(0), &draw.edits);

@@ -3,7 +3,9 @@
 use super::{child, folder, models, passes, with_driver};
 use medflamingo::DType;
 use medflamingo::device::{Device, Form, Products, Stream};
-use medflamingo::engine::{Answer, Control, Engine, EngineOptions, GenerateOptions, Request, Work};
+use medflamingo::engine::{
+    Answer, Control, Engine, EngineOptions, Event, GenerateOptions, Request, Work,
+};
 use medflamingo::ops::swiglu;
 use medflamingo::tensor::Tensor;
 use std::cell::Cell;
@@ -95,16 +97,55 @@ fn what_is_launched_while_everything_changes() {
     }
 }
 
+/// Between two tokens a card does not wait for the host, unless the host must know the one to say
+/// how the other is chosen.
+#[test]
+fn a_step_is_launched_before_the_token_before_it_is_read() {
+    let mut command = with_driver(std::env::current_exe().unwrap(), "");
+    command.env("DRIVER_KERNELS", "").env("MODEL", folder());
+    passes(command, "steps::what_is_launched_ahead");
+}
+
+#[test]
+#[ignore = "needs the driver of tests/driver; run by a_step_is_launched_before_the_token_..."]
+fn what_is_launched_ahead() {
+    let device = Device::Cuda(0);
+    let options = EngineOptions { device, prefixes: 0, ..EngineOptions::default() };
+    let mut engine = Engine::open(std::env::var_os("MODEL").unwrap().as_ref(), &options).unwrap();
+    // Launches for an answer of `most` tokens, of which the last that is wanted is `last`.
+    let mut launches = |most, last, repetition_penalty| {
+        let options =
+            GenerateOptions { max_new_tokens: most, min_new_tokens: most, ..Default::default() };
+        let options = GenerateOptions { repetition_penalty, ..options };
+        let request = engine.request("Is it round?", Vec::new(), options).unwrap();
+        let (before, mut tokens) = (engine.work().launches, 0);
+        let answer = engine.generate(request, &mut |event| {
+            tokens += usize::from(matches!(event, Event::Token { .. }));
+            if tokens == last { Control::Cancel } else { Control::Continue }
+        });
+        assert_eq!(answer.unwrap().token_ids.len(), last);
+        engine.work().launches - before
+    };
+    let [three, four] = [3, 4].map(|tokens| launches(tokens, tokens, 1.0));
+    assert!(four > three + 2);
+    assert_eq!(launches(9, 3, 1.0), four, "that of the fourth has been launched");
+    assert_eq!(launches(9, 1, 1.0) + 2 * (four - three), three, "the first is the prompt's");
+    assert_eq!(launches(9, 3, 1.5), three, "the penalty of the fourth is for the third");
+}
+
 /// What shapes a step changes, and changes back.
 fn conversation(device: Device) -> (Vec<Answer>, Work) {
     let options = EngineOptions { device, kv_tokens: Some(512), ..EngineOptions::default() };
     let mut engine = Engine::open(std::env::var_os("MODEL").unwrap().as_ref(), &options).unwrap();
     let model = models().into_iter().find(|m| m.name == "llama-tiny").unwrap();
     let ask = |engine: &Engine, text: &str, images: &[usize], tokens, num_beams| {
+        // Of several at once some are drawn, each from its own numbers.
+        let temperature = if tokens % 4 == 2 && num_beams == 1 { 0.8 } else { 0.0 };
         let images = images.iter().map(|&i| model.image(engine, i)).collect();
         let options = GenerateOptions {
             max_new_tokens: tokens,
             min_new_tokens: tokens,
+            temperature,
             num_beams,
             ..GenerateOptions::default()
         };

@@ -157,11 +157,19 @@ fn check_model(why: &str, c: &Choice, draw: &Draw<'_>, logits: &[f32]) {
 
 fn choices(stream: &Stream, logits: &Tensor, draws: &[Draw<'_>]) -> Vec<Result<Choice, String>> {
     let [rows, vocabulary] = *logits.shape().sizes() else { unreachable!() };
-    let mut arena = Arena::new(stream, Draws::footprint(draws)).unwrap();
+    let bytes = Draws::footprint(draws) + Choices::footprint(draws.len());
+    let mut arena = Arena::new(stream, bytes).unwrap();
     let mut choices = Choices::new(&mut arena, draws.len(), vocabulary).unwrap();
     let packed = Draws::new(&mut arena, draws, rows, vocabulary).unwrap();
     ops::sampling(stream, &mut choices, logits.view(), &packed).unwrap();
-    choices.read(draws).unwrap().into_iter().map(|c| c.map_err(|e| e.to_string())).collect()
+    choices
+        .begin_read(&packed)
+        .unwrap()
+        .wait()
+        .unwrap()
+        .into_iter()
+        .map(|c| c.map_err(|e| e.to_string()))
+        .collect()
 }
 
 /// The same choices on every device to the last bit, all of them the oracle's.

@@ -1,5 +1,6 @@
 //! A card in use: its context, one ordered queue of copies and launches, and the memory of both.
 
+use super::arrival::Arrivals;
 use super::cublaslt::CublasLt;
 use super::graph::{Graphs, Step};
 use super::images::{self, Image};
@@ -45,6 +46,8 @@ pub(super) struct State {
     staging: Staging,
     /// Never in use but during a read, which need not wait for the writes before it.
     landing: Staging,
+    /// For reads that are waited for later.
+    pub arrivals: Arrivals,
     /// A write that has been staged but not begun: the next one may continue it.
     write: Option<Write>,
     pub mode: Mode,
@@ -133,6 +136,7 @@ impl Queue {
                 last: None,
                 staging: Staging::default(),
                 landing: Staging::default(),
+                arrivals: Arrivals::default(),
                 write: None,
                 mode: Mode::Apart,
                 step: Step::default(),
@@ -154,6 +158,7 @@ impl Queue {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.staging.allocate(name, STAGING)?;
         state.landing.allocate(name, LANDING)?;
+        state.arrivals.allocate(name)?;
         keep_memory(name, self.device)?;
         let (major, minor) = self.card.capability;
         let card = format!("{}, sm_{major}{minor}", self.card.name);
@@ -332,7 +337,14 @@ impl Queue {
         self.copy(&mut state, Side::Card, from, Side::Card, to)
     }
 
-    fn copy(&self, state: &mut State, a: Side, from: Cells, b: Side, to: Cells) -> Result<()> {
+    pub(super) fn copy(
+        &self,
+        state: &mut State,
+        a: Side,
+        from: Cells,
+        b: Side,
+        to: Cells,
+    ) -> Result<()> {
         self.send(state)?;
         if from.rows * from.bytes == 0 {
             return Ok(());
@@ -512,6 +524,7 @@ impl Drop for Queue {
             state.timing.take().unwrap_or_default().clear();
             state.staging.free();
             state.landing.free();
+            state.arrivals.free();
             self.images.iter().for_each(Image::unload);
             if !self.stream.is_null() {
                 let _ = sys::cuStreamDestroy_v2(self.stream);
@@ -522,7 +535,7 @@ impl Drop for Queue {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Side {
+pub(super) enum Side {
     Host,
     Card,
 }

@@ -1,0 +1,170 @@
+//! A pass over the sequences from its launches to the tokens that were chosen: what lies between,
+//! the device does alone.
+//!
+//! The tokens of a step are chosen on the device, where the next step finds them. So a step of
+//! generated tokens is begun before those of the last one have been read: between two tokens the
+//! device never waits for the host. If one of them turns out to have been the last, its part of
+//! the next step was for nothing.
+
+use super::Engine;
+use super::run::{Chooser, Running, Text};
+use crate::Result;
+use crate::device::Stream;
+use crate::model::{Origin, Probe, Rows, Step};
+use crate::ops::{self, Choice, Choices, Draws, PendingChoices, TokenIds};
+use crate::tensor::{Arena, Tensor};
+
+/// What a pass found for one request.
+pub(super) enum Found {
+    /// Its prompt has not been read yet.
+    Nothing,
+    Token(Result<Choice>),
+    /// The logits of each beam: a search compares all tokens of all beams, on the host.
+    Beams(Vec<f32>),
+}
+
+/// A pass that has been launched.
+pub(super) struct Flight {
+    /// Of each request in it: its number, tokens of each of its sessions, what is known.
+    parts: Vec<(usize, usize, Found)>,
+    /// Tokens that are being chosen, and whose they are, of the parts.
+    pending: Option<(Vec<usize>, PendingChoices)>,
+}
+
+impl Flight {
+    /// Waits for what was chosen: of each request its number, tokens of each of its sessions, and
+    /// what was found.
+    pub fn land(mut self) -> Result<Vec<(usize, usize, Found)>> {
+        if let Some((places, pending)) = self.pending {
+            for (i, choice) in places.into_iter().zip(pending.wait()?) {
+                self.parts[i].2 = Found::Token(choice);
+            }
+        }
+        Ok(self.parts)
+    }
+}
+
+/// The tokens that were chosen last, on the device: always in the same place, so that the steps
+/// that read them are the same.
+pub(super) struct Chosen {
+    arena: Arena,
+    choices: Option<Choices>,
+    /// Numbers of the requests whose they are.
+    of: Vec<usize>,
+}
+
+impl Chosen {
+    pub fn new(stream: &Stream, most: usize) -> Result<Self> {
+        let arena = Arena::new(stream, Choices::footprint(most))?;
+        Ok(Chosen { arena, choices: None, of: Vec::new() })
+    }
+
+    /// Numbers now stand for other requests.
+    pub fn forget(&mut self) {
+        self.of.clear();
+    }
+
+    /// Room for as many tokens, which are those of requests `of`.
+    fn room(&mut self, stream: &Stream, of: Vec<usize>, vocabulary: usize) -> Result<&mut Choices> {
+        if self.choices.as_ref().is_none_or(|c| c.ids().rows() != of.len()) {
+            self.choices = None;
+            self.arena.reset(stream, Choices::footprint(of.len()))?;
+        }
+        self.of = of;
+        match &mut self.choices {
+            Some(choices) => Ok(choices),
+            none => Ok(none.insert(Choices::new(&mut self.arena, self.of.len(), vocabulary)?)),
+        }
+    }
+
+    /// The tokens, if they are the next ones of all that run.
+    fn of_all(&self, running: &[Running]) -> Option<&TokenIds> {
+        let choices = self.choices.as_ref()?;
+        let is_all = running.iter().map(|r| r.index).eq(self.of.iter().copied());
+        is_all.then(|| choices.ids())
+    }
+}
+
+impl Engine {
+    /// Launches a pass: of each request the next piece of its prompt, or a token; so many tokens
+    /// of each session as `plan` says.
+    pub(super) fn begin(&mut self, running: &mut [Running], plan: &[usize]) -> Result<Flight> {
+        let are_decoded = running.iter().zip(plan).all(|(r, &tokens)| r.is_read() && tokens == 1);
+        let mut steps = Vec::new();
+        let chosen = self.chosen.of_all(running).filter(|_| are_decoded);
+        for (r, &tokens) in running.iter_mut().zip(plan) {
+            r.steps(tokens, &mut steps);
+        }
+        let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
+        let logits = match chosen {
+            Some(ids) => self.model.forward_chosen(stream, arena, pool, &mut steps, ids)?,
+            None => self.model.forward(stream, arena, pool, &mut steps, &mut Probe::none())?,
+        };
+        self.choose(&logits, running, plan, 0)
+    }
+
+    /// Launches the pass after the last one, if that can be said without knowing its tokens.
+    pub(super) fn begin_ahead(&mut self, running: &mut [Running]) -> Result<Option<Flight>> {
+        let pages = running.iter().flat_map(|r| &r.sessions).map(|s| s.pages_for(1)).sum::<usize>();
+        let waits_for_host = self.stream.is_host() || self.stream.is_watched();
+        let go_on = running.iter().all(Running::goes_on) && pages <= self.pool.free_pages();
+        let chosen = self.chosen.of_all(running).filter(|_| go_on && !waits_for_host);
+        let Some(ids) = chosen else { return Ok(None) };
+        let step =
+            |session| Step { session, ids: &[0], origin: Origin::Generated, logits: Rows::Last };
+        let mut steps: Vec<_> =
+            running.iter_mut().flat_map(|r| &mut r.sessions).map(step).collect();
+        let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
+        let logits = self.model.forward_chosen(stream, arena, pool, &mut steps, ids)?;
+        self.choose(&logits, running, &vec![1; running.len()], 1).map(Some)
+    }
+
+    /// Has the tokens chosen that the `logits` of a pass are for, `ahead` tokens after the last one
+    /// that is known; of what the pass read, only they leave the device.
+    fn choose(
+        &mut self,
+        logits: &Tensor,
+        running: &mut [Running],
+        plan: &[usize],
+        ahead: usize,
+    ) -> Result<Flight> {
+        let (rows, vocabulary) = (logits.shape().rows(), logits.shape().cols());
+        let (mut parts, mut draws, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut row = 0;
+        for (i, (r, &tokens)) in running.iter_mut().zip(plan).enumerate() {
+            let own = row..row + r.logit_rows(tokens);
+            row = own.end;
+            let mut found = Found::Nothing;
+            match &mut r.chooser {
+                _ if own.is_empty() => {}
+                Chooser::Beams(_) => {
+                    found = Found::Beams(logits.view().block(own, 0..vocabulary)?.to_f32()?);
+                }
+                Chooser::One(text) => {
+                    let Text { sampler, history, .. } = &mut **text;
+                    let generated = history.len() - r.request.prompt.len() + ahead;
+                    match sampler.draw(own.start, history, generated, vocabulary) {
+                        Ok(draw) => {
+                            draws.push(draw);
+                            places.push(i);
+                        }
+                        Err(e) => found = Found::Token(Err(e)),
+                    }
+                }
+            }
+            parts.push((r.index, tokens, found));
+        }
+        if draws.is_empty() {
+            return Ok(Flight { parts, pending: None });
+        }
+        let stream = &self.stream;
+        self.draws.reset(stream, Draws::footprint(&draws))?;
+        let packed = Draws::new(&mut self.draws, &draws, rows, vocabulary)?;
+        let of = places.iter().map(|&i| parts[i].0).collect();
+        let choices = self.chosen.room(stream, of, vocabulary)?;
+        let _phase = stream.phase("sampling");
+        ops::sampling(stream, choices, logits.view(), &packed)?;
+        let pending = choices.begin_read(&packed)?;
+        Ok(Flight { parts, pending: Some((places, pending)) })
+    }
+}
