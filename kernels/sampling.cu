@@ -122,19 +122,21 @@ template <typename T> struct Row {
   }
 };
 
-/** use(id, x) for this thread's tokens, x = read(id): a trip to memory for eight of them. */
+/** use(id, x) for this thread's tokens, x = read(id): a trip to memory for eight of them, and for
+ *  those that are left over. */
 template <typename Read, typename Use>
 __device__ __forceinline__ void for_my_tokens(int tokens, Read read, Use use) {
   constexpr int AHEAD = 8;
-  int id = threadIdx.x;
-  for (; id + (AHEAD - 1) * THREADS < tokens; id += AHEAD * THREADS) {
-    float x[AHEAD];
+#pragma unroll 1
+  for (int id = threadIdx.x; id < tokens; id += AHEAD * THREADS) {
+    float x[AHEAD] = {};
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) x[i] = read(id + i * THREADS);
+    for (int i = 0; i < AHEAD; i++)
+      if (id + i * THREADS < tokens) x[i] = read(id + i * THREADS);
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) use(id + i * THREADS, x[i]);
+    for (int i = 0; i < AHEAD; i++)
+      if (id + i * THREADS < tokens) use(id + i * THREADS, x[i]);
   }
-  for (; id < tokens; id += THREADS) use(id, read(id));
 }
 
 /** The first of (descending(f(id)), id) that is not before `first`. */
