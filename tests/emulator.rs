@@ -229,30 +229,40 @@ fn asynchronous_work_that_nobody_waits_for() {
 
 fn cluster(wrong: i32) -> Result<(), String> {
     let stream = Stream::host(1);
-    let value = |i: usize| (i / 64) as f32;
-    let (a, y) = (matrix(&stream, 64, value), buffer(&stream, &[9.0; 8]));
-    let maps = [map(&a, 64, 32), None, None, None];
-    let shared = 64 * 64 * 2 + 16;
-    let geometry = Geometry { shared, maps, cluster: 2, ..Geometry::linear(2, 32) };
-    let params = Params { y: y.ptr(), x: a.ptr(), wrong, reserved: 0 };
+    let values: Vec<f32> = (0..64).map(|i| i as f32 * 0.5 - 9.0).collect();
+    let (x, y) = (buffer(&stream, &values), buffer(&stream, &[9.0; 64]));
+    let shared = 2 * 32 * 4 + 8;
+    let geometry = Geometry { shared, cluster: 2, ..Geometry::linear(2, 32) };
+    let params = Params { y: y.ptr(), x: x.ptr(), wrong, reserved: 0 };
     // SAFETY: the buffers are as long as the kernel expects.
-    unsafe { planted().launch("cluster_halves", &geometry, &params) }.map_err(|e| e.to_string())?;
-    let bytes = y.read().unwrap();
-    assert_eq!(bytemuck::cast_slice::<u8, f32>(&bytes), [0., 32., 0., 32., 1., 33., 1., 33.]);
+    unsafe { planted().launch("cluster_stores", &geometry, &params) }.map_err(|e| e.to_string())?;
+    assert_eq!(bytemuck::cast_slice::<u8, f32>(&y.read().unwrap()), values);
     Ok(())
 }
 
 #[test]
-fn blocks_of_a_cluster_copy_for_each_other() {
+fn blocks_of_a_cluster_store_into_each_other() {
     assert_eq!(cluster(0), Ok(()));
-    let cases = [(1, "of another block"), (2, "has ended"), (3, "of a cluster of 2")];
+    let cases = [
+        (1, "may not have begun"),
+        (2, "copy is in flight"),
+        (3, "nobody has written"),
+        (4, "of another block"),
+        (5, "has ended"),
+        (6, "ends with a store to it in flight"),
+        (7, "of a cluster of 2"),
+        (8, "without cluster_arrive"),
+        (9, "again before all have arrived"),
+    ];
     for (wrong, words) in cases {
         let message = cluster(wrong).expect_err(words);
-        for word in ["cluster_halves", "block (", "thread", words, "hopper.cu"] {
+        for word in ["cluster_stores", "block (", "thread", words, "hopper.cu"] {
             assert!(message.contains(word), "{wrong}: no `{word}` in: {message}");
         }
     }
-    let odd = Geometry { cluster: 2, ..Geometry::linear(3, 32) };
-    let message = run("cluster_halves", &odd, 0).expect_err("3 blocks");
-    assert!(message.contains("3 blocks"), "{message}");
+    for (blocks, threads, cluster) in [(3, 32, 2), (2, 48, 2), (8, 512, 8)] {
+        let odd = Geometry { cluster, ..Geometry::linear(blocks, threads) };
+        let message = run("cluster_stores", &odd, 0).expect_err("odd");
+        assert!(message.contains(&format!("{blocks} blocks of {threads}")), "{message}");
+    }
 }

@@ -225,7 +225,8 @@ __device__ __forceinline__ void mbarrier_init(uint64_t *barrier, uint32_t count)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
                : "memory");
 }
-/** Makes the barriers that this thread initialised known to the tensor copies. */
+/** Makes the barriers that this thread initialised known to the tensor copies, and to the cluster
+ *  once it arrives there. */
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -252,31 +253,40 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, uint32_t parity
                  : "memory");
 }
 
-// Blocks of a cluster, side by side in x: each reaches the shared memory of the others, as long as
-// they are there.
+// Blocks of a cluster, side by side in x: each stores into the shared memory of the others, from
+// when they have begun until they end.
 
-/** Of this block in its cluster. */
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
+/** This block has begun, and the barriers that it initialised and fenced are there for who waits.
+ *  Nothing else that was written is: a release for a cluster is a barrier for the memory of the
+ *  card, half a microsecond. By whole warps, as is the wait. */
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-/** Waits for every thread of the cluster that has not returned; what they wrote is there. */
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
-               "barrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
+/** Until every thread of the cluster that has not returned has arrived. */
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/** Arrives at the barrier that block `rank` has where this block has `barrier`: done with reading.
- *  What this thread wrote is not there for that block by this: a release for a cluster is a barrier
- *  for the memory of the card, half a microsecond. */
-__device__ __forceinline__ void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier) {
-  asm volatile("{ .reg .b32 there;\n"
-               "mapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(
-                   shared_address(barrier)),
-               "r"(rank)
+/** x to where block `rank` has what this block has at `to`; its four bytes arrive at the barrier
+ *  that block has there. */
+__device__ __forceinline__ void store_in(uint32_t rank, float *to, float x, uint64_t *barrier) {
+  asm volatile("{ .reg .b32 there, signal;\n"
+               "mapa.shared::cluster.u32 there, %0, %3;\n"
+               "mapa.shared::cluster.u32 signal, %2, %3;\n"
+               "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 "
+               "[there], %1, [signal]; }" ::"r"(shared_address(to)),
+               "f"(x), "r"(shared_address(barrier)), "r"(rank)
                : "memory");
+}
+/** As `mbarrier_wait`, for what other blocks have stored. */
+__device__ __forceinline__ void mbarrier_wait_for_cluster(uint64_t *barrier, uint32_t parity) {
+  uint32_t is_over = 0;
+  while (!is_over)
+    asm volatile("{ .reg .pred p;\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(is_over)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
 }
 
 // Tensor copies: boxes of a `TensorMap`, zeros outside of it, begun by one thread.
@@ -290,16 +300,6 @@ __device__ __forceinline__ void tma_load_2d(void *to, const TensorMap *map, uint
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
                "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
-               : "memory");
-}
-
-/** As `tma_load_2d`, read once for every block of the cluster whose bit is set: to the same place
- *  in each, its bytes to the barrier that each has there. */
-__device__ __forceinline__ void tma_load_2d_for(uint32_t blocks, void *to, const TensorMap *map,
-                                                uint64_t *barrier, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-               ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
-               "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"((uint16_t)blocks)
                : "memory");
 }
 

@@ -66,16 +66,14 @@ int barrier(int how, int predicate) {
   return f->result;
 }
 
-/// Lets those at the cluster's barrier go on once all are there that have not returned.
+/// Lets those who wait at the cluster's barrier go on once all have arrived that have not returned.
 static void meet_cluster() {
   Cluster &c = *cluster;
-  if (c.at_barrier == 0 || c.at_barrier < c.live) return;
-  std::vector<Fiber *> waiting;
+  if (c.at_barrier < c.live) return;
+  c.phase++, c.at_barrier = 0;
+  c.released = c.arrived;
   for (uint32_t i = 0; i < c.threads; i++)
-    if (c.fibers[i]->state == State::CLUSTER) waiting.push_back(c.fibers[i].get());
-  synchronise(waiting);
-  for (Fiber *f : waiting) f->state = State::READY;
-  c.at_barrier = 0;
+    if (c.fibers[i]->state == State::CLUSTER) c.fibers[i]->state = State::READY;
 }
 
 void named_barrier(int id, int threads, bool waits) {
@@ -148,6 +146,13 @@ void sync_warp(uint32_t mask) {
 
 namespace {
 
+/// The running block ends: what is stored to it now would be in another's memory.
+void nothing_in_flight(const Cluster &c) {
+  for (auto &t : c.tiles)
+    if (!t.map && (shared_byte(t.to) - shared_byte(own().shared)) < c.stride)
+      fault_at(self()->site, "the block ends with a store to it in flight: nobody has waited");
+}
+
 void fiber_main() {
   for (;;) {
     Fiber *f = self();
@@ -160,7 +165,9 @@ void fiber_main() {
       if (!group.empty()) fault_at(f->site, "returns with products in flight");
     f->state = State::DONE;
     cluster->live--, own().live--;
-    meet_cluster();
+    if (f->met > cluster->phase) cluster->at_barrier--;
+    if (own().live == 0) nothing_in_flight(*cluster);
+    if (cluster->live > 0) meet_cluster();
     if (_setjmp(f->resume) == 0) _longjmp(cluster->scheduler, 1);
   }
 }
@@ -188,7 +195,8 @@ Fiber *new_fiber() {
 void prepare(Cluster &c, Launch &launch, uint3 first) {
   c.launch = &launch;
   c.threads = c.live = launch.threads * launch.cluster;
-  c.at_barrier = 0;
+  c.at_barrier = c.phase = 0;
+  c.arrived.assign(c.threads, 0), c.released.assign(c.threads, 0);
   c.in_operation = false;
   c.arrivals.clear();
   c.tiles.clear();
@@ -217,7 +225,9 @@ void prepare(Cluster &c, Launch &launch, uint3 first) {
     f.block_index = {first.x + f.rank, first.y, first.z};
     f.block_size = {launch.threads, 1, 1}, f.grid_size = launch.grid;
     f.state = State::READY;
-    f.has_waited = false;
+    f.has_waited = f.knows_cluster = false;
+    f.known.clear();
+    f.met = 0;
     f.clock.assign(c.threads, 0);
     f.clock[i] = 1;
     f.copies.clear();
@@ -327,7 +337,8 @@ int simt_launch(const char *name, void (*entry)(const void *, const void *), con
   launch.params_bytes = params_bytes;
   launch.grid = {grid[0], grid[1], grid[2]};
   launch.threads = threads, launch.shared_bytes = shared_bytes, launch.cluster = cluster;
-  if (cluster == 0 || grid[0] % cluster || (cluster > 1 && threads % 32)) {
+  if (cluster == 0 || grid[0] % cluster || (cluster > 1 && threads % 32) ||
+      threads * cluster > simt::MOST_THREADS) {
     snprintf(message, message_bytes, "%s: %u blocks of %u threads in clusters of %u", name, grid[0],
              threads, cluster);
     return 1;

@@ -1,6 +1,7 @@
-/** Hopper's part of the emulator: barrier objects, tiles by tensor map, products of warpgroups.
- *  Part of `simt.cpp`. What is asynchronous on the card happens as late as it may: a tile lands
- *  when its barrier is waited for, a product is computed and a store read when they are. */
+/** Hopper's part of the emulator: barrier objects, tiles by tensor map, stores into other blocks of
+ *  a cluster, products of warpgroups. Part of `simt.cpp`. What is asynchronous on the card happens
+ *  as late as it may: a tile, or what another block stored, lands when its barrier is waited for, a
+ *  product is computed and a store read when they are. */
 #pragma once
 
 namespace simt {
@@ -56,8 +57,14 @@ void arrive(uint64_t *barrier, uint32_t bytes, void *pc) {
   advance(barrier, a);
 }
 
-/// Puts the tile where it belongs, zeros for what is outside the matrix.
-void land(const Tile &t) {
+/// Puts the tile where it belongs, zeros for what is outside the matrix; how many bytes it is.
+size_t land(const Tile &t) {
+  auto at = shared_byte(t.to);
+  if (!t.map) {
+    memcpy(t.to, &t.value, 4);
+    for (size_t i = at; i < at + 4; i++) cluster->writes[i] = t.own, cluster->reads[i] = 0;
+    return 4;
+  }
   Map map(t.map);
   for (uint64_t r = 0; r < map.tile_rows; r++)
     for (uint64_t c = 0; c < map.tile_columns; c++) {
@@ -69,25 +76,25 @@ void land(const Tile &t) {
       auto to = swizzled(shared_byte(t.to) + r * map.row_bytes() + c * 2, map.swizzle);
       memcpy(cluster->shared + to, &cell, 2);
     }
-  auto at = shared_byte(t.to);
   for (size_t i = at; i < at + map.bytes(); i++)
     cluster->writes[i] = t.own | ENGINE, cluster->reads[i] = 0;
+  return map.bytes();
 }
 
-/// Everything on its way to `barrier` arrives.
+/// What is on its way to `barrier` arrives, as much as its phase waits for.
 void land_all(const uint64_t *barrier) {
   auto &tiles = cluster->tiles;
-  for (size_t i = 0; i < tiles.size();) {
+  const uint32_t phase = cluster->arrivals.at(barrier).phase;
+  for (size_t i = 0; i < tiles.size() && cluster->arrivals.at(barrier).phase == phase;) {
     if (tiles[i].barrier != barrier) {
       i++;
       continue;
     }
     Tile t = std::move(tiles[i]);
     tiles.erase(tiles.begin() + (long)i);
-    land(t);
     Arrivals &a = cluster->arrivals.at(barrier);
+    a.bytes -= (int64_t)land(t);
     join(a.arrived, t.clock);
-    a.bytes -= (int64_t)Map(t.map).bytes();
     advance(barrier, a);
   }
 }
@@ -125,8 +132,30 @@ void check_tile(const Map &map, const void *shared, void *pc) {
 template <typename T> T *in_block(T *p, uint32_t rank, void *pc) {
   auto &blocks = cluster->blocks;
   if (rank >= blocks.size()) fault_at(pc, "block %u of a cluster of %zu", rank, blocks.size());
+  if (!self()->knows_cluster) fault_at(pc, "block %u of the cluster may not have begun", rank);
   if (blocks[rank].live == 0) fault_at(pc, "block %u of the cluster has ended", rank);
-  return (T *)((uintptr_t)p - (uintptr_t)own().shared + (uintptr_t)blocks[rank].shared);
+  auto at = (uintptr_t)p - (uintptr_t)own().shared;
+  if (at + sizeof(T) > cluster->launch->shared_bytes)
+    fault_at(pc, "%zu bytes beyond the end of shared memory", sizeof(T));
+  return (T *)(at + (uintptr_t)blocks[rank].shared);
+}
+
+/// Something for the shared memory of a block, at whose barrier it will arrive.
+void begin_tile(Tile tile, size_t bytes, void *pc) {
+  Fiber *f = self();
+  cluster_access(tile.to, bytes, true, pc);
+  cluster_access(tile.barrier, 8, false, pc);
+  mark_in_flight(tile.to, bytes);
+  arrivals(tile.barrier, pc);
+  // Those that wait already need somebody to let it land.
+  for (uint32_t i = 0; i < cluster->threads; i++) {
+    Fiber &other = *cluster->fibers[i];
+    if (other.state == State::ARRIVALS && other.barrier == tile.barrier) other.state = State::READY;
+  }
+  tile.own = epoch(f->id, f->clock[f->id]);
+  tile.clock = f->clock;
+  cluster->tiles.push_back(std::move(tile));
+  f->clock[f->id]++;
 }
 
 void check_matrix(const Map &map, int x, int y, bool is_write, void *pc) {
@@ -137,35 +166,6 @@ void check_matrix(const Map &map, int x, int y, bool is_write, void *pc) {
     if (first < last)
       access((const void *)(map.address + r * map.stride + first * 2), (size_t)(last - first) * 2,
              is_write, pc);
-}
-
-/// A tile for the same place in each of `blocks`, each of which has a barrier that waits for it.
-void begin_tile(void *to, const TensorMap *map, uint64_t *barrier, int x, int y, uint32_t blocks,
-                void *pc) {
-  Fiber *f = self();
-  auto *words = reinterpret_cast<const uint64_t *>(map);
-  Map m(words);
-  check_tile(m, to, pc);
-  check_matrix(m, x, y, false, pc);
-  if (shared_byte(to) - shared_byte(own().shared) + m.bytes() > cluster->launch->shared_bytes)
-    fault_at(pc, "tile of %zu bytes beyond the end of shared memory", m.bytes());
-  for (uint32_t rank = 0; blocks >> rank; rank++) {
-    if (!(blocks >> rank & 1)) continue;
-    void *there = in_block(to, rank, pc);
-    uint64_t *signal = in_block(barrier, rank, pc);
-    cluster_access(there, m.bytes(), true, pc);
-    cluster_access(signal, 8, false, pc);
-    mark_in_flight(there, m.bytes());
-    arrivals(signal, pc);
-    cluster->tiles.push_back(
-        {there, words, signal, x, y, f->id, epoch(f->id, f->clock[f->id]), f->clock});
-    // Those that wait already need somebody to let it land.
-    for (uint32_t i = 0; i < cluster->threads; i++) {
-      Fiber &other = *cluster->fibers[i];
-      if (other.state == State::ARRIVALS && other.barrier == signal) other.state = State::READY;
-    }
-  }
-  f->clock[f->id]++;
 }
 
 void together(const char *name, void *pc) {
@@ -262,12 +262,6 @@ void mbarrier_arrive(uint64_t *barrier) {
   arrive(barrier, 0, SITE);
 }
 
-void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier) {
-  uint64_t *there = in_block(barrier, rank, SITE);
-  cluster_access(there, 8, false, SITE);
-  arrive(there, 0, SITE);
-}
-
 void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes) {
   access(barrier, 8, false, SITE);
   arrive(barrier, bytes, SITE);
@@ -287,13 +281,36 @@ void mbarrier_wait(uint64_t *barrier, uint32_t parity) {
   join(f->clock, arrivals(barrier, SITE).released);
 }
 
-uint32_t cluster_rank() { return self()->rank; }
+void fence_barrier_init() {
+  Fiber *f = self();
+  f->known = f->clock;
+  f->clock[f->id]++;
+}
 
-void cluster_sync() {
-  self()->state = State::CLUSTER;
+void cluster_arrive() {
+  together("cluster_arrive", SITE);
+  Fiber *f = self();
+  if (f->met > cluster->phase) fault_at(SITE, "cluster_arrive again before all have arrived");
+  if (!f->known.empty()) join(cluster->arrived, f->known);
+  f->met = cluster->phase + 1;
   cluster->at_barrier++;
   meet_cluster();
-  if (self()->state == State::CLUSTER) yield_as(State::CLUSTER, "its cluster", SITE);
+}
+
+void cluster_wait() {
+  together("cluster_wait", SITE);
+  Fiber *f = self();
+  if (f->met == 0) fault_at(SITE, "cluster_wait without cluster_arrive before it");
+  while (cluster->phase < f->met) yield_as(State::CLUSTER, "its cluster", SITE);
+  join(f->clock, cluster->released);
+  f->knows_cluster = true;
+}
+
+void store_in(uint32_t rank, float *to, float x, uint64_t *barrier) {
+  if ((uintptr_t)to % 4) fault_at(SITE, "store of 4 bytes at %p is misaligned", (void *)to);
+  if (cluster->blocks.size() == 1) fault_at(SITE, "store_in by a block without a cluster");
+  begin_tile({in_block(to, rank, SITE), nullptr, in_block(barrier, rank, SITE), 0, 0, x, 0, {}}, 4,
+        SITE);
 }
 
 void fence_async_shared() {
@@ -303,12 +320,13 @@ void fence_async_shared() {
 }
 
 void tma_load_2d(void *to, const TensorMap *map, uint64_t *barrier, int x, int y) {
-  begin_tile(to, map, barrier, x, y, 1u << self()->rank, SITE);
-}
-
-void tma_load_2d_for(uint32_t blocks, void *to, const TensorMap *map, uint64_t *barrier, int x,
-                     int y) {
-  begin_tile(to, map, barrier, x, y, blocks, SITE);
+  auto *words = reinterpret_cast<const uint64_t *>(map);
+  Map m(words);
+  check_tile(m, to, SITE);
+  check_matrix(m, x, y, false, SITE);
+  if (shared_byte(to) - shared_byte(own().shared) + m.bytes() > cluster->launch->shared_bytes)
+    fault_at(SITE, "tile of %zu bytes beyond the end of shared memory", m.bytes());
+  begin_tile({to, words, barrier, x, y, 0, 0, {}}, m.bytes(), SITE);
 }
 
 void tma_store_2d(const TensorMap *map, const void *from, int x, int y) {

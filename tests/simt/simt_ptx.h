@@ -90,17 +90,18 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 void mbarrier_init(uint64_t *barrier, uint32_t count);
 void mbarrier_arrive(uint64_t *barrier);
-void mbarrier_arrive_in(uint32_t rank, uint64_t *barrier);
 void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes);
 void mbarrier_wait(uint64_t *barrier, uint32_t parity);
-__forceinline__ void fence_barrier_init() {}
-uint32_t cluster_rank();
-void cluster_sync();
+__forceinline__ void mbarrier_wait_for_cluster(uint64_t *barrier, uint32_t parity) {
+  mbarrier_wait(barrier, parity);
+}
+void fence_barrier_init();
+void cluster_arrive();
+void cluster_wait();
+void store_in(uint32_t rank, float *to, float x, uint64_t *barrier);
 void fence_async_shared();
 
 void tma_load_2d(void *to, const TensorMap *map, uint64_t *barrier, int x, int y);
-void tma_load_2d_for(uint32_t blocks, void *to, const TensorMap *map, uint64_t *barrier, int x,
-                     int y);
 void tma_store_2d(const TensorMap *map, const void *from, int x, int y);
 void tma_store_commit();
 void tma_store_wait(int groups);

@@ -31,9 +31,11 @@ constexpr Epoch MANY = 0xffffffffu;
 constexpr Epoch IN_FLIGHT = 0xfffffffeu;
 /// Written by the copy engine (the asynchronous proxy), not by a thread's own store.
 constexpr Epoch ENGINE = 0x80000000u;
-Epoch epoch(uint32_t thread, uint32_t time) { return (thread + 1) << 20 | (time & 0xfffffu); }
-uint32_t who(Epoch e) { return ((e & ~ENGINE) >> 20) - 1; }
-uint32_t when(Epoch e) { return e & 0xfffffu; }
+/// Threads of a cluster, at most: eight blocks of 256.
+constexpr uint32_t MOST_THREADS = 2048;
+Epoch epoch(uint32_t thread, uint32_t time) { return (thread + 1) << 19 | (time & 0x7ffffu); }
+uint32_t who(Epoch e) { return ((e & ~ENGINE) >> 19) - 1; }
+uint32_t when(Epoch e) { return e & 0x7ffffu; }
 
 /// Where the device buffer around an address begins and ends; the host keeps the list.
 bool (*find_buffer)(uintptr_t at, uintptr_t *begin, uintptr_t *end) = nullptr;
@@ -44,13 +46,14 @@ struct Copy {
   bool valid;
 };
 
-/// A tile on its way into shared memory; it lands when its barrier is waited for.
+/// A tile on its way into shared memory, or a float of another block, which has no map; it lands
+/// when its barrier is waited for.
 struct Tile {
   void *to;
   const uint64_t *map;
   uint64_t *barrier;
   int x, y;
-  uint32_t thread;
+  float value;
   Epoch own;
   std::vector<uint32_t> clock;
 };
@@ -97,6 +100,9 @@ struct Fiber : Thread {
   std::vector<std::vector<Store>> stores;
   std::vector<std::vector<Product>> products;
   std::vector<uint32_t> fenced; ///< clock at the last fence towards the copy engine
+  std::vector<uint32_t> known;  ///< to the cluster from the next arrival on: barriers
+  uint32_t met = 0;             ///< phases of the cluster's barrier that it has arrived for
+  bool knows_cluster = false;   ///< that all its blocks have begun
   const void *barrier = nullptr;
   uint32_t parity = 0;
 };
@@ -143,7 +149,9 @@ struct Cluster {
   Launch *launch = nullptr;
   std::vector<Block> blocks;
   std::vector<std::unique_ptr<Fiber>> fibers; ///< of the first block, then of the next
-  uint32_t threads = 0, live = 0, at_barrier = 0;
+  uint32_t threads = 0, live = 0;
+  uint32_t at_barrier = 0, phase = 0;      ///< of the cluster's barrier
+  std::vector<uint32_t> arrived, released; ///< clocks there
   std::vector<std::vector<Meeting>> meetings;
   uint8_t *room = nullptr;
   size_t room_bytes = 0;

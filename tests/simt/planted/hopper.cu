@@ -88,38 +88,36 @@ KERNEL_TMA(register_product, PlantedParams, 128) {
   }
 }
 
-struct Halves {
-  bf16 x[2][32 * 64];
-  uint64_t full, empty;
+struct Collected {
+  float x[2][32];
+  uint64_t all;
 };
 
-/** y[block, half] = the first cell of rows `half` * 32 of A (64,64), then of rows one further:
- *  twice, each of two blocks copies one half for both. `wrong`: 1 copies the second time before
- *  the other block has read the first, 2 leaves while the other still needs it, 3 copies to a
- *  block that the cluster does not have. */
-KERNEL_TMA(cluster_halves, PlantedParams, 32) {
-  SHARED(Halves, s);
-  const uint32_t rank = ptx::cluster_rank();
+/** y[i] = what thread i of 64 in two blocks has stored into the first block: x[i]. `wrong`: 1 does
+ *  not wait until that block has begun, 2 reads before all have come, 3 expects too few bytes, 4
+ *  does not make the barrier known, 5 and 6: the first block leaves, before the other stores or
+ *  before what it stored has come, 7 stores into a block that the cluster does not have, 8 and 9
+ *  wait for the cluster without having arrived, and arrive twice. */
+KERNEL_EARLY(cluster_stores, PlantedParams, 32) {
+  SHARED(Collected, s);
+  const bool is_first = blockIdx.x == 0;
   ptx::wait_for_launch_before();
-  if (threadIdx.x == 0) {
-    ptx::mbarrier_init(&s.full, 1);
-    ptx::mbarrier_init(&s.empty, 2);
-    ptx::fence_barrier_init();
+  if (is_first && threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.all, 1);
+    if (p.wrong != 4) ptx::fence_barrier_init();
   }
-  ptx::cluster_sync();
-  for (int round = 0; round < 2; round++) {
-    if (threadIdx.x == 0) {
-      if (p.wrong != 1) ptx::mbarrier_wait(&s.empty, (uint32_t)round ^ 1);
-      ptx::mbarrier_arrive_expect_tx(&s.full, sizeof s.x);
-      ptx::tma_load_2d_for(p.wrong == 3 ? 7 : 3, s.x[rank], &maps.map[0], &s.full, 0,
-                           (int)rank * 32 + round);
-    }
-    ptx::mbarrier_wait(&s.full, (uint32_t)round);
-    const int half = (int)threadIdx.x % 2;
-    if (threadIdx.x < 2) p.y[round * 4 + (int)rank * 2 + half] = widen(s.x[half][0]);
-    __syncwarp();
-    if (threadIdx.x < 2 && (p.wrong != 1 || threadIdx.x == rank))
-      ptx::mbarrier_arrive_in(threadIdx.x, &s.empty);
-  }
-  if (p.wrong != 2) ptx::cluster_sync();
+  __syncthreads();
+  if (p.wrong != 8) ptx::cluster_arrive();
+  if (p.wrong == 9 && is_first) ptx::cluster_arrive();
+  if (p.wrong != 1) ptx::cluster_wait();
+  if (p.wrong == 5 && is_first) return;
+  if (p.wrong == 5) __syncthreads();
+  ptx::store_in(p.wrong == 7 ? 2 : 0, &s.x[blockIdx.x][threadIdx.x],
+                p.x[blockIdx.x * 32 + threadIdx.x], &s.all);
+  if (!is_first || p.wrong == 6) return;
+  if (threadIdx.x == 0)
+    ptx::mbarrier_arrive_expect_tx(&s.all, p.wrong == 3 ? sizeof s.x / 2 : sizeof s.x);
+  if (p.wrong != 2) ptx::mbarrier_wait_for_cluster(&s.all, 0);
+  for (int block = 0; block < 2; block++)
+    p.y[block * 32 + (int)threadIdx.x] = s.x[block][threadIdx.x];
 }
