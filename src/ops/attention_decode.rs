@@ -131,9 +131,11 @@ fn rows_at_once(room: i64, heads: usize) -> Result<usize> {
     }
 }
 
-fn geometry(p: &AttentionDecodeParams, dtype: DType, _: &Chip) -> Geometry {
+fn geometry(p: &AttentionDecodeParams, dtype: DType, chip: &Chip) -> Geometry {
     const THREADS: u32 = 256;
     const WARPS: u32 = THREADS / 32;
+    /// Blocks in y or z.
+    const MOST_BLOCKS: u32 = 65535;
     let addresses = [p.qkv.cast_const(), p.pages.cast_const()];
     let distances = [i64::from(p.head_dim), p.row_stride, p.page_stride];
     let [rows, heads] = [p.rows as u32, p.heads as u32];
@@ -141,13 +143,23 @@ fn geometry(p: &AttentionDecodeParams, dtype: DType, _: &Chip) -> Geometry {
         let grid = [rows, heads, 1];
         return Geometry { variant: "_plain", grid, ..Geometry::linear(0, THREADS) };
     }
-    let (variant, features) = if p.head_dim <= 64 { ("_64", 64) } else { ("_128", 128) };
+    let is_narrow = p.head_dim <= 64;
+    let features = if is_narrow { 64 } else { 128 };
     // `DecodeShared`: outputs, maxima and sums of the warps, the new query, a flag; the new key.
-    let floats = (WARPS + 1) * features + 2 * WARPS + 1;
+    let pieces = WARPS * (features + 2);
+    let floats = pieces + features + 1;
     let shared = (floats * 4 + features * dtype.size() as u32).next_multiple_of(16);
     let room = p.table_stride * i64::from(p.page_tokens);
-    let grid = [rows, heads, layout::groups(room, PART) as u32];
-    Geometry { variant, grid, shared, ..Geometry::linear(0, THREADS) }
+    let parts = layout::groups(room, PART) as u32;
+    let all = Geometry { shared, ..Geometry::linear(0, THREADS) };
+    if chip.has_wgmma() && [2, 4, 8].contains(&parts) && rows.max(heads) <= MOST_BLOCKS {
+        let variant = if is_narrow { "_sm90_64" } else { "_sm90_128" };
+        // `ClusterShared`: what all parts have come to, and a barrier, too.
+        let shared = shared + pieces * 4 + 16;
+        return Geometry { variant, grid: [parts, rows, heads], shared, cluster: parts, ..all };
+    }
+    let variant = if is_narrow { "_64" } else { "_128" };
+    Geometry { variant, grid: [rows, heads, parts], ..all }
 }
 
 fn cost(p: &AttentionDecodeParams, dtype: DType) -> Cost {
@@ -274,6 +286,31 @@ mod tests {
         assert_eq!((some.rows, some.keys), (38, 11_400));
         assert_eq!([some.o.addr(), some.qkv.addr()], [62 * 4096 * 2, 62 * 3 * 4096 * 2]);
         assert_eq!([some.tables.addr(), some.kv_len.addr()], [62 * 128 * 4, 62 * 4]);
+    }
+
+    #[test]
+    fn on_hopper_the_parts_of_a_short_row_are_a_cluster() {
+        let p = AttentionDecodeParams { table_stride: 32, ..params() };
+        let g = geometry(&p, DType::BF16, &Chip::H200);
+        assert_eq!((g.variant, g.grid, g.cluster), ("_sm90_128", [8, 1, 32], 8));
+        assert_eq!(g.shared, 4944 + 4160 + 16);
+        assert_eq!(geometry(&p, DType::F32, &Chip::H200).shared, 5200 + 4160 + 16);
+        let narrow = AttentionDecodeParams { rows: 3, head_dim: 64, table_stride: 8, ..p };
+        let g = geometry(&narrow, DType::BF16, &Chip::H200);
+        assert_eq!((g.variant, g.grid, g.cluster), ("_sm90_64", [2, 3, 32], 2));
+        assert_eq!(g.shared, 2512 + 2112 + 16);
+        // Pages of 12 tokens: three parts.
+        let others = [
+            (AttentionDecodeParams { table_stride: 4, ..p }, Chip::H200),
+            (AttentionDecodeParams { table_stride: 16, page_tokens: 12, ..p }, Chip::H200),
+            (AttentionDecodeParams { table_stride: 64, ..p }, Chip::H200),
+            (AttentionDecodeParams { rows: 65536, ..p }, Chip::H200),
+            (p, Chip::A100),
+        ];
+        for (p, chip) in others {
+            let g = geometry(&p, DType::BF16, &chip);
+            assert_eq!((g.variant, g.cluster, g.shared), ("_128", 1, 4944));
+        }
     }
 
     #[test]
