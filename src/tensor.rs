@@ -102,9 +102,16 @@ impl Tensor {
         Tensor::new(Arc::new(buffer), 0, dtype, shape)
     }
 
+    /// A tensor of its own whose cells hold anything: for who writes all of them.
+    pub fn room(stream: &Stream, dtype: DType, shape: &[usize]) -> Result<Self> {
+        let shape = Shape::new(shape);
+        let buffer = stream.room(shape.elements() * dtype.size())?;
+        Tensor::new(Arc::new(buffer), 0, dtype, shape)
+    }
+
     /// A tensor of its own holding `values`.
     pub fn upload<T: Element>(stream: &Stream, values: &[T], shape: &[usize]) -> Result<Self> {
-        let mut tensor = Tensor::zeros(stream, T::DTYPE, shape)?;
+        let mut tensor = Tensor::room(stream, T::DTYPE, shape)?;
         tensor.view_mut().write(values)?;
         Ok(tensor)
     }

@@ -41,8 +41,8 @@ impl Buffer {
         Ok(Buffer { memory, len }.announced())
     }
 
-    pub(super) fn on_card(queue: &Arc<Queue>, len: usize) -> Result<Self> {
-        Ok(Buffer { memory: Memory::Card(queue.zeros(len)?), len })
+    pub(super) fn on_card(memory: cuda::Memory, len: usize) -> Self {
+        Buffer { memory: Memory::Card(memory), len }
     }
 
     /// Copies of mapped buffers in one buffer of a card, and where each begins there: all at

@@ -307,7 +307,18 @@ impl Stream {
     /// [`Error::Device`] when there is not that much memory.
     pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
         match &self.backend {
-            Backend::Cuda(queue) => Buffer::on_card(queue, bytes),
+            Backend::Cuda(queue) => Ok(Buffer::on_card(queue.zeros(bytes)?, bytes)),
+            _ => Buffer::zeros(bytes),
+        }
+    }
+
+    /// Device memory that holds anything.
+    ///
+    /// # Errors
+    /// As [`Stream::zeros`].
+    pub fn room(&self, bytes: usize) -> Result<Buffer> {
+        match &self.backend {
+            Backend::Cuda(queue) => Ok(Buffer::on_card(queue.allocate(bytes)?, bytes)),
             _ => Buffer::zeros(bytes),
         }
     }
@@ -400,7 +411,7 @@ impl Stream {
 
     /// Device memory holding `bytes`.
     pub fn upload(&self, bytes: &[u8]) -> Result<Buffer> {
-        let mut buffer = self.zeros(bytes.len())?;
+        let mut buffer = self.room(bytes.len())?;
         buffer.write(0, bytes)?;
         Ok(buffer)
     }

@@ -9,8 +9,6 @@ use std::str::FromStr;
 
 /// What the language model can see of one image, computed once.
 pub struct Media {
-    /// The resampler's output, (L, Dv).
-    pub latents: Tensor,
     /// Keys and values of every gated layer, (gated layers * L, 2 * heads * head_dim).
     pub kv: Tensor,
 }
@@ -18,7 +16,7 @@ pub struct Media {
 impl Media {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.latents.bytes() + self.kv.bytes()
+        self.kv.bytes()
     }
 }
 

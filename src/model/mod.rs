@@ -160,7 +160,7 @@ impl Flamingo {
         kv: &mut Tensor,
         count: usize,
     ) -> Result<Vec<Arc<Media>>> {
-        let (each, d) = (self.config.resampler.latents, latents.shape().cols());
+        let each = self.config.resampler.latents;
         let (blocks, cols) = (self.decoder.blocks().count(), kv.shape().cols());
         for (b, block) in self.decoder.blocks().enumerate() {
             let target = b * count * each..(b + 1) * count * each;
@@ -171,13 +171,10 @@ impl Flamingo {
         let all = kv.view().shaped(&[blocks, count * each * cols])?;
         let mut media = Vec::with_capacity(count);
         for i in 0..count {
-            let own = latents.view().block(i * each..(i + 1) * each, 0..d)?;
-            let mut copy = Tensor::zeros(stream, self.dtype(), &[each, d])?;
-            copy.view_mut().copy_from(own)?;
-            let mut kv = Tensor::zeros(stream, self.dtype(), &[blocks * each, cols])?;
+            let mut kv = Tensor::room(stream, self.dtype(), &[blocks * each, cols])?;
             let own = all.block(0..blocks, i * each * cols..(i + 1) * each * cols)?;
             kv.view_mut().shaped(&[blocks, each * cols])?.copy_from(own)?;
-            media.push(Arc::new(Media { latents: copy, kv }));
+            media.push(Arc::new(Media { kv }));
         }
         Ok(media)
     }
