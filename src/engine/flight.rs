@@ -13,6 +13,7 @@ use crate::device::Stream;
 use crate::model::{Origin, Probe, Rows, Step};
 use crate::ops::{self, Choice, Choices, Draws, PendingChoices, TokenIds};
 use crate::tensor::{Arena, Tensor};
+use std::ops::Range;
 
 /// What a pass found for one request.
 pub(super) enum Found {
@@ -85,10 +86,20 @@ impl Chosen {
     }
 }
 
+/// How the tokens of a pass are chosen, and what is known of its requests before it runs.
+struct Choosing {
+    parts: Vec<(usize, usize, Found)>,
+    /// Rows of logits of each.
+    rows: Vec<Range<usize>>,
+    /// Of those whose tokens the device chooses: which parts they are.
+    draws: Option<(Vec<usize>, Draws)>,
+}
+
 impl Engine {
     /// Launches a pass: of each request the next piece of its prompt, or a token; so many tokens
     /// of each session as `plan` says.
     pub(super) fn begin(&mut self, running: &mut [Running], plan: &[usize]) -> Result<Flight> {
+        let choosing = self.choosing(running, plan, 0)?;
         let are_decoded = running.iter().zip(plan).all(|(r, &tokens)| r.is_read() && tokens == 1);
         let mut steps = Vec::new();
         let chosen = self.chosen.of_all(running).filter(|_| are_decoded);
@@ -100,7 +111,7 @@ impl Engine {
             Some(ids) => self.model.forward_chosen(stream, arena, pool, &mut steps, ids)?,
             None => self.model.forward(stream, arena, pool, &mut steps, &mut Probe::none())?,
         };
-        self.choose(&logits, running, plan, 0)
+        self.choose(&logits, running, choosing)
     }
 
     /// Launches the pass after the last one, if that can be said without knowing its tokens.
@@ -108,63 +119,80 @@ impl Engine {
         let pages = running.iter().flat_map(|r| &r.sessions).map(|s| s.pages_for(1)).sum::<usize>();
         let waits_for_host = self.stream.is_host() || self.stream.is_watched();
         let go_on = running.iter().all(Running::goes_on) && pages <= self.pool.free_pages();
-        let chosen = self.chosen.of_all(running).filter(|_| go_on && !waits_for_host);
-        let Some(ids) = chosen else { return Ok(None) };
+        if !go_on || waits_for_host || self.chosen.of_all(running).is_none() {
+            return Ok(None);
+        }
+        let choosing = self.choosing(running, &vec![1; running.len()], 1)?;
+        let Some(ids) = self.chosen.of_all(running) else { return Ok(None) };
         let step =
             |session| Step { session, ids: &[0], origin: Origin::Generated, logits: Rows::Last };
         let mut steps: Vec<_> =
             running.iter_mut().flat_map(|r| &mut r.sessions).map(step).collect();
         let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
         let logits = self.model.forward_chosen(stream, arena, pool, &mut steps, ids)?;
-        self.choose(&logits, running, &vec![1; running.len()], 1).map(Some)
+        self.choose(&logits, running, choosing).map(Some)
     }
 
-    /// Has the tokens chosen that the `logits` of a pass are for, `ahead` tokens after the last one
-    /// that is known; of what the pass read, only they leave the device.
-    fn choose(
+    /// How the tokens of a pass will be chosen, `ahead` tokens after the last one that is known:
+    /// said before the pass, so that nothing comes between its last launch and the choice.
+    fn choosing(
         &mut self,
-        logits: &Tensor,
         running: &mut [Running],
         plan: &[usize],
         ahead: usize,
-    ) -> Result<Flight> {
-        let (rows, vocabulary) = (logits.shape().rows(), logits.shape().cols());
-        let (mut parts, mut draws, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        let mut row = 0;
+    ) -> Result<Choosing> {
+        let vocabulary = self.model.config().language.vocabulary;
+        let (mut parts, mut rows, mut row) = (Vec::new(), Vec::new(), 0);
+        let (mut places, mut draws) = (Vec::new(), Vec::new());
         for (i, (r, &tokens)) in running.iter_mut().zip(plan).enumerate() {
             let own = row..row + r.logit_rows(tokens);
             row = own.end;
             let mut found = Found::Nothing;
-            match &mut r.chooser {
-                _ if own.is_empty() => {}
-                Chooser::Beams(_) => {
-                    found = Found::Beams(logits.view().block(own, 0..vocabulary)?.to_f32()?);
-                }
-                Chooser::One(text) => {
-                    let Text { sampler, history, .. } = &mut **text;
-                    let generated = history.len() - r.request.prompt.len() + ahead;
-                    match sampler.draw(own.start, history, generated, vocabulary) {
-                        Ok(draw) => {
-                            draws.push(draw);
-                            places.push(i);
-                        }
-                        Err(e) => found = Found::Token(Err(e)),
+            if let Chooser::One(text) = &mut r.chooser
+                && !own.is_empty()
+            {
+                let Text { sampler, history, .. } = &mut **text;
+                let generated = history.len() - r.request.prompt.len() + ahead;
+                match sampler.draw(own.start, history, generated, vocabulary) {
+                    Ok(draw) => {
+                        draws.push(draw);
+                        places.push(i);
                     }
+                    Err(e) => found = Found::Token(Err(e)),
                 }
             }
             parts.push((r.index, tokens, found));
+            rows.push(own);
         }
         if draws.is_empty() {
-            return Ok(Flight { parts, pending: None });
+            return Ok(Choosing { parts, rows, draws: None });
         }
-        let stream = &self.stream;
-        self.draws.reset(stream, Draws::footprint(&draws))?;
-        let packed = Draws::new(&mut self.draws, &draws, rows, vocabulary)?;
+        self.draws.reset(&self.stream, Draws::footprint(&draws))?;
+        let draws = Draws::new(&mut self.draws, &draws, row, vocabulary)?;
+        Ok(Choosing { parts, rows, draws: Some((places, draws)) })
+    }
+
+    /// Has the tokens chosen that the `logits` of a pass are for; of what the pass read, only they
+    /// leave the device.
+    fn choose(
+        &mut self,
+        logits: &Tensor,
+        running: &[Running],
+        choosing: Choosing,
+    ) -> Result<Flight> {
+        let Choosing { mut parts, rows, draws } = choosing;
+        let vocabulary = logits.shape().cols();
+        for ((r, own), (.., found)) in running.iter().zip(rows).zip(&mut parts) {
+            if matches!(r.chooser, Chooser::Beams(_)) && !own.is_empty() {
+                *found = Found::Beams(logits.view().block(own, 0..vocabulary)?.to_f32()?);
+            }
+        }
+        let Some((places, draws)) = draws else { return Ok(Flight { parts, pending: None }) };
         let of = places.iter().map(|&i| parts[i].0).collect();
-        let choices = self.chosen.room(stream, of, vocabulary)?;
-        let _phase = stream.phase("sampling");
-        ops::sampling(stream, choices, logits.view(), &packed)?;
-        let pending = choices.begin_read(&packed)?;
+        let choices = self.chosen.room(&self.stream, of, vocabulary)?;
+        let _phase = self.stream.phase("sampling");
+        ops::sampling(&self.stream, choices, logits.view(), &draws)?;
+        let pending = choices.begin_read(&draws)?;
         Ok(Flight { parts, pending: Some((places, pending)) })
     }
 }
