@@ -159,9 +159,9 @@ template <typename T, typename Weights> struct ByteRows {
         const uint4 runs[2] = {
             *reinterpret_cast<const uint4 *>(run),
             *reinterpret_cast<const uint4 *>(run + PIECE_ROWS / 2 * PIECE_WIDTH)};
-        const float factors[2] = {u ? high2<bf16>(own[0]) : low2<bf16>(own[0]),
-                                  u ? high2<bf16>(own[1]) : low2<bf16>(own[1])};
-        sums.add(runs, digits + (piece * PIECE_STEPS + u) * STEP, factors);
+        const float of_group[2] = {u ? high2<bf16>(own[0]) : low2<bf16>(own[0]),
+                                   u ? high2<bf16>(own[1]) : low2<bf16>(own[1])};
+        sums.add(runs, digits + (piece * PIECE_STEPS + u) * STEP, of_group);
       }
       __syncwarp(); // All have read the stage.
       copy(stage);

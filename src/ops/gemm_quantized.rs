@@ -162,6 +162,8 @@ fn geometry(p: &GemmQuantizedParams, dtype: DType, chip: &Chip) -> Geometry {
     };
     match Rows::of(g, stored, chip) {
         Some(Rows::Kept) => hopper_bytes(g, stored, chip)
+            // Which reads the scales of two groups at once.
+            .filter(|_| p.scales.addr().is_multiple_of(4))
             .unwrap_or_else(|| Rows::Kept.geometry(g, stored, variants, chip)),
         Some(rows) => rows.geometry(g, stored, variants, chip),
         None => few_bits(g, is_int8, chip),
@@ -206,6 +208,10 @@ mod tests {
         assert_eq!(of(1, 16384, 4).shared, 100_944);
         assert_eq!(of(2, 16384, 4).variant, "_int4_rows8");
         assert_eq!(of(1, 4096 + 128, 4).variant, "_int4_rows8_kept");
+        let odd =
+            GemmQuantizedParams { scales: std::ptr::without_provenance(2), ..params(1, 4096, 4) };
+        let odd = geometry(&odd, DType::BF16, &Chip::H200);
+        assert_eq!(odd.variant, "_int4_rows8_kept");
         let old = geometry(&params(1, 4096, 8), DType::BF16, &Chip::A100);
         assert_eq!((old.variant, old.grid, old.shared), ("_int8_rows8_kept", [216, 1, 1], 63840));
         let ten = of(10, 4096, 4);

@@ -324,6 +324,12 @@ mod tests {
         assert_eq!(mix.fences_in_loop, 1, "not that of a block, nor the one after the loop");
         assert_eq!(mix.narrow_loads_in_loops, 1, "the load before the loop does not count");
         assert_eq!((mix.barriers, mix.mufu, mix.local), (1, 1, 0));
+        let mix = of("sm_90a", "gemm_bf16_rows");
+        assert_eq!(
+            (mix.hmma, mix.per_hmma),
+            (1, 4.0),
+            "not from the product to the wait behind it"
+        );
         let mix = of("sm_90a", "gemm_bf16_sm90");
         assert_eq!((mix.hgmma, mix.tma, mix.hmma), (1, 1, 0));
         assert_eq!((mix.local, mix.ldsm, mix.ldgsts), (2, 1, 1));
