@@ -10,7 +10,7 @@ use super::Engine;
 use super::run::{Chooser, Running, Text};
 use crate::Result;
 use crate::device::Stream;
-use crate::model::{Origin, Probe, Rows, Step};
+use crate::model::Probe;
 use crate::ops::{self, Choice, Choices, Draws, PendingChoices, TokenIds};
 use crate::tensor::{Arena, Tensor};
 use std::ops::Range;
@@ -97,9 +97,14 @@ struct Choosing {
 
 impl Engine {
     /// Launches a pass: of each request the next piece of its prompt, or a token; so many tokens
-    /// of each session as `plan` says.
-    pub(super) fn begin(&mut self, running: &mut [Running], plan: &[usize]) -> Result<Flight> {
-        let choosing = self.choosing(running, plan, 0)?;
+    /// of each session as `plan` says, `ahead` of the last one that is known.
+    pub(super) fn begin(
+        &mut self,
+        running: &mut [Running],
+        plan: &[usize],
+        ahead: usize,
+    ) -> Result<Flight> {
+        let choosing = self.choosing(running, plan, ahead)?;
         let are_decoded = running.iter().zip(plan).all(|(r, &tokens)| r.is_read() && tokens == 1);
         let mut steps = Vec::new();
         let chosen = self.chosen.of_all(running).filter(|_| are_decoded);
@@ -116,21 +121,15 @@ impl Engine {
 
     /// Launches the pass after the last one, if that can be said without knowing its tokens.
     pub(super) fn begin_ahead(&mut self, running: &mut [Running]) -> Result<Option<Flight>> {
-        let pages = running.iter().flat_map(|r| &r.sessions).map(|s| s.pages_for(1)).sum::<usize>();
         let waits_for_host = self.stream.is_host() || self.stream.is_watched();
-        let go_on = running.iter().all(Running::goes_on) && pages <= self.pool.free_pages();
-        if !go_on || waits_for_host || self.chosen.of_all(running).is_none() {
+        if waits_for_host || !running.iter().all(Running::goes_on) {
             return Ok(None);
         }
-        let choosing = self.choosing(running, &vec![1; running.len()], 1)?;
-        let Some(ids) = self.chosen.of_all(running) else { return Ok(None) };
-        let step =
-            |session| Step { session, ids: &[0], origin: Origin::Generated, logits: Rows::Last };
-        let mut steps: Vec<_> =
-            running.iter_mut().flat_map(|r| &mut r.sessions).map(step).collect();
-        let (stream, arena, pool) = (&self.stream, &mut self.arena, &mut self.pool);
-        let logits = self.model.forward_chosen(stream, arena, pool, &mut steps, ids)?;
-        self.choose(&logits, running, choosing).map(Some)
+        let pages = running.iter().flat_map(|r| &r.sessions).map(|s| s.pages_for(1)).sum::<usize>();
+        if pages > self.pool.free_pages() || self.chosen.of_all(running).is_none() {
+            return Ok(None);
+        }
+        self.begin(running, &vec![1; running.len()], 1).map(Some)
     }
 
     /// How the tokens of a pass will be chosen, `ahead` tokens after the last one that is known:

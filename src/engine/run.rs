@@ -185,7 +185,7 @@ impl Engine {
                 if plan.iter().all(|&tokens| tokens == 0) {
                     return Ok(None);
                 }
-                self.begin(running, &plan)?
+                self.begin(running, &plan, 0)?
             }
         };
         let next = self.begin_ahead(running)?;
